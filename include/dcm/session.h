@@ -1,0 +1,85 @@
+/* Sessions: a model reading and writing tokens with a key-value cache of a given policy. */
+#ifndef DCM_SESSION_H
+#define DCM_SESSION_H
+
+#include <dcm/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One sequence of tokens and its cache. Used by one thread at a time. */
+typedef struct dcm_session dcm_session;
+
+typedef enum dcm_cache_kind {
+    DCM_CACHE_DCM,    /* distance-based compression: the older, the more tokens share a unit */
+    DCM_CACHE_FULL,   /* one unit a token */
+    DCM_CACHE_WINDOW  /* sinks and the most recent tokens */
+} dcm_cache_kind;
+
+typedef enum dcm_kv_type { DCM_KV_F16, DCM_KV_F32 } dcm_kv_type;
+
+/* Zero-initialise for the defaults. */
+typedef struct dcm_cache_params {
+    dcm_cache_kind kind;
+    uint32_t group;    /* dcm: L, a power of two in 2 .. 4096; 0: 256 */
+    int32_t sinks;     /* dcm, window: first tokens never merged nor evicted; 0: 4; -1: none */
+    uint32_t window;   /* window: units in all, sinks and the current token included; must exceed sinks */
+    const char *merge; /* dcm: "mean", "newer", or the path of a safetensors file; NULL: "auto" */
+    float log_r;       /* dcm: weight of log r in the scores */
+    dcm_kv_type kv;    /* how keys and values are stored */
+} dcm_cache_params;
+
+/* Counters of a session, all since it was opened. Bytes are of the device unless said otherwise. */
+typedef struct dcm_session_stats {
+    uint64_t tokens;         /* fed */
+    uint64_t merges;
+    size_t units;            /* in the cache now, sinks included */
+    size_t unit_bytes;       /* keys and values of one unit, all layers */
+    size_t cache_bytes;      /* allocated for units */
+    size_t table_bytes;      /* allocated for slot tables and per-step data */
+    size_t scratch_bytes;    /* allocated for activations and partial results */
+    size_t weight_bytes;     /* the model's weights, and the merge model's */
+    size_t peak_bytes;       /* most bytes of all categories at one time */
+    uint64_t cache_written;  /* bytes written into units: appends and merges */
+    const char *merge;       /* the merge in use: "newer", "mean", "gate" or "direct"; "" for full and window */
+} dcm_session_stats;
+
+/*
+ * Open a session with an empty cache. `params` may be NULL. Errors: DCM_ERR_USAGE (a parameter out of range or without
+ * effect for this kind), DCM_ERR_FILE (the merge file), DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ */
+DCM_API dcm_status dcm_session_open(dcm_session **session, dcm_model *model, const dcm_cache_params *params);
+
+/* Close and set *session to NULL; NULL and pointers to NULL are accepted. */
+DCM_API void dcm_session_close(dcm_session **session);
+
+/*
+ * Feed `count` tokens. With `logits` not NULL the logits after the last token are written there: `vocab` floats, natural
+ * order of ids. Errors: DCM_ERR_USAGE (an id outside the vocabulary: nothing is fed), DCM_ERR_MEMORY (the message says how
+ * many bytes and what would fit), DCM_ERR_DEVICE, DCM_ERR_INTERRUPTED. After an error other than DCM_ERR_USAGE the session
+ * can only be closed or asked for its counters.
+ */
+DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
+
+DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);
+
+/* Bytes a cache of these parameters takes after n tokens (units only); also usable before anything is opened. */
+DCM_API dcm_status dcm_cache_bytes(const dcm_model_info *model, const dcm_cache_params *params, uint64_t n,
+                                   size_t *units, size_t *bytes);
+
+/* How to choose a token from logits. Zero-initialised: greedy. */
+typedef struct dcm_sample_params {
+    float temperature; /* 0: the most probable token, the lowest id among equals */
+    uint32_t top_k;    /* keep the k most probable; 0: all */
+    float top_p;       /* keep the smallest set whose probability reaches p; 0 or 1: all */
+} dcm_sample_params;
+
+/* Choose a token. `rng` is the caller's generator state, any value to begin with; the same state and logits give the same token. */
+DCM_API int32_t dcm_sample(const float *logits, size_t vocab, const dcm_sample_params *params, uint64_t *rng);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

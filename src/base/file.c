@@ -1,0 +1,117 @@
+#define _GNU_SOURCE
+#include "base/file.h"
+
+#include "base/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+dcm_status file_map_open(file_map *map, const char *path)
+{
+    *map = (file_map){0};
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    struct stat st;
+    dcm_status status = DCM_OK;
+    if (fstat(fd, &st) != 0)
+        status = dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        status = dcm_fail(DCM_ERR_FILE, "%s: not a regular file", path);
+    else if (st.st_size == 0)
+        status = dcm_fail(DCM_ERR_FILE, "%s: the file is empty", path);
+    if (status == DCM_OK) {
+        void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (data == MAP_FAILED)
+            status = dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size,
+                              strerror(errno));
+        else
+            *map = (file_map){data, (size_t)st.st_size};
+    }
+    close(fd);
+    return status;
+}
+
+void file_map_close(file_map *map)
+{
+    if (map->data)
+        munmap((void *)(size_t)map->data, map->size);
+    *map = (file_map){0};
+}
+
+/* Make one folder private to the user, or find it there and the user's own. */
+static dcm_status own_folder(const char *path)
+{
+    struct stat st;
+    if (mkdir(path, 0700) != 0 && errno != EEXIST)
+        return dcm_fail(DCM_ERR_FILE, "%s: cannot make the folder: %s", path, strerror(errno));
+    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
+        return dcm_fail(DCM_ERR_FILE, "%s: not a folder", path);
+    if (st.st_uid != geteuid())
+        return dcm_fail(DCM_ERR_FILE, "%s: belongs to another user", path);
+    return DCM_OK;
+}
+
+dcm_status file_cache_path(char *path, size_t size, const char *name, int create)
+{
+    const char *cache = getenv("DCM_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char folder[2048], parent[2048] = "";
+    if (cache && *cache) {
+        snprintf(folder, sizeof folder, "%s", cache);
+    } else if (xdg && *xdg) {
+        snprintf(folder, sizeof folder, "%s/dcm", xdg);
+        snprintf(parent, sizeof parent, "%s", xdg);
+    } else if (home && *home) {
+        snprintf(folder, sizeof folder, "%s/.cache/dcm", home);
+        snprintf(parent, sizeof parent, "%s/.cache", home);
+    } else {
+        return dcm_fail(DCM_ERR_FILE, "no cache folder: set DCM_CACHE, XDG_CACHE_HOME or HOME");
+    }
+    if (create) {
+        if (*parent)
+            mkdir(parent, 0700); /* own_folder reports what matters */
+        const dcm_status status = own_folder(folder);
+        if (status != DCM_OK)
+            return status;
+    }
+    if ((size_t)snprintf(path, size, "%s/%s", folder, name) >= size)
+        return dcm_fail(DCM_ERR_FILE, "%s/%s: the path is too long", folder, name);
+    return DCM_OK;
+}
+
+static int write_all(int fd, const char *data, size_t size)
+{
+    while (size) {
+        const ssize_t n = write(fd, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return -1;
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+dcm_status file_write_atomic(const char *path, const void *data, size_t size)
+{
+    char temporary[4096];
+    if ((size_t)snprintf(temporary, sizeof temporary, "%s.XXXXXX", path) >= sizeof temporary)
+        return dcm_fail(DCM_ERR_FILE, "%s: the path is too long", path);
+    const int fd = mkstemp(temporary);
+    if (fd < 0)
+        return dcm_fail(DCM_ERR_FILE, "%s: cannot write beside it: %s", path, strerror(errno));
+    const int failed = write_all(fd, data, size) != 0 || fchmod(fd, 0644) != 0;
+    if (close(fd) != 0 || failed || rename(temporary, path) != 0) {
+        const int cause = errno;
+        unlink(temporary);
+        return dcm_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(cause));
+    }
+    return DCM_OK;
+}

@@ -1,0 +1,30 @@
+/* Files: read-only mappings, the cache folder, writes that are whole or not at all. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include <dcm/status.h>
+
+#include <stddef.h>
+
+/* A file mapped read-only. */
+typedef struct file_map {
+    const unsigned char *data;
+    size_t size;
+} file_map;
+
+/* Map the regular file at `path`; an empty file is DCM_ERR_FILE. */
+dcm_status file_map_open(file_map *map, const char *path);
+
+/* Unmap; a zeroed map is accepted, and the map is zeroed. */
+void file_map_close(file_map *map);
+
+/*
+ * Path of `name` in the cache folder ($DCM_CACHE, else $XDG_CACHE_HOME/dcm, else ~/.cache/dcm) into `path`; the folder
+ * is made when `create`. DCM_ERR_FILE when there is no home, or it cannot be made, or belongs to another user.
+ */
+dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
+
+/* Write to a temporary name in the same folder, then rename over `path`: readers see the old bytes or the new. */
+dcm_status file_write_atomic(const char *path, const void *data, size_t size);
+
+#endif

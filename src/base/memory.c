@@ -1,0 +1,61 @@
+#include "base/memory.h"
+
+#include "base/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static long fail_countdown;
+
+void mem_fail_at(long n) { fail_countdown = n; }
+
+static bool injected(void) { return fail_countdown > 0 && --fail_countdown == 0; }
+
+static dcm_status out_of_memory(size_t count, size_t size, const char *what)
+{
+    return dcm_fail(DCM_ERR_MEMORY, "host memory: no room for %s (%zu x %zu bytes)", what, count, size);
+}
+
+dcm_status mem_new(void *pointer, size_t count, size_t size, const char *what)
+{
+    void *block = injected() ? NULL : calloc(count ? count : 1, size ? size : 1);
+    memcpy(pointer, &block, sizeof block);
+    return block ? DCM_OK : out_of_memory(count, size, what);
+}
+
+dcm_status mem_resize(void *pointer, size_t count, size_t size, const char *what)
+{
+    void *block;
+    size_t bytes;
+    memcpy(&block, pointer, sizeof block);
+    if (injected() || !size_mul(count, size, &bytes))
+        return out_of_memory(count, size, what);
+    block = realloc(block, bytes ? bytes : 1);
+    if (!block)
+        return out_of_memory(count, size, what);
+    memcpy(pointer, &block, sizeof block);
+    return DCM_OK;
+}
+
+void mem_free(void *pointer)
+{
+    void *block;
+    memcpy(&block, pointer, sizeof block);
+    free(block);
+    block = NULL;
+    memcpy(pointer, &block, sizeof block);
+}
+
+void mem_count(mem_counter *counter, mem_category category, size_t bytes)
+{
+    counter->now[category] += bytes;
+    counter->total += bytes;
+    if (counter->total > counter->peak)
+        counter->peak = counter->total;
+}
+
+void mem_uncount(mem_counter *counter, mem_category category, size_t bytes)
+{
+    counter->now[category] -= bytes;
+    counter->total -= bytes;
+}

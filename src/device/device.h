@@ -1,0 +1,97 @@
+/* OpenCL devices: finding, opening, programs and buffers. The only folder that sets up OpenCL; src/ops enqueues on it. */
+#ifndef DEVICE_DEVICE_H
+#define DEVICE_DEVICE_H
+
+#include <dcm/status.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CL_TARGET_OPENCL_VERSION 120
+#include <CL/cl.h>
+
+#include "base/error.h"
+
+/* Limits and features of one device. 0 or false: unsupported or unknown. */
+typedef struct cldev_limits {
+    char name[256], platform[256], vendor[256], driver[256], version[128], c_version[128];
+    cl_device_type type;
+    uint32_t compute_units;
+    size_t memory, max_alloc, local_memory, max_work_group;
+    bool unified;      /* host and device share memory */
+    bool wide_items;   /* a CPU: one work-item per core-sized slice with vector types pays; else coalesced groups */
+    bool fp16;         /* half arithmetic compiles, runs and is right */
+    bool subgroups;    /* sub-group reductions compile, run and are right */
+} cldev_limits;
+
+/* One place in the platform/device list. */
+typedef struct cldev_entry {
+    unsigned platform, index; /* P.D */
+    cl_platform_id platform_id;
+    cl_device_id id;
+    cldev_limits limits; /* without the probed features */
+} cldev_entry;
+
+/* All devices of all platforms: *entries is freed with mem_free. No platform at all: DCM_OK with *count = 0. */
+dcm_status cldev_list(cldev_entry **entries, size_t *count);
+
+/*
+ * Choose by the rules of dcm_device_params.name ("ref" excluded). *found is false when `name` is "auto" and there is no platform at all.
+ * Errors: DCM_ERR_USAGE (several fit; they are listed), DCM_ERR_DEVICE (none fits; all are listed).
+ */
+dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found);
+
+/* An opened device: one context and one in-order queue. */
+typedef struct cldev {
+    cldev_limits limits;
+    cl_platform_id platform_id;
+    cl_device_id id;
+    cl_context context;
+    cl_command_queue queue;
+    bool profiling;
+} cldev;
+
+dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
+
+/* Waits for the queue, then releases; NULL and pointers to NULL are accepted. */
+void cldev_close(cldev **device);
+
+/*
+ * Build one kernel family: `common` then the family's source (embedded from cl/), with `options` such as "-DHEAD_DIM=64". Binaries are kept in the
+ * cache folder under a key of sources, options, platform, device, driver and format version; a corrupt or unreadable
+ * one is rebuilt, an unwritable folder is passed over with a word. A failed build is DCM_ERR_DEVICE and the build log is shown.
+ */
+dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program);
+
+/* "CL_OUT_OF_RESOURCES" for -5; never NULL. */
+const char *cldev_error_name(cl_int error);
+
+/* DCM_OK for CL_SUCCESS; else the status that fits the error (memory or device), with `call` and the error's name in the message. */
+dcm_status cldev_check(cl_int error, const char *call);
+
+/* Run an OpenCL call that returns its error; its own text stands in the message. */
+#define CL_TRY(STATUS, LABEL, CALL) DCM_TRY(STATUS, LABEL, cldev_check((CALL), #CALL))
+
+/* What --probe measures. */
+typedef struct cldev_probe {
+    double read_gb_s;     /* best of several sums over a buffer larger than the caches */
+    double launch_us;     /* per empty kernel in a full queue */
+    double round_trip_us; /* enqueue, run and wait, one at a time */
+    size_t largest_alloc; /* largest buffer that could be written and read back */
+} cldev_probe;
+
+dcm_status cldev_measure(cldev *device, cldev_probe *probe);
+
+/* Source of a family as embedded by the build: one entry a file of cl/. */
+typedef struct cl_source {
+    const char *family; /* file name without .cl */
+    const char *file;   /* "cl/attention.cl" for #line */
+    const unsigned char *text;
+    size_t size;
+} cl_source;
+
+/* Terminated by an entry with family NULL. */
+extern const cl_source cl_sources[];
+
+#endif

@@ -1,0 +1,45 @@
+/* Inside the OpenCL back end: what the launcher files of the kernel families share. */
+#ifndef OPS_OPS_CL_H
+#define OPS_OPS_CL_H
+
+#include "device/device.h"
+#include "ops/ops.h"
+
+typedef struct backend_cl backend_cl;
+
+static inline cl_mem buffer_mem(const buffer *b) { return (cl_mem)b->handle; }
+
+/* The opened device of a back end. */
+cldev *clop_device(backend *b);
+
+/*
+ * The kernel `name` of the family built with `options`: built at first use, then kept until the back end closes. Kernel arguments are set anew
+ * before each launch (one thread at a time, in-order queue).
+ */
+dcm_status clop_kernel(backend *b, const char *family, const char *options, const char *name, cl_kernel *kernel);
+
+/* One argument: its size and value; a buffer's cl_mem by CLOP_MEM. */
+typedef struct clop_arg {
+    size_t size;
+    const void *value;
+} clop_arg;
+
+/* Set arguments 0 .. count - 1 and enqueue. `local` NULL only where the kernel has a required size. The global size is a multiple of the local. */
+dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
+                       const size_t *global, const size_t *local);
+
+/* A scratch buffer of at least `bytes`, kept in `*slot` and grown by replacing it (contents are lost); counted as MEM_SCRATCH. */
+dcm_status clop_scratch(backend *b, buffer **slot, size_t bytes);
+
+/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c, embed_cl.c. */
+dcm_status cl_embed(backend *b, const embed_args *args);
+dcm_status cl_linear(backend *b, const linear_args *args);
+dcm_status cl_kv_store(backend *b, const kv_store_args *args);
+dcm_status cl_attention(backend *b, const attention_args *args);
+dcm_status cl_merge_gather(backend *b, const merge_gather_args *args);
+dcm_status cl_dense(backend *b, const dense_args *args);
+dcm_status cl_merge_apply(backend *b, const merge_apply_args *args);
+dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out);
+void cl_matrix_free(matrix **m);
+
+#endif
