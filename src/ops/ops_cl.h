@@ -28,8 +28,16 @@ typedef struct clop_arg {
 dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
                        const size_t *global, const size_t *local);
 
-/* A scratch buffer of at least `bytes`, kept in `*slot` and grown by replacing it (contents are lost); counted as MEM_SCRATCH. */
-dcm_status clop_scratch(backend *b, buffer **slot, size_t bytes);
+/* Scratch buffers of a back end, one for each purpose; freed by close. */
+typedef enum clop_scratch_id { CLOP_SCRATCH_ATTENTION, CLOP_SCRATCH_LINEAR, CLOP_SCRATCH_DENSE, CLOP_SCRATCHES } clop_scratch_id;
+
+/* The scratch buffer `id`, grown to at least `bytes` by replacing it (contents are lost); counted as MEM_SCRATCH. */
+dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out);
+
+/* Families that have two shapes of kernels: by limits.wide_items of the device, or one of them (tests). */
+typedef enum clop_shape { CLOP_SHAPE_AUTO, CLOP_SHAPE_WIDE, CLOP_SHAPE_GROUP } clop_shape;
+void clop_set_shape(backend *b, clop_shape shape);
+bool clop_wide(const backend *b);
 
 /* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c, embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
