@@ -18,11 +18,16 @@ cldev *clop_device(backend *b);
  */
 dcm_status clop_kernel(backend *b, const char *family, const char *options, const char *name, cl_kernel *kernel);
 
-/* One argument: its size and value; a buffer's cl_mem by CLOP_MEM. */
+/* One argument: its size and value. */
 typedef struct clop_arg {
     size_t size;
     const void *value;
 } clop_arg;
+
+/* The argument for a variable (a scalar, or a cl_mem), for a buffer, or for `bytes` of local memory. */
+#define CLOP_VAR(VARIABLE) {sizeof(VARIABLE), &(VARIABLE)}
+#define CLOP_MEM(BUFFER) {sizeof(cl_mem), &(BUFFER)->handle}
+#define CLOP_LOCAL(BYTES) {(BYTES), NULL}
 
 /* Set arguments 0 .. count - 1 and enqueue. `local` NULL only where the kernel has a required size. The global size is a multiple of the local. */
 dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
@@ -39,6 +44,11 @@ typedef enum clop_shape { CLOP_SHAPE_AUTO, CLOP_SHAPE_WIDE, CLOP_SHAPE_GROUP } c
 void clop_set_shape(backend *b, clop_shape shape);
 bool clop_wide(const backend *b);
 
+/* How dense products of many rows are computed: by CLBlast where the shape is not wide and the rows are many, or one of them (tests). */
+typedef enum clop_dense { CLOP_DENSE_AUTO, CLOP_DENSE_OWN, CLOP_DENSE_CLBLAST } clop_dense;
+void clop_set_dense(backend *b, clop_dense dense);
+clop_dense clop_get_dense(const backend *b);
+
 /* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c, embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
 dcm_status cl_linear(backend *b, const linear_args *args);
@@ -49,5 +59,10 @@ dcm_status cl_dense(backend *b, const dense_args *args);
 dcm_status cl_merge_apply(backend *b, const merge_apply_args *args);
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out);
 void cl_matrix_free(matrix **m);
+
+/* The same as the table's buffer_new, buffer_free and write, for the families' own buffers. */
+dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buffer **out);
+void clop_buffer_free(buffer **buf);
+dcm_status clop_write(buffer *buf, size_t offset, const void *data, size_t bytes);
 
 #endif
