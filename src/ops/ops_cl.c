@@ -1,0 +1,332 @@
+#include "ops/ops_cl.h"
+
+#include "base/error.h"
+
+#include <string.h>
+
+enum {
+    STAGE_COUNT = 4,
+    STAGE_BYTES = 256 << 10,
+    KERNELS_MAX = 24 /* of one program */
+};
+
+/* A piece of pinned host memory that a write is copied into; `done` is the write that last read it. */
+typedef struct stage {
+    unsigned char *data;
+    cl_event done;
+} stage;
+
+typedef struct program {
+    struct program *next;
+    char *family, *options;
+    cl_program handle;
+    size_t n_kernels;
+    struct {
+        char name[48];
+        cl_kernel handle;
+    } kernel[KERNELS_MAX];
+} program;
+
+struct backend_cl {
+    backend base;
+    cldev *device;
+    clop_shape shape;
+    clop_dense dense;
+    program *programs;
+    buffer *scratch[CLOP_SCRATCHES];
+    buffer *staging;
+    stage stage[STAGE_COUNT];
+    size_t next_stage;
+};
+
+static backend_cl *self(backend *b) { return (backend_cl *)b; }
+
+cldev *clop_device(backend *b) { return self(b)->device; }
+
+void clop_set_shape(backend *b, clop_shape shape) { self(b)->shape = shape; }
+
+bool clop_wide(const backend *b)
+{
+    const backend_cl *cl = (const backend_cl *)b;
+    return cl->shape == CLOP_SHAPE_AUTO ? cl->device->limits.wide_items : cl->shape == CLOP_SHAPE_WIDE;
+}
+
+void clop_set_dense(backend *b, clop_dense dense) { self(b)->dense = dense; }
+
+clop_dense clop_get_dense(const backend *b) { return ((const backend_cl *)b)->dense; }
+
+/* ---- Buffers ---- */
+
+dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buffer **out)
+{
+    cldev *device = self(b)->device;
+    dcm_status status;
+    cl_int error;
+    *out = NULL;
+    if (bytes > b->max_alloc)
+        return dcm_fail(DCM_ERR_MEMORY, "%s: a buffer of %zu bytes is more than the largest that the device allows (%zu)",
+                        device->limits.name, bytes, b->max_alloc);
+    if (b->memory.total > b->max_memory || bytes > b->max_memory - b->memory.total)
+        return dcm_fail(DCM_ERR_MEMORY, "%s: a buffer of %zu bytes beside the %zu in use passes the limit of %zu bytes",
+                        device->limits.name, bytes, b->memory.total, b->max_memory);
+    DCM_TRY(status, fail, mem_new(out, 1, sizeof **out, "a buffer's record"));
+    (*out)->owner = b;
+    (*out)->bytes = bytes;
+    (*out)->category = category;
+    mem_count(&b->memory, category, bytes);
+    (*out)->handle = clCreateBuffer(device->context, CL_MEM_READ_WRITE, bytes ? bytes : 1, NULL, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer"));
+    /* Drivers allocate at first use: have it now, where lack of memory can be told apart from a failing kernel. */
+    cl_mem mem = buffer_mem(*out);
+    CL_TRY(status, fail, clEnqueueMigrateMemObjects(device->queue, 1, &mem, CL_MIGRATE_MEM_OBJECT_CONTENT_UNDEFINED,
+                                                    0, NULL, NULL));
+    return DCM_OK;
+fail:
+    clop_buffer_free(out);
+    return dcm_fail_in(status, "%s: a buffer of %zu bytes", device->limits.name, bytes);
+}
+
+void clop_buffer_free(buffer **buf)
+{
+    if (!buf || !*buf)
+        return;
+    if ((*buf)->handle)
+        clReleaseMemObject(buffer_mem(*buf));
+    mem_uncount(&(*buf)->owner->memory, (*buf)->category, (*buf)->bytes);
+    mem_free(buf);
+}
+
+dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out)
+{
+    buffer **slot = &self(b)->scratch[id];
+    if (!*slot || (*slot)->bytes < bytes) {
+        clop_buffer_free(slot);
+        const dcm_status status = clop_buffer_new(b, bytes, MEM_SCRATCH, slot);
+        if (status != DCM_OK)
+            return status;
+    }
+    *out = *slot;
+    return DCM_OK;
+}
+
+/* ---- Transfers ---- */
+
+static dcm_status staging_open(backend_cl *cl)
+{
+    dcm_status status;
+    cl_int error;
+    DCM_TRY(status, fail, mem_new(&cl->staging, 1, sizeof *cl->staging, "a buffer's record"));
+    cl->staging->owner = &cl->base;
+    cl->staging->bytes = (size_t)STAGE_COUNT * STAGE_BYTES;
+    cl->staging->category = MEM_SCRATCH;
+    mem_count(&cl->base.memory, MEM_SCRATCH, cl->staging->bytes);
+    cl->staging->handle = clCreateBuffer(cl->device->context, CL_MEM_READ_WRITE | CL_MEM_ALLOC_HOST_PTR,
+                                         cl->staging->bytes, NULL, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer"));
+    unsigned char *data = clEnqueueMapBuffer(cl->device->queue, buffer_mem(cl->staging), CL_TRUE, CL_MAP_WRITE, 0,
+                                             cl->staging->bytes, 0, NULL, NULL, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clEnqueueMapBuffer"));
+    for (size_t i = 0; i < STAGE_COUNT; i++)
+        cl->stage[i].data = data + i * STAGE_BYTES;
+fail:
+    return status;
+}
+
+static void staging_close(backend_cl *cl)
+{
+    for (size_t i = 0; i < STAGE_COUNT; i++)
+        if (cl->stage[i].done)
+            clReleaseEvent(cl->stage[i].done);
+    if (cl->stage[0].data) {
+        clEnqueueUnmapMemObject(cl->device->queue, buffer_mem(cl->staging), cl->stage[0].data, 0, NULL, NULL);
+        clFinish(cl->device->queue);
+    }
+    clop_buffer_free(&cl->staging);
+}
+
+/* Wait until the stage's last write has been done. */
+static dcm_status stage_wait(stage *s)
+{
+    dcm_status status = DCM_OK;
+    if (s->done) {
+        CL_TRY(status, fail, clWaitForEvents(1, &s->done));
+        clReleaseEvent(s->done);
+        s->done = NULL;
+    }
+fail:
+    return status;
+}
+
+dcm_status clop_write(buffer *buf, size_t offset, const void *data, size_t bytes)
+{
+    backend_cl *cl = self(buf->owner);
+    const unsigned char *from = data;
+    dcm_status status = DCM_OK;
+    while (bytes) {
+        stage *s = &cl->stage[cl->next_stage];
+        const size_t piece = bytes < STAGE_BYTES ? bytes : STAGE_BYTES;
+        cl->next_stage = (cl->next_stage + 1) % STAGE_COUNT;
+        DCM_TRY(status, fail, stage_wait(s));
+        memcpy(s->data, from, piece);
+        CL_TRY(status, fail, clEnqueueWriteBuffer(cl->device->queue, buffer_mem(buf), CL_FALSE, offset, piece, s->data,
+                                                  0, NULL, &s->done));
+        from += piece;
+        offset += piece;
+        bytes -= piece;
+    }
+fail:
+    return status;
+}
+
+static dcm_status read_buffer(buffer *buf, size_t offset, void *data, size_t bytes)
+{
+    cl_command_queue queue = self(buf->owner)->device->queue;
+    if (!bytes)
+        return cldev_check(clFinish(queue), "clFinish");
+    return cldev_check(clEnqueueReadBuffer(queue, buffer_mem(buf), CL_TRUE, offset, bytes, data, 0, NULL, NULL),
+                       "clEnqueueReadBuffer");
+}
+
+static dcm_status finish(backend *b) { return cldev_check(clFinish(self(b)->device->queue), "clFinish"); }
+
+/* ---- Programs ---- */
+
+static void program_close(program **p)
+{
+    if (!*p)
+        return;
+    for (size_t i = 0; i < (*p)->n_kernels; i++)
+        clReleaseKernel((*p)->kernel[i].handle);
+    if ((*p)->handle)
+        clReleaseProgram((*p)->handle);
+    mem_free(&(*p)->family);
+    mem_free(&(*p)->options);
+    mem_free(p);
+}
+
+static dcm_status copy_string(char **out, const char *text)
+{
+    const size_t size = strlen(text) + 1;
+    const dcm_status status = mem_new(out, size, 1, "a string");
+    if (status == DCM_OK)
+        memcpy(*out, text, size);
+    return status;
+}
+
+static dcm_status program_open(backend_cl *cl, const char *family, const char *options, program **out)
+{
+    dcm_status status;
+    for (program *p = cl->programs; p; p = p->next)
+        if (!strcmp(p->family, family) && !strcmp(p->options, options)) {
+            *out = p;
+            return DCM_OK;
+        }
+    DCM_TRY(status, fail, mem_new(out, 1, sizeof **out, "a program's record"));
+    DCM_TRY(status, fail, copy_string(&(*out)->family, family));
+    DCM_TRY(status, fail, copy_string(&(*out)->options, options));
+    DCM_TRY(status, fail, cldev_build(cl->device, family, options, &(*out)->handle));
+    (*out)->next = cl->programs;
+    cl->programs = *out;
+    return DCM_OK;
+fail:
+    program_close(out);
+    return status;
+}
+
+dcm_status clop_kernel(backend *b, const char *family, const char *options, const char *name, cl_kernel *kernel)
+{
+    program *p = NULL;
+    cl_int error;
+    const dcm_status status = program_open(self(b), family, options ? options : "", &p);
+    if (status != DCM_OK)
+        return status;
+    for (size_t i = 0; i < p->n_kernels; i++)
+        if (!strcmp(p->kernel[i].name, name)) {
+            *kernel = p->kernel[i].handle;
+            return DCM_OK;
+        }
+    if (p->n_kernels == KERNELS_MAX || strlen(name) >= sizeof p->kernel[0].name)
+        return dcm_fail(DCM_ERR_DEVICE, "cl/%s.cl: no room to keep kernel %s", family, name);
+    *kernel = clCreateKernel(p->handle, name, &error);
+    if (error != CL_SUCCESS)
+        return dcm_fail_in(cldev_check(error, "clCreateKernel"), "cl/%s.cl: kernel %s", family, name);
+    strcpy(p->kernel[p->n_kernels].name, name);
+    p->kernel[p->n_kernels++].handle = *kernel;
+    return DCM_OK;
+}
+
+/* "kernel NAME: " before the message. */
+static dcm_status kernel_failed(dcm_status status, cl_kernel kernel)
+{
+    char name[48] = "?";
+    clGetKernelInfo(kernel, CL_KERNEL_FUNCTION_NAME, sizeof name, name, NULL);
+    return dcm_fail_in(status, "kernel %s", name);
+}
+
+dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
+                       const size_t *global, const size_t *local)
+{
+    dcm_status status;
+    for (size_t i = 0; i < count; i++)
+        CL_TRY(status, fail, clSetKernelArg(kernel, (cl_uint)i, args[i].size, args[i].value));
+    CL_TRY(status, fail, clEnqueueNDRangeKernel(self(b)->device->queue, kernel, dims, NULL, global, local, 0, NULL, NULL));
+    return DCM_OK;
+fail:
+    return kernel_failed(status, kernel);
+}
+
+/* ---- The table ---- */
+
+static void close_backend(backend *b)
+{
+    backend_cl *cl = self(b);
+    clFinish(cl->device->queue);
+    staging_close(cl);
+    for (size_t i = 0; i < CLOP_SCRATCHES; i++)
+        clop_buffer_free(&cl->scratch[i]);
+    while (cl->programs) {
+        program *p = cl->programs;
+        cl->programs = p->next;
+        program_close(&p);
+    }
+    mem_free(&cl);
+}
+
+static const ops table = {
+    .close = close_backend,
+    .buffer_new = clop_buffer_new,
+    .buffer_free = clop_buffer_free,
+    .write = clop_write,
+    .read = read_buffer,
+    .sync = finish,
+    .matrix_new = cl_matrix_new,
+    .matrix_free = cl_matrix_free,
+    .embed = cl_embed,
+    .linear = cl_linear,
+    .kv_store = cl_kv_store,
+    .attention = cl_attention,
+    .merge_gather = cl_merge_gather,
+    .dense = cl_dense,
+    .merge_apply = cl_merge_apply,
+};
+
+dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memory)
+{
+    dcm_status status;
+    backend_cl *cl = NULL;
+    *out = NULL;
+    DCM_TRY(status, fail, mem_new(&cl, 1, sizeof *cl, "the OpenCL back end"));
+    cl->base.ops = &table;
+    cl->device = device;
+    cl->base.max_alloc = device->limits.max_alloc ? device->limits.max_alloc : SIZE_MAX;
+    cl->base.max_memory = device->limits.memory ? device->limits.memory : SIZE_MAX;
+    if (max_memory && max_memory < cl->base.max_memory)
+        cl->base.max_memory = max_memory;
+    DCM_TRY(status, fail, staging_open(cl));
+    *out = &cl->base;
+    return DCM_OK;
+fail:
+    if (cl)
+        close_backend(&cl->base);
+    return status;
+}
