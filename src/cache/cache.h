@@ -1,0 +1,78 @@
+/*
+ * The key-value cache: which unit is in which slot, and what each token of a step sees.
+ *
+ * One pool of unit slots in device blocks, and per level a ring of slot indices (the power-of-two groups) that the schedule fills: a merge
+ * is written into a slot of its own, nothing is ever shifted or copied. All three policies use it: `full` is level 0 alone, `window` is
+ * level 0 whose oldest unit is evicted before each append, sinks are a ring of their own.
+ */
+#ifndef CACHE_CACHE_H
+#define CACHE_CACHE_H
+
+#include <dcm/plan.h>
+#include <dcm/session.h>
+
+#include "cache/slots.h"
+#include "ops/ops.h"
+
+/* Angular frequencies of RoPE: head_dim / 2 radians per place, scaling included; owned by the caller. */
+typedef struct rope {
+    rope_kind kind;
+    uint32_t pairs;
+    const double *frequency;
+} rope;
+
+/* A level's slots in tree order; node i of the level is at table[offset + (i & mask)]. */
+typedef struct cache_ring {
+    size_t offset;  /* in the table */
+    uint32_t mask;  /* capacity - 1 */
+    uint64_t dirty_first, dirty_end; /* nodes whose entries the device has not got yet */
+} cache_ring;
+
+typedef struct cache {
+    backend *ops;
+    dcm_cache_kind kind;
+    uint32_t window;
+    float log_r;
+    rope rope;
+    dcm_plan plan;  /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
+    slot_pool slots;
+    uint32_t max_chunk;
+    cache_ring ring[DCM_LEVELS_MAX + 1]; /* the last one is the sinks' */
+    uint32_t *table;                     /* host copy of slots.pool.table */
+    size_t table_size;
+    uint32_t *released;                  /* slots to give back once the step's ops are issued */
+    size_t released_count, released_room;
+    uint32_t *words;                     /* host copy of the step's data */
+    size_t words_room;
+    step step;
+    size_t batch_first[DCM_LEVELS_MAX + 1]; /* merges of level g are batch_first[g] .. batch_first[g+1] - 1 */
+    uint64_t merges, bytes_written;
+} cache;
+
+/*
+ * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. `max_chunk`: the most tokens a step may
+ * have; for dcm at most `group`. Zero *c first: cache_close accepts what a failed open leaves.
+ */
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope,
+                      uint32_t max_chunk);
+void cache_close(cache *c);
+
+/* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */
+dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
+
+/*
+ * Plan a step of n tokens (1 .. max_chunk) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a merge goes into
+ * its older source's slot and the new token takes the newer one's; for longer steps sources stay readable until cache_step_done.
+ */
+dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n);
+
+/* The step's merges of level g alone, for the merge ops; n_merges may be 0. */
+step cache_step_batch(const cache *c, uint32_t level);
+
+/* Call once all ops of the step are issued. */
+void cache_step_done(cache *c);
+
+/* Units now. */
+size_t cache_units(const cache *c);
+
+#endif

@@ -1,0 +1,215 @@
+#include "merge/merge.h"
+
+#include "base/error.h"
+#include "io/safetensors.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static dcm_status upload(backend *ops, const float *data, size_t count, buffer **out)
+{
+    dcm_status status = ops->ops->buffer_new(ops, count * sizeof *data, MEM_WEIGHTS, out);
+    return status == DCM_OK ? ops->ops->write(*out, 0, data, count * sizeof *data) : status;
+}
+
+/* One array of the file onto the device; every value must be finite. */
+static dcm_status load_array(backend *ops, const safetensors *file, const st_tensor *t, buffer **out)
+{
+    float *values = NULL;
+    dcm_status status;
+    DCM_TRY(status, done, mem_new(&values, t->items, sizeof *values, "merge weights"));
+    DCM_TRY(status, done, safetensors_to_float(file, t, values));
+    for (size_t i = 0; i < t->items; i++)
+        if (!isfinite(values[i])) {
+            status = dcm_fail(DCM_ERR_FILE, "%s: item %zu is not finite", t->name, i);
+            goto done;
+        }
+    status = upload(ops, values, t->items, out);
+done:
+    mem_free(&values);
+    return status;
+}
+
+static dcm_status load_linear(merge_linear *l, backend *ops, const safetensors *file, const char *name, uint32_t out,
+                              uint32_t in)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.weight", name);
+    const st_tensor *w = safetensors_find(file, key);
+    if (!w)
+        return dcm_fail(DCM_ERR_FILE, "no tensor %s", key);
+    if (w->n_dims != 2 || w->dims[0] != out || w->dims[1] != in)
+        return dcm_fail(DCM_ERR_FILE, "%s is (%llu, %llu), but a head size of %u needs (%u, %u)", key,
+                        (unsigned long long)w->dims[0], (unsigned long long)(w->n_dims > 1 ? w->dims[1] : 1), in / 2,
+                        out, in);
+    snprintf(key, sizeof key, "%s.bias", name);
+    const st_tensor *bias = safetensors_find(file, key);
+    if (!bias || bias->n_dims != 1 || bias->dims[0] != out)
+        return dcm_fail(DCM_ERR_FILE, "%s is missing or does not have %u items", key, out);
+    *l = (merge_linear){.in = in, .out = out};
+    const dcm_status status = load_array(ops, file, w, &l->w);
+    return status == DCM_OK ? load_array(ops, file, bias, &l->bias) : status;
+}
+
+/* Refuse what the names of a merge file do not explain: a silent drop would be a wrong answer. */
+static dcm_status check_names(const safetensors *file, uint32_t blocks)
+{
+    for (size_t i = 0; i < safetensors_count(file); i++) {
+        const char *name = safetensors_at(file, i)->name;
+        unsigned layer, lin;
+        int end = 0;
+        if (!strcmp(name, "lin1.weight") || !strcmp(name, "lin1.bias") || !strcmp(name, "merge.weight") ||
+            !strcmp(name, "merge.bias"))
+            continue;
+        if (sscanf(name, "layers.%u.layer_norm.%n", &layer, &end) == 1 && end && layer < blocks)
+            continue;
+        end = 0;
+        if (sscanf(name, "layers.%u.lin%u.%n", &layer, &lin, &end) == 2 && end && layer < blocks && lin >= 1 &&
+            lin <= MERGE_LINEARS && (!strcmp(name + end, "weight") || !strcmp(name + end, "bias")))
+            continue;
+        return dcm_fail(DCM_ERR_FILE, "tensor %s is not part of a merge model", name);
+    }
+    return DCM_OK;
+}
+
+static uint32_t count_blocks(const safetensors *file)
+{
+    char key[64];
+    for (uint32_t b = 0; b < MERGE_MAX_BLOCKS; b++) {
+        snprintf(key, sizeof key, "layers.%u.lin1.weight", b);
+        if (!safetensors_find(file, key))
+            return b;
+    }
+    return MERGE_MAX_BLOCKS;
+}
+
+static dcm_status load_mlp(merge_model *m, const safetensors *file)
+{
+    const uint32_t d = m->head_dim;
+    const bool gate = safetensors_find(file, "lin1.weight") != NULL;
+    const bool direct = safetensors_find(file, "merge.weight") != NULL;
+    m->blocks = count_blocks(file);
+    if (!m->blocks)
+        return dcm_fail(DCM_ERR_FILE, "no tensor layers.0.lin1.weight: not a merge model");
+    if (gate == direct)
+        return dcm_fail(DCM_ERR_FILE, "a merge model has one head, lin1 (gate) or merge (direct); this has %s",
+                        gate ? "both" : "none");
+    dcm_status status = check_names(file, m->blocks);
+    for (uint32_t i = 0; status == DCM_OK && i < m->blocks * MERGE_LINEARS; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "layers.%u.lin%u", i / MERGE_LINEARS, i % MERGE_LINEARS + 1);
+        status = load_linear(&m->linear[i], m->ops, file, name, 2 * d, 2 * d);
+    }
+    if (status != DCM_OK)
+        return status;
+    m->mode = gate ? MERGE_GATE : MERGE_DIRECT;
+    m->name = gate ? "gate" : "direct";
+    return load_linear(&m->head, m->ops, file, gate ? "lin1" : "merge", gate ? 1 : d, 2 * d);
+}
+
+dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t head_dim)
+{
+    *m = (merge_model){.ops = ops, .head_dim = head_dim, .mode = MERGE_CONSTANT};
+    if (!strcmp(what, "mean")) {
+        m->name = "mean";
+        m->weight = 0.5f;
+        return DCM_OK;
+    }
+    if (!strcmp(what, "newer")) {
+        m->name = "newer";
+        m->weight = 0.0f;
+        return DCM_OK;
+    }
+    safetensors *file = NULL;
+    dcm_status status = safetensors_open(&file, what);
+    if (status == DCM_OK) {
+        status = load_mlp(m, file);
+        if (status != DCM_OK)
+            status = dcm_fail_in(status, "%s", what);
+    }
+    safetensors_close(&file);
+    return status;
+}
+
+static void close_linear(merge_linear *l)
+{
+    buffer_free(&l->w);
+    buffer_free(&l->bias);
+}
+
+void merge_close(merge_model *m)
+{
+    for (size_t i = 0; i < sizeof m->linear / sizeof *m->linear; i++)
+        close_linear(&m->linear[i]);
+    close_linear(&m->head);
+    buffer_free(&m->x);
+    buffer_free(&m->y);
+    memset(m, 0, sizeof *m);
+}
+
+size_t merge_bytes(const merge_model *m)
+{
+    size_t bytes = m->head.w ? m->head.w->bytes + m->head.bias->bytes : 0;
+    for (uint32_t i = 0; i < m->blocks * MERGE_LINEARS; i++)
+        bytes += m->linear[i].w->bytes + m->linear[i].bias->bytes;
+    return bytes;
+}
+
+dcm_status merge_reserve(merge_model *m, size_t rows)
+{
+    if (rows <= m->rows_room)
+        return DCM_OK;
+    const size_t bytes = rows * 2 * m->head_dim * sizeof(float);
+    m->rows_room = 0;
+    buffer_free(&m->x);
+    buffer_free(&m->y);
+    dcm_status status = m->ops->ops->buffer_new(m->ops, bytes, MEM_SCRATCH, &m->x);
+    if (status == DCM_OK)
+        status = m->ops->ops->buffer_new(m->ops, bytes, MEM_SCRATCH, &m->y);
+    if (status == DCM_OK)
+        m->rows_room = rows;
+    return status;
+}
+
+static dcm_status run_linear(merge_model *m, const merge_linear *l, size_t rows, activation act)
+{
+    const dense_args args = {.x = m->x, .w = l->w, .bias = l->bias, .y = m->y, .n = (uint32_t)rows, .in = l->in,
+                             .out = l->out, .act = act};
+    const dcm_status status = m->ops->ops->dense(m->ops, &args);
+    buffer *swap = m->x;
+    m->x = m->y;
+    m->y = swap;
+    return status;
+}
+
+dcm_status merge_rows(merge_model *m, size_t rows, buffer **head)
+{
+    dcm_status status = DCM_OK;
+    for (uint32_t i = 0; status == DCM_OK && i < m->blocks * MERGE_LINEARS; i++)
+        status = run_linear(m, &m->linear[i], rows, ACT_ELU);
+    if (status == DCM_OK)
+        status = run_linear(m, &m->head, rows, m->mode == MERGE_DIRECT ? ACT_ELU : ACT_NONE);
+    *head = m->x;
+    return status;
+}
+
+dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, rope_kind rope)
+{
+    if (!s->n_merges)
+        return DCM_OK;
+    merge_apply_args apply = {.pool = pool, .step = s, .rope = rope, .mode = m->mode, .weight = m->weight};
+    if (m->mode != MERGE_CONSTANT) {
+        const size_t rows = (size_t)s->n_merges * pool->layers * 2 * pool->kv_heads;
+        dcm_status status = merge_reserve(m, rows);
+        if (status != DCM_OK)
+            return status;
+        const merge_gather_args gather = {.pool = pool, .step = s, .rope = rope, .x = m->x};
+        status = m->ops->ops->merge_gather(m->ops, &gather);
+        if (status == DCM_OK)
+            status = merge_rows(m, rows, &apply.head);
+        if (status != DCM_OK)
+            return status;
+    }
+    return m->ops->ops->merge_apply(m->ops, &apply);
+}

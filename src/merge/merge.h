@@ -1,0 +1,51 @@
+/*
+ * Merge models: how two units become one. `mean` and `newer` have no parameters; a pair MLP is read from a safetensors file with the
+ * published names: layers.{i}.lin{1,2,3}.{weight,bias} (i = 0 .. B-1, each (2d, 2d) and (2d)), and a head lin1.{weight,bias} of
+ * (1, 2d) (gate) or merge.{weight,bias} of (d, 2d) (direct); layers.{i}.layer_norm.* is not used.
+ */
+#ifndef MERGE_MERGE_H
+#define MERGE_MERGE_H
+
+#include "ops/ops.h"
+
+enum { MERGE_MAX_BLOCKS = 64, MERGE_LINEARS = 3 };
+
+/* One Linear: w is (out, in), f32. */
+typedef struct merge_linear {
+    buffer *w, *bias;
+    uint32_t in, out;
+} merge_linear;
+
+typedef struct merge_model {
+    backend *ops;
+    const char *name; /* "mean", "newer", "gate" or "direct" */
+    merge_mode mode;
+    float weight;     /* MERGE_CONSTANT: of the older unit */
+    uint32_t head_dim;
+    uint32_t blocks;  /* B */
+    merge_linear linear[MERGE_MAX_BLOCKS * MERGE_LINEARS];
+    merge_linear head;
+    buffer *x, *y;    /* activations of a batch */
+    size_t rows_room;
+} merge_model;
+
+/*
+ * Open "mean", "newer" or a file. Errors: DCM_ERR_FILE (missing names, a head size other than `head_dim`, sizes that do not
+ * fit each other, weights that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed open leaves.
+ */
+dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t head_dim);
+void merge_close(merge_model *m);
+
+/* Bytes of parameters on the device. */
+size_t merge_bytes(const merge_model *m);
+
+/* Do the merges of `s`, all layers and heads together; none is no work. */
+dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, rope_kind rope);
+
+/* The MLP alone: `rows` rows of m->x through trunk and head; *head is owned by the model. For merge_run and tests. */
+dcm_status merge_rows(merge_model *m, size_t rows, buffer **head);
+
+/* Give m->x room for `rows` rows of (2 head_dim). */
+dcm_status merge_reserve(merge_model *m, size_t rows);
+
+#endif
