@@ -1,0 +1,275 @@
+#include "ops/ops.h"
+
+#include "base/error.h"
+#include "ref/ref.h"
+
+#include <string.h>
+#include <unistd.h>
+
+_Static_assert((int)REF_SLOT_BITS == (int)KV_SLOT_BITS, "slots are passed through");
+_Static_assert(sizeof(ref_merge) == sizeof(merge_pair), "merges are passed through");
+_Static_assert((int)REF_PLAIN == (int)INPUT_PLAIN && (int)REF_RMSNORM == (int)INPUT_RMSNORM &&
+                   (int)REF_SWIGLU == (int)INPUT_SWIGLU,
+               "inputs are passed through");
+_Static_assert((int)REF_CONSTANT == (int)MERGE_CONSTANT && (int)REF_GATE == (int)MERGE_GATE &&
+                   (int)REF_DIRECT == (int)MERGE_DIRECT,
+               "modes are passed through");
+
+typedef struct backend_ref {
+    backend base;
+    int threads;
+} backend_ref;
+
+typedef struct matrix_ref {
+    matrix base;
+    unsigned char *data; /* as in the file */
+} matrix_ref;
+
+static int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
+static const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
+static float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
+static const void *words_at(const step *step, size_t offset) { return (const uint32_t *)step->data->handle + offset; }
+
+/* ---- Memory ---- */
+
+static void ref_close(backend *b) { mem_free(&b); }
+
+/* Zeroed memory counted on `b`. */
+static dcm_status memory_new(backend *b, size_t bytes, mem_category category, void *out)
+{
+    const size_t left = b->max_memory - b->memory.total;
+    if (bytes > left)
+        return dcm_fail(DCM_ERR_MEMORY, "reference: %zu bytes asked for, %zu of %zu are left", bytes, left,
+                        b->max_memory);
+    const dcm_status status = mem_new(out, 1, bytes, "the reference back end");
+    if (status == DCM_OK)
+        mem_count(&b->memory, category, bytes);
+    return status;
+}
+
+static dcm_status ref_buffer_new(backend *b, size_t bytes, mem_category category, buffer **out)
+{
+    buffer *made = NULL;
+    dcm_status status;
+    DCM_TRY(status, fail, mem_new(&made, 1, sizeof *made, "a buffer"));
+    DCM_TRY(status, fail, memory_new(b, bytes, category, &made->handle));
+    made->owner = b;
+    made->bytes = bytes;
+    made->category = category;
+    *out = made;
+    return DCM_OK;
+fail:
+    mem_free(&made);
+    *out = NULL;
+    return status;
+}
+
+static void ref_buffer_free(buffer **b)
+{
+    mem_uncount(&(*b)->owner->memory, (*b)->category, (*b)->bytes);
+    mem_free(&(*b)->handle);
+    mem_free(b);
+}
+
+static dcm_status ref_write(buffer *b, size_t offset, const void *data, size_t bytes)
+{
+    memcpy((char *)b->handle + offset, data, bytes);
+    return DCM_OK;
+}
+
+static dcm_status ref_read(buffer *b, size_t offset, void *data, size_t bytes)
+{
+    memcpy(data, (const char *)b->handle + offset, bytes);
+    return DCM_OK;
+}
+
+static dcm_status ref_sync(backend *b)
+{
+    (void)b;
+    return DCM_OK;
+}
+
+static dcm_status ref_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data,
+                                 matrix **out)
+{
+    const size_t bytes = rows * quant_row_bytes(type, cols);
+    matrix_ref *made = NULL;
+    dcm_status status;
+    DCM_TRY(status, fail, mem_new(&made, 1, sizeof *made, "a matrix"));
+    DCM_TRY(status, fail, memory_new(b, bytes, MEM_WEIGHTS, &made->data));
+    memcpy(made->data, data, bytes);
+    made->base = (matrix){.owner = b, .type = type, .rows = rows, .cols = cols, .bytes = bytes};
+    *out = &made->base;
+    return DCM_OK;
+fail:
+    mem_free(&made);
+    *out = NULL;
+    return status;
+}
+
+static void ref_matrix_free(matrix **m)
+{
+    mem_uncount(&(*m)->owner->memory, MEM_WEIGHTS, (*m)->bytes);
+    mem_free(&((matrix_ref *)*m)->data);
+    mem_free(m);
+}
+
+/* ---- Ops ---- */
+
+static dcm_status op_embed(backend *b, const embed_args *a)
+{
+    (void)b;
+    ref_embed(a->table->type, data_of(a->table), a->table->cols, words_at(a->step, a->step->tokens), a->step->n,
+              floats_of(a->x));
+    return DCM_OK;
+}
+
+static dcm_status op_linear(backend *b, const linear_args *a)
+{
+    const ref_linear_args args = {
+        .type = a->w->type,
+        .w = data_of(a->w),
+        .rows = a->w->rows,
+        .cols = a->w->cols,
+        .n = a->n,
+        .input = (ref_input)a->input,
+        .x = floats_of(a->x) + a->x_offset,
+        .gain = floats_of(a->gain),
+        .eps = a->eps,
+        .bias = floats_of(a->bias),
+        .y = floats_of(a->y) + a->y_offset,
+        .ldy = a->ldy,
+        .add = a->add,
+    };
+    return ref_linear(&args, threads_of(b));
+}
+
+static dcm_status op_dense(backend *b, const dense_args *a)
+{
+    const ref_linear_args args = {
+        .type = QUANT_F32,
+        .w = a->w->handle,
+        .rows = a->out,
+        .cols = a->in,
+        .n = a->n,
+        .x = floats_of(a->x),
+        .bias = floats_of(a->bias),
+        .y = floats_of(a->y),
+        .ldy = a->out,
+        .elu = a->act == ACT_ELU,
+    };
+    return ref_linear(&args, threads_of(b));
+}
+
+/* A pool as the reference sees it; `blocks` holds KV_BLOCKS addresses. */
+static ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
+{
+    for (uint32_t i = 0; i < p->n_blocks; i++)
+        blocks[i] = p->block[i]->handle;
+    return (ref_pool){
+        .layers = p->layers,
+        .kv_heads = p->kv_heads,
+        .head_dim = p->head_dim,
+        .half = p->type == KV_F16,
+        .half_split = rope == ROPE_HALF,
+        .block = blocks,
+        .block_units = p->block_units,
+    };
+}
+
+static dcm_status op_kv_store(backend *b, const kv_store_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    ref_kv_store(&pool, a->layer, floats_of(a->qkv), a->heads, a->step->n, words_at(a->step, a->step->slots),
+                 words_at(a->step, a->step->key_rot), threads_of(b));
+    return DCM_OK;
+}
+
+/* Attention of the step's token t. */
+static dcm_status attend(const attention_args *a, const ref_pool *pool, uint32_t t, int threads)
+{
+    const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
+    const view *seen = (const view *)words_at(a->step, a->step->views) + t;
+    const float *rotations = (const float *)words_at(a->step, a->step->query_rot) + t * VIEW_RANGES * d;
+    ref_range ranges[VIEW_RANGES];
+    for (uint32_t r = 0; r < seen->n_ranges; r++)
+        ranges[r] = (ref_range){
+            .ring = (const uint32_t *)a->pool->table->handle + seen->range[r].ring,
+            .mask = seen->range[r].mask,
+            .begin = seen->range[r].begin,
+            .count = seen->range[r].count,
+            .bias = seen->range[r].bias,
+            .rotation = rotations + r * d,
+        };
+    return ref_attention(pool, a->layer, ranges, seen->n_ranges, floats_of(a->qkv) + t * row, a->heads,
+                         floats_of(a->out) + t * a->heads * d, threads);
+}
+
+static dcm_status op_attention(backend *b, const attention_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    dcm_status status = DCM_OK;
+    for (uint32_t t = 0; t < a->step->n && status == DCM_OK; t++)
+        status = attend(a, &pool, t, threads_of(b));
+    return status;
+}
+
+static dcm_status op_merge_gather(backend *b, const merge_gather_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    ref_merge_gather(&pool, words_at(a->step, a->step->merges), words_at(a->step, a->step->merge_rot),
+                     a->step->n_merges, floats_of(a->x), threads_of(b));
+    return DCM_OK;
+}
+
+static dcm_status op_merge_apply(backend *b, const merge_apply_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    ref_merge_apply(&pool, words_at(a->step, a->step->merges), words_at(a->step, a->step->merge_rot), a->step->n_merges,
+                    (ref_merge_mode)a->mode, a->weight, floats_of(a->head), threads_of(b));
+    return DCM_OK;
+}
+
+static const ops ref_ops = {
+    .close = ref_close,
+    .buffer_new = ref_buffer_new,
+    .buffer_free = ref_buffer_free,
+    .write = ref_write,
+    .read = ref_read,
+    .sync = ref_sync,
+    .matrix_new = ref_matrix_new,
+    .matrix_free = ref_matrix_free,
+    .embed = op_embed,
+    .linear = op_linear,
+    .kv_store = op_kv_store,
+    .attention = op_attention,
+    .merge_gather = op_merge_gather,
+    .dense = op_dense,
+    .merge_apply = op_merge_apply,
+};
+
+/* Bytes of the machine's memory. */
+static size_t host_memory(void)
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : SIZE_MAX;
+}
+
+dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
+{
+    backend_ref *made = NULL;
+    const dcm_status status = mem_new(&made, 1, sizeof *made, "the reference back end");
+    *out = NULL;
+    if (status != DCM_OK)
+        return status;
+    made->base.ops = &ref_ops;
+    made->base.max_memory = max_memory ? max_memory : host_memory();
+    made->base.max_alloc = made->base.max_memory;
+    made->threads = ref_threads(threads);
+    *out = &made->base;
+    return DCM_OK;
+}

@@ -1,0 +1,39 @@
+#include "ref/ref.h"
+
+#include "base/half.h"
+
+#include <omp.h>
+
+/* The same source for several instruction sets: element-wise, without contraction, hence the same bits. */
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define CLONES
+#endif
+
+enum { LANES = 16 };
+
+int ref_threads(int asked) { return asked > 0 ? asked : omp_get_num_procs(); }
+
+int ref_thread(void) { return omp_get_thread_num(); }
+
+CLONES double ref_dot(const float *restrict w, const double *restrict x, size_t n)
+{
+    double lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t k = 0; k < LANES; k++)
+            lane[k] += (double)w[i + k] * x[i + k];
+    for (size_t k = 0; i + k < n; k++)
+        lane[k] += (double)w[i + k] * x[i + k];
+    for (size_t width = LANES / 2; width; width /= 2)
+        for (size_t k = 0; k < width; k++)
+            lane[k] += lane[k + width];
+    return lane[0];
+}
+
+CLONES void ref_half_to_float(const uint16_t *restrict src, float *restrict dst, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = half_to_float(src[i]);
+}

@@ -1,0 +1,86 @@
+#include "ref/pool.h"
+
+#include <math.h>
+
+/* One row of a batch of merges: a KV head's keys or values of one layer of one merge. */
+typedef struct merge_row {
+    const ref_merge *merge;
+    const float *rotation; /* (3, head_dim): of a, b and the result */
+    uint32_t layer, head;
+    int which;
+} merge_row;
+
+static merge_row row_at(const ref_pool *pool, const ref_merge *merges, const float *rotations, size_t row)
+{
+    const size_t m = row / pool->kv_heads / 2 / pool->layers;
+    return (merge_row){
+        .merge = merges + m,
+        .rotation = rotations + m * 3 * pool->head_dim,
+        .layer = (uint32_t)(row / pool->kv_heads / 2 % pool->layers),
+        .head = (uint32_t)(row % pool->kv_heads),
+        .which = (int)(row / pool->kv_heads % 2),
+    };
+}
+
+/* Unit a (source 0) or b (1) of a row without its rotation, channels as stored. */
+static void load_source(const ref_pool *pool, const merge_row *row, int source, double *x)
+{
+    const uint32_t slot = source ? row->merge->b : row->merge->a;
+    float stored[REF_HEAD_MAX];
+    pool_load(pool, pool_at(pool, row->layer, row->which, row->head, slot), stored);
+    for (uint32_t c = 0; c < pool->head_dim; c++)
+        x[c] = stored[c];
+    if (row->which == REF_KEYS)
+        pool_rotate(pool, x, row->rotation + source * (size_t)pool->head_dim, -1);
+}
+
+/* Channel of a stored vector that stands at place c of a row. */
+static uint32_t channel(const ref_pool *pool, int which, uint32_t c)
+{
+    const uint32_t half = pool->head_dim / 2;
+    if (which == REF_VALUES)
+        return c;
+    return c < half ? pair_first(pool, c) : pair_second(pool, c - half);
+}
+
+static size_t count_rows(const ref_pool *pool, uint32_t n) { return (size_t)n * pool->layers * 2 * pool->kv_heads; }
+
+void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n, float *x,
+                      int threads)
+{
+    const size_t rows = count_rows(pool, n), d = pool->head_dim;
+#pragma omp parallel for num_threads(threads)
+    for (size_t r = 0; r < rows; r++) {
+        const merge_row row = row_at(pool, merges, rotations, r);
+        for (int source = 0; source < 2; source++) {
+            double unit[REF_HEAD_MAX];
+            load_source(pool, &row, source, unit);
+            for (uint32_t c = 0; c < d; c++)
+                x[(r * 2 + (size_t)source) * d + c] = (float)unit[channel(pool, row.which, c)];
+        }
+    }
+}
+
+void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n,
+                     ref_merge_mode mode, float weight, const float *head, int threads)
+{
+    const size_t rows = count_rows(pool, n), d = pool->head_dim;
+#pragma omp parallel for num_threads(threads)
+    for (size_t r = 0; r < rows; r++) {
+        const merge_row row = row_at(pool, merges, rotations, r);
+        const double wa = mode == REF_GATE ? 1 / (1 + exp(-(double)head[r])) : weight;
+        double a[REF_HEAD_MAX], b[REF_HEAD_MAX];
+        if (mode == REF_DIRECT) {
+            for (uint32_t c = 0; c < d; c++)
+                a[channel(pool, row.which, c)] = head[r * d + c];
+        } else {
+            load_source(pool, &row, 0, a);
+            load_source(pool, &row, 1, b);
+            for (uint32_t c = 0; c < d; c++)
+                a[c] = wa * a[c] + (1 - wa) * b[c];
+        }
+        if (row.which == REF_KEYS)
+            pool_rotate(pool, a, row.rotation + 2 * d, 1);
+        pool_save(pool, pool_at(pool, row.layer, row.which, row.head, row.merge->out), a);
+    }
+}

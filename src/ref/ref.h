@@ -1,0 +1,133 @@
+/*
+ * The truth: every operation of a model in plain C on host arrays, written to be read against its formula. Sums, norms,
+ * exponentials and rotations are in double; a result is rounded to float once, and to half once more where it is stored
+ * so. Work is shared among threads by outputs alone and every sum has a fixed order, so that no bit depends on the
+ * number of threads or on the instruction set. Shapes are (rows, columns), row-major; arrays do not overlap unless
+ * said. Arguments are trusted.
+ */
+#ifndef REF_REF_H
+#define REF_REF_H
+
+#include <dcm/status.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "io/quant.h"
+
+/* Threads to use when `asked` were asked for: itself, or all processors for 0 and less. At least 1. */
+int ref_threads(int asked);
+
+/* Number of the calling thread in a parallel loop, from 0. */
+int ref_thread(void);
+
+/* sum w[i] x[i], in 16 lanes of double that are added pairwise: lane j takes the terms i with i mod 16 = j, in order.
+ */
+double ref_dot(const float *w, const double *x, size_t n);
+
+/* Halves to floats, exactly. */
+void ref_half_to_float(const uint16_t *src, float *dst, size_t n);
+
+/* ---- Linear maps ---- */
+
+typedef enum ref_input {
+    REF_PLAIN,
+    REF_RMSNORM, /* x / sqrt(mean(x^2) + eps) * gain */
+    REF_SWIGLU   /* x is (n, 2 cols): z / (1 + exp(-z)) * x[cols:], z = x[:cols] */
+} ref_input;
+
+/* y = act(f(x) w^T + bias + (add ? y : 0)); f(x) is kept in double. */
+typedef struct ref_linear_args {
+    quant_type type;
+    const void *w; /* (rows, cols) as in a file: rows of quant_row_bytes(type, cols) */
+    uint32_t rows, cols;
+    uint32_t n; /* tokens */
+    ref_input input;
+    const float *x;    /* (n, cols), or (n, 2 cols) for REF_SWIGLU */
+    const float *gain; /* (cols), REF_RMSNORM only */
+    float eps;
+    const float *bias; /* (rows), or NULL */
+    float *y;          /* (n, ldy), of which the first `rows` of each row are written */
+    size_t ldy;
+    bool add;
+    bool elu; /* act is ELU: z for z > 0, expm1(z) below; else none */
+} ref_linear_args;
+
+/* DCM_ERR_MEMORY when the buffers for f(x) and a row of w a thread do not fit. */
+dcm_status ref_linear(const ref_linear_args *args, int threads);
+
+/* x[i] = row ids[i] of the table (any number of rows, cols); x is (n, cols). */
+void ref_embed(quant_type type, const void *table, uint32_t cols, const int32_t *ids, uint32_t n, float *x);
+
+/* ---- The cache ---- */
+
+enum {
+    REF_SLOT_BITS = 26, /* a slot is block << REF_SLOT_BITS | unit within the block */
+    REF_HEAD_MAX = 1024 /* most channels of a head */
+};
+
+/*
+ * Unit slots in blocks. In a block of U units, channel c of KV head h of keys (w = 0) or values (w = 1) of layer l of
+ * unit u is element (((l * 2 + w) * kv_heads + h) * U + u) * head_dim + c.
+ */
+typedef struct ref_pool {
+    uint32_t layers, kv_heads, head_dim; /* head_dim is even, at most REF_HEAD_MAX */
+    bool half;                           /* elements are IEEE halves; else floats */
+    bool half_split;                     /* RoPE pairs are channels (i, i + head_dim/2); else (2i, 2i+1) */
+    void *const *block;
+    const uint32_t *block_units;
+} ref_pool;
+
+/* A rotation: head_dim / 2 pairs (cos, sin); pair i turns the i-th channel pair: (x c - y s, x s + y c). */
+
+/*
+ * Token t's keys, turned by key_rot[t], and its values, into unit slots[t] of `layer`. qkv is (n, (heads + 2 kv_heads)
+ * * head_dim); key_rot is (n, head_dim). Stored halves are rounded from the float result, ties to even.
+ */
+void ref_kv_store(const ref_pool *pool, uint32_t layer, const float *qkv, uint32_t heads, uint32_t n,
+                  const uint32_t *slots, const float *key_rot, int threads);
+
+/* A run of units, oldest first: unit j of `count` is in slot ring[(begin + j) & mask]. */
+typedef struct ref_range {
+    const uint32_t *ring;
+    uint32_t mask, begin, count;
+    float bias;            /* added to each score */
+    const float *rotation; /* of the query for this range: (head_dim) */
+} ref_range;
+
+/*
+ * One query: out = softmax(q . K / sqrt(head_dim) + bias) V over all units of the ranges, in their order; query head h
+ * reads KV head h / (heads / kv_heads). q and out are (heads, head_dim). DCM_ERR_MEMORY when the scores do not fit.
+ */
+dcm_status ref_attention(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
+                         const float *q, uint32_t heads, float *out, int threads);
+
+/* ---- Merges ---- */
+
+/* Units a (older) and b into slot `out`. The merges of one call touch different units, but for out, which may be a or
+ * b. */
+typedef struct ref_merge {
+    uint32_t a, b, out, reserved;
+} ref_merge;
+
+/*
+ * Row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] of merge m, layer l, keys (w = 0; turned back by the
+ * anchors of a and b, in half-split channel order) or values (w = 1, as stored), KV head h. x is (n * layers * 2 *
+ * kv_heads, 2 head_dim). `rotations` is (n, 3, head_dim): the anchors of a, of b and of the result.
+ */
+void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n, float *x,
+                      int threads);
+
+typedef enum ref_merge_mode {
+    REF_CONSTANT, /* weight a + (1 - weight) b */
+    REF_GATE,     /* s a + (1 - s) b, s = 1 / (1 + exp(-head[row])) */
+    REF_DIRECT    /* head[row]: (rows, head_dim), keys in half-split channel order */
+} ref_merge_mode;
+
+/* Merge into slots `out`: keys are turned back, merged, turned by the result's anchor. Rows and rotations as in
+ * ref_merge_gather. */
+void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n,
+                     ref_merge_mode mode, float weight, const float *head, int threads);
+
+#endif
