@@ -39,6 +39,12 @@ DCM_API void dcm_model_close(dcm_model **model);
 
 DCM_API void dcm_model_get_info(const dcm_model *model, dcm_model_info *info);
 
+/*
+ * The shape of the model in the GGUF file at `path`, from its header alone: no device, no weights read. `arch` is static, `name` is "",
+ * `weight_bytes` the size in the file. Errors as dcm_model_open.
+ */
+DCM_API dcm_status dcm_model_info_read(const char *path, dcm_model_info *info);
+
 #ifdef __cplusplus
 }
 #endif

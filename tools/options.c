@@ -1,0 +1,119 @@
+#include "options.h"
+
+#include "tool.h"
+
+#include <dcm/log.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(ARRAY) (sizeof(ARRAY) / sizeof *(ARRAY))
+
+/* ---- Device ---- */
+
+void options_add_device(args *a, device_options *o)
+{
+    const arg_option options[] = {
+        {"device", 0, ARG_TEXT, &o->device, "auto|ref|NAME|P.D",
+         "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of `dcm devices`. "
+         "$DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU."},
+        {"threads", 0, ARG_INT, &o->threads, "N", "Threads of the reference and of CPU devices; 0: all processors.", 0, 4096},
+        {"max-memory", 0, ARG_MEMORY, &o->max_memory, "BYTES|N%",
+         "Most memory to take on the device: bytes (a K, M or G may follow) or a share of the device's; what would pass it ends with "
+         "exit code 5."},
+    };
+    args_add(a, "Device", options, COUNT(options));
+}
+
+int options_open_device(const device_options *o, dcm_device **device)
+{
+    const char *name = o->device ? o->device : getenv("DCM_DEVICE");
+    dcm_device_params params = {.name = name && *name ? name : "auto", .threads = (int)o->threads,
+                                .max_memory = o->max_memory.bytes};
+    dcm_status status = dcm_device_open(device, &params);
+    if (status == DCM_OK && o->max_memory.percent > 0) {
+        dcm_device_info info;
+        dcm_device_get_info(*device, &info);
+        params.max_memory = (size_t)((double)info.memory_bytes * o->max_memory.percent / 100);
+        dcm_device_close(device);
+        status = dcm_device_open(device, &params);
+    }
+    return status == DCM_OK ? 0 : tool_fail_library(status);
+}
+
+/* ---- Words ---- */
+
+void options_add_verbosity(args *a, verbosity_options *o)
+{
+    const arg_option options[] = {
+        {"verbose", 'v', ARG_FLAG, &o->verbose, .help = "Say more on standard error."},
+        {"quiet", 'q', ARG_FLAG, &o->quiet, .help = "Say nothing but errors on standard error."},
+    };
+    args_add(a, "Messages", options, COUNT(options));
+}
+
+int options_apply_verbosity(const verbosity_options *o)
+{
+    if (o->verbose && o->quiet)
+        return tool_fail(DCM_ERR_USAGE, "--verbose and --quiet exclude each other");
+    dcm_log_set_level(o->verbose ? DCM_LOG_DEBUG : o->quiet ? DCM_LOG_QUIET : DCM_LOG_WARN);
+    return 0;
+}
+
+/* ---- Cache policy ---- */
+
+arg_option options_kv(int *kv)
+{
+    return (arg_option){"kv", 0, ARG_CHOICE, kv, .choices = "f16|f32", .help = "How keys and values are stored."};
+}
+
+void options_add_cache(args *a, cache_options *o)
+{
+    const arg_option options[] = {
+        {"cache", 0, ARG_CHOICE, &o->kind, .choices = "dcm|full|window",
+         .help = "Policy: dcm merges the older tokens, full keeps every token, window keeps sinks and the most recent tokens."},
+        {"group", 'L', ARG_INT, &o->group, "N", "dcm: group length, a power of two; a larger one keeps more of the recent past sharp.",
+         DCM_GROUP_MIN, DCM_GROUP_MAX, .power_of_two = true},
+        {"sinks", 0, ARG_INT, &o->sinks, "S", "dcm, window: first tokens that are never merged nor evicted.", 0, 65536},
+        {"merge", 0, ARG_TEXT, &o->merge, "FILE|mean|newer|auto",
+         "dcm: how two units become one; FILE is a safetensors file of a trained merge model; auto takes the weights shipped for this "
+         "very model, else newer."},
+        {"window", 0, ARG_INT, &o->window, "W", "window: units in all, sinks and the current token included; must exceed the sinks.", 1,
+         UINT32_MAX},
+        {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100, 100, .show_zero = true},
+        options_kv(&o->kv),
+    };
+    args_add(a, "Cache", options, COUNT(options));
+}
+
+int options_cache_params(const args *a, const cache_options *o, dcm_cache_params *params)
+{
+    static const char *const kinds[] = {"dcm", "full", "window"};
+    static const struct {
+        const char *option;
+        bool has_effect[3];
+    } effects[] = {{"group", {true, false, false}},
+                   {"sinks", {true, false, true}},
+                   {"merge", {true, false, false}},
+                   {"window", {false, false, true}},
+                   {"log-r", {true, false, false}}};
+    for (size_t i = 0; i < COUNT(effects); i++)
+        if (args_seen(a, effects[i].option) && !effects[i].has_effect[o->kind])
+            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --cache %s: leave one of them out", effects[i].option,
+                             kinds[o->kind]);
+    if (o->kind == DCM_CACHE_WINDOW && !args_seen(a, "window"))
+        return tool_fail(DCM_ERR_USAGE, "--cache window needs --window W (units, sinks included)");
+    if (o->kind == DCM_CACHE_WINDOW && o->window <= o->sinks)
+        return tool_fail(DCM_ERR_USAGE, "--window: %lld units must exceed the %lld sinks", (long long)o->window, (long long)o->sinks);
+    *params = (dcm_cache_params){.kind = (dcm_cache_kind)o->kind, .kv = (dcm_kv_type)o->kv};
+    if (o->kind != DCM_CACHE_FULL)
+        params->sinks = o->sinks ? (int32_t)o->sinks : -1;
+    if (o->kind == DCM_CACHE_WINDOW)
+        params->window = (uint32_t)o->window;
+    if (o->kind != DCM_CACHE_DCM)
+        return 0;
+    params->group = (uint32_t)o->group;
+    params->log_r = (float)o->log_r;
+    params->merge = strcmp(o->merge, "auto") == 0 ? NULL : o->merge;
+    return 0;
+}

@@ -1,0 +1,49 @@
+/* Option groups that several commands share, and what they open. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include <dcm/device.h>
+#include <dcm/session.h>
+
+#include "args.h"
+
+/* --device, --threads, --max-memory. */
+typedef struct device_options {
+    const char *device; /* NULL: $DCM_DEVICE, else "auto" */
+    int64_t threads;
+    arg_memory max_memory;
+} device_options;
+
+void options_add_device(args *a, device_options *o);
+
+/* Open the device that the options name. 0, or the exit code after a message. */
+int options_open_device(const device_options *o, dcm_device **device);
+
+/* -v, -q: set the log level once parsed; both at once is wrong usage. */
+typedef struct verbosity_options {
+    bool verbose, quiet;
+} verbosity_options;
+
+void options_add_verbosity(args *a, verbosity_options *o);
+int options_apply_verbosity(const verbosity_options *o);
+
+/* --cache, --group, --sinks, --merge, --window, --log-r, --kv. Start from CACHE_OPTIONS_DEFAULT. */
+typedef struct cache_options {
+    int kind; /* dcm_cache_kind */
+    int64_t group, sinks, window;
+    const char *merge;
+    double log_r;
+    int kv; /* dcm_kv_type */
+} cache_options;
+
+#define CACHE_OPTIONS_DEFAULT ((cache_options){.kind = DCM_CACHE_DCM, .group = 256, .sinks = 4, .merge = "auto"})
+
+void options_add_cache(args *a, cache_options *o);
+
+/* --kv alone. */
+arg_option options_kv(int *kv);
+
+/* Check options against the policy (one without effect is wrong usage) and make parameters of them. */
+int options_cache_params(const args *a, const cache_options *o, dcm_cache_params *params);
+
+#endif

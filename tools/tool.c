@@ -1,0 +1,97 @@
+#define _GNU_SOURCE
+#include "tool.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *name = "dcm";
+static char *command_line;
+static volatile sig_atomic_t catching, stopped;
+
+void tool_set_name(const char *text) { name = text; }
+const char *tool_name(void) { return name; }
+
+int tool_fail(int code, const char *format, ...)
+{
+    char text[8192];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fflush(stdout);
+    fprintf(stderr, "%s: %s\n", name, text);
+    return code;
+}
+
+int tool_fail_library(dcm_status status) { return tool_fail((int)status, "%s", dcm_error()); }
+
+int tool_flush(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return 0;
+    return tool_fail(DCM_ERR_FILE, "standard output cannot be written: %s", strerror(errno));
+}
+
+static void on_signal(int number)
+{
+    const int code = 128 + number;
+    if (!catching || stopped)
+        _exit(code);
+    stopped = code;
+}
+
+void tool_install_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_DFL); /* a closed pipe ends quietly, even where the parent ignores it */
+}
+
+void tool_catch(bool on)
+{
+    stopped = 0;
+    catching = on;
+}
+
+int tool_stopped(void) { return stopped; }
+
+/* Append one word, quoted for a shell where it needs it. */
+static void append_word(FILE *out, const char *word)
+{
+    const char *plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:=,+%@";
+    if (*word && strspn(word, plain) == strlen(word)) {
+        fputs(word, out);
+        return;
+    }
+    fputc('\'', out);
+    for (; *word; word++) {
+        if (*word == '\'')
+            fputs("'\\''", out);
+        else
+            fputc(*word, out);
+    }
+    fputc('\'', out);
+}
+
+void tool_set_command_line(int argc, char **argv)
+{
+    size_t size;
+    FILE *out = open_memstream(&command_line, &size);
+    if (!out)
+        return;
+    for (int i = 0; i < argc; i++) {
+        if (i)
+            fputc(' ', out);
+        append_word(out, argv[i]);
+    }
+    fclose(out);
+}
+
+const char *tool_command_line(void) { return command_line ? command_line : ""; }
