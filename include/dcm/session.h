@@ -30,7 +30,10 @@ typedef struct dcm_cache_params {
     dcm_kv_type kv;    /* how keys and values are stored */
 } dcm_cache_params;
 
-/* Counters of a session, all since it was opened. Bytes are of the device unless said otherwise. */
+/*
+ * Counters of a session since it was opened. Bytes are on the device; those of tables, scratch and weights and the peak are the
+ * device's own, all its sessions and models together.
+ */
 typedef struct dcm_session_stats {
     uint64_t tokens;         /* fed */
     uint64_t merges;

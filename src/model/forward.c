@@ -1,0 +1,99 @@
+#include "model/model.h"
+
+#include "base/error.h"
+
+#include <string.h>
+
+static dcm_status new_scratch(const dcm_model *model, size_t tokens, size_t columns, buffer **out)
+{
+    return model->ops->ops->buffer_new(model->ops, tokens * columns * sizeof(float), MEM_SCRATCH, out);
+}
+
+static uint32_t qkv_columns(const dcm_model_info *m) { return (m->heads + 2 * m->kv_heads) * m->head_dim; }
+
+dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens)
+{
+    const dcm_model_info *m = &model->config.info;
+    dcm_status status;
+    *a = (activations){.tokens = tokens};
+    DCM_TRY(status, fail, new_scratch(model, tokens, m->hidden, &a->x));
+    DCM_TRY(status, fail, new_scratch(model, tokens, qkv_columns(m), &a->qkv));
+    DCM_TRY(status, fail, new_scratch(model, tokens, (size_t)m->heads * m->head_dim, &a->attn));
+    DCM_TRY(status, fail, new_scratch(model, tokens, 2 * (size_t)m->ffn, &a->gate_up));
+    DCM_TRY(status, fail, new_scratch(model, 1, m->vocab, &a->logits));
+    return DCM_OK;
+fail:
+    activations_close(a);
+    return status;
+}
+
+void activations_close(activations *a)
+{
+    buffer_free(&a->x);
+    buffer_free(&a->qkv);
+    buffer_free(&a->attn);
+    buffer_free(&a->gate_up);
+    buffer_free(&a->logits);
+    memset(a, 0, sizeof *a);
+}
+
+/* All parts of a map: the arguments' w, bias, y_offset and ldy are filled in here. */
+static dcm_status run_map(backend *ops, const linear_map *map, linear_args args)
+{
+    args.ldy = map->rows;
+    for (uint32_t i = 0; i < map->parts; i++) {
+        args.w = map->part[i].w;
+        args.bias = map->part[i].bias;
+        args.y_offset = map->part[i].y_offset;
+        const dcm_status status = ops->ops->linear(ops, &args);
+        if (status != DCM_OK)
+            return status;
+    }
+    return DCM_OK;
+}
+
+static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *pool, const step *s, uint32_t index)
+{
+    const model_layer *l = &model->layer[index];
+    const model_config *c = &model->config;
+    backend *ops = model->ops;
+    const kv_store_args store = {pool, s, index, c->rope, a->qkv, c->info.heads};
+    const attention_args attend = {pool, s, index, c->rope, a->qkv, c->info.heads, a->attn};
+    dcm_status status;
+    DCM_TRY(status, fail, run_map(ops, &l->qkv, (linear_args){.n = s->n, .input = INPUT_RMSNORM, .x = a->x,
+                                                              .gain = l->attn_norm, .eps = c->norm_eps, .y = a->qkv}));
+    DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
+    DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
+    DCM_TRY(status, fail, run_map(ops, &l->attn_out, (linear_args){.n = s->n, .x = a->attn, .y = a->x, .add = true}));
+    DCM_TRY(status, fail, run_map(ops, &l->gate_up, (linear_args){.n = s->n, .input = INPUT_RMSNORM, .x = a->x,
+                                                                  .gain = l->ffn_norm, .eps = c->norm_eps,
+                                                                  .y = a->gate_up}));
+    DCM_TRY(status, fail, run_map(ops, &l->down, (linear_args){.n = s->n, .input = INPUT_SWIGLU, .x = a->gate_up,
+                                                               .y = a->x, .add = true}));
+    return DCM_OK;
+fail:
+    return dcm_fail_in(status, "layer %u", index);
+}
+
+dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s)
+{
+    const embed_args embed = {model->embedding, s, a->x};
+    dcm_status status = model->ops->ops->embed(model->ops, &embed);
+    for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++)
+        status = run_layer(model, a, pool, s, i);
+    return status;
+}
+
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t i)
+{
+    const linear_args args = {.w = model->output,
+                              .n = 1,
+                              .input = INPUT_RMSNORM,
+                              .x = a->x,
+                              .x_offset = (size_t)i * model->config.info.hidden,
+                              .gain = model->output_norm,
+                              .eps = model->config.norm_eps,
+                              .y = a->logits,
+                              .ldy = model->config.info.vocab};
+    return model->ops->ops->linear(model->ops, &args);
+}

@@ -1,0 +1,74 @@
+/* A model on a device: its shape, its weights, and the forward pass of one step. */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include <dcm/model.h>
+
+#include "io/gguf.h"
+#include "ops/open.h"
+#include "ops/ops.h"
+
+/* Everything about a model but its weights. */
+typedef struct model_config {
+    dcm_model_info info;
+    char arch[32], name[128];
+    rope_kind rope;
+    float norm_eps;
+    double rope_frequency[128]; /* head_dim / 2 radians per place, scaling included */
+} model_config;
+
+enum { MODEL_MAX_HEAD_DIM = 256, MODEL_MAX_PARTS = 3 };
+
+/* Read and check the metadata. DCM_ERR_FILE names the field. */
+dcm_status model_config_read(model_config *config, const gguf *file);
+
+/* Rows of one linear map that have one type: several where the file quantises q, k and v differently. */
+typedef struct linear_part {
+    matrix *w;
+    buffer *bias;    /* (rows), or NULL */
+    size_t y_offset; /* first row in the map */
+} linear_part;
+
+typedef struct linear_map {
+    linear_part part[MODEL_MAX_PARTS];
+    uint32_t parts, rows;
+} linear_map;
+
+typedef struct model_layer {
+    buffer *attn_norm, *ffn_norm; /* (hidden) */
+    linear_map qkv;               /* rows: heads + 2 kv_heads heads */
+    linear_map attn_out;          /* (hidden, heads head_dim) */
+    linear_map gate_up;           /* rows: gate, then up */
+    linear_map down;              /* (hidden, ffn) */
+} model_layer;
+
+struct dcm_model {
+    dcm_device *device;
+    backend *ops;
+    model_config config;
+    matrix *embedding; /* (vocab, hidden) */
+    matrix *output;    /* the same where the file ties them */
+    buffer *output_norm;
+    model_layer *layer;
+};
+
+/* Activations of a step, f32, made for at most `tokens` tokens. */
+typedef struct activations {
+    uint32_t tokens;
+    buffer *x;       /* (n, hidden) */
+    buffer *qkv;     /* (n, (heads + 2 kv_heads) head_dim) */
+    buffer *attn;    /* (n, heads head_dim) */
+    buffer *gate_up; /* (n, 2 ffn) */
+    buffer *logits;  /* (vocab) */
+} activations;
+
+dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens);
+void activations_close(activations *a);
+
+/* Issue the forward pass of a step whose merges are done: units are appended, a->x holds the last layer's output. */
+dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s);
+
+/* Issue the vocabulary product for token `i` of the step into a->logits. */
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t i);
+
+#endif

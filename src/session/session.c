@@ -1,0 +1,123 @@
+#include <dcm/log.h>
+#include <dcm/session.h>
+
+#include "base/error.h"
+#include "cache/cache.h"
+#include "merge/merge.h"
+#include "model/model.h"
+
+#include <string.h>
+
+struct dcm_session {
+    dcm_model *model;
+    cache cache;
+    merge_model merge; /* name NULL for full and window */
+    activations act;
+    uint32_t chunk;    /* most tokens of a step */
+    uint64_t tokens;
+    bool failed;       /* the cache's state is not known: only closing and counting are left */
+};
+
+static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
+{
+    const char *what = params->merge;
+    if (!what || !strcmp(what, "auto")) {
+        what = "newer";
+        dcm_log(DCM_LOG_WARN, "no trained merge weights for this model: the newer unit of a pair is kept (--merge newer)");
+    }
+    return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
+}
+
+dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache_params *given)
+{
+    dcm_session *s = NULL;
+    dcm_cache_params params;
+    dcm_status status;
+    *out = NULL;
+    DCM_TRY(status, fail, cache_check_params(&params, given));
+    DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
+    s->model = model;
+    s->chunk = 1;
+    const model_config *c = &model->config;
+    const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
+    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn, s->chunk));
+    if (params.kind == DCM_CACHE_DCM)
+        DCM_TRY(status, fail, open_merge(s, &params));
+    DCM_TRY(status, fail, activations_open(&s->act, model, s->chunk));
+    *out = s;
+    return DCM_OK;
+fail:
+    dcm_session_close(&s);
+    return status;
+}
+
+void dcm_session_close(dcm_session **out)
+{
+    if (!out || !*out)
+        return;
+    dcm_session *s = *out;
+    s->model->ops->ops->sync(s->model->ops); /* what is still running uses what is freed below */
+    activations_close(&s->act);
+    merge_close(&s->merge);
+    cache_close(&s->cache);
+    mem_free(out);
+}
+
+/* One step of n tokens: merges by level, then all layers; the logits of its last token where they are asked for. */
+static dcm_status run_step(dcm_session *s, const int32_t *tokens, uint32_t n, float *logits)
+{
+    const dcm_model *model = s->model;
+    kv_pool *pool = &s->cache.slots.pool;
+    dcm_status status;
+    DCM_TRY(status, fail, cache_step_begin(&s->cache, tokens, n));
+    for (uint32_t g = 0; g < s->cache.plan.top; g++) {
+        const step batch = cache_step_batch(&s->cache, g);
+        DCM_TRY(status, fail, merge_run(&s->merge, pool, &batch, model->config.rope));
+    }
+    DCM_TRY(status, fail, model_forward(model, &s->act, pool, &s->cache.step));
+    cache_step_done(&s->cache);
+    if (logits) {
+        DCM_TRY(status, fail, model_logits(model, &s->act, n - 1));
+        DCM_TRY(status, fail, model->ops->ops->read(s->act.logits, 0, logits, model->config.info.vocab * sizeof *logits));
+    }
+    s->tokens += n;
+fail:
+    return status;
+}
+
+dcm_status dcm_session_feed(dcm_session *s, const int32_t *tokens, size_t count, float *logits)
+{
+    const uint32_t vocab = s->model->config.info.vocab;
+    if (s->failed)
+        return dcm_fail(DCM_ERR_USAGE, "the session failed before and can only be closed");
+    for (size_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
+            return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i], vocab);
+    if (!count && logits)
+        return dcm_fail(DCM_ERR_USAGE, "logits were asked for, but no token was fed");
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < s->chunk ? count - at : s->chunk;
+        const dcm_status status = run_step(s, tokens + at, (uint32_t)n, at + n == count ? logits : NULL);
+        if (status != DCM_OK) {
+            s->failed = true;
+            return dcm_fail_in(status, "token %llu", (unsigned long long)(s->tokens + 1));
+        }
+    }
+    return DCM_OK;
+}
+
+void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)
+{
+    const mem_counter *m = &s->model->ops->memory;
+    *stats = (dcm_session_stats){.tokens = s->tokens,
+                                 .merges = s->cache.merges,
+                                 .units = cache_units(&s->cache),
+                                 .unit_bytes = s->cache.slots.unit_bytes,
+                                 .cache_bytes = s->cache.slots.allocated * s->cache.slots.unit_bytes,
+                                 .table_bytes = m->now[MEM_TABLES],
+                                 .scratch_bytes = m->now[MEM_SCRATCH],
+                                 .weight_bytes = m->now[MEM_WEIGHTS],
+                                 .peak_bytes = m->peak,
+                                 .cache_written = s->cache.bytes_written,
+                                 .merge = s->merge.name ? s->merge.name : ""};
+}
