@@ -49,6 +49,49 @@ DCM_API void dcm_device_close(dcm_device **device);
 
 DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info);
 
+/* One OpenCL device of this machine, as its driver describes it. */
+typedef struct dcm_device_entry {
+    unsigned platform_index, device_index; /* "P.D" in dcm_device_params.name */
+    char name[256], platform[256], vendor[256], driver[256];
+    char version[128], c_version[128]; /* OpenCL; OpenCL C */
+    const char *type;                  /* "gpu", "accelerator", "cpu" or "custom"; static */
+    uint32_t compute_units;
+    size_t memory_bytes;     /* global memory */
+    size_t max_alloc_bytes;  /* largest single buffer, as queried */
+    size_t local_bytes;      /* local memory of a work-group */
+    size_t max_work_group;   /* work-items */
+    bool unified;            /* host and device share memory */
+    bool usable;             /* dcm can run on it: available, with a compiler, OpenCL 1.2 or later */
+} dcm_device_entry;
+
+/*
+ * List the OpenCL devices of all platforms, in the order of their numbers. On success *entries is an array of *count entries
+ * that the caller frees with dcm_free(); no platform at all is DCM_OK with *count = 0 and *entries = NULL. The C
+ * reference is not among them. Errors: DCM_ERR_DEVICE (a platform fails), DCM_ERR_MEMORY.
+ */
+DCM_API dcm_status dcm_device_list(dcm_device_entry **entries, size_t *count);
+
+enum {
+    DCM_PROBE_FEATURES = 1, /* build, run and compare a small kernel for each feature */
+    DCM_PROBE_SPEED = 2     /* measure: takes some seconds, and up to 1 GiB of the device */
+};
+
+/* What was found by trying. */
+typedef struct dcm_device_probe {
+    bool fp16;                 /* half-precision arithmetic */
+    bool subgroups;            /* sub-group reductions */
+    double read_gb_s;          /* GB (10^9 bytes) of global memory read in a second */
+    double launch_us;          /* microseconds of an empty kernel in a full queue */
+    double round_trip_us;      /* microseconds to enqueue a kernel, run it and wait for it */
+    size_t largest_alloc_bytes; /* largest buffer that worked, at most max_alloc_bytes */
+} dcm_device_probe;
+
+/*
+ * Try out one device of the list; `what`: DCM_PROBE_*. Fields not asked for are zero. Errors: DCM_ERR_DEVICE,
+ * DCM_ERR_MEMORY.
+ */
+DCM_API dcm_status dcm_device_try(const dcm_device_entry *entry, unsigned what, dcm_device_probe *probe);
+
 #ifdef __cplusplus
 }
 #endif

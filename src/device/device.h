@@ -19,10 +19,14 @@ typedef struct cldev_limits {
     cl_device_type type;
     uint32_t compute_units;
     size_t memory, max_alloc, local_memory, max_work_group;
+    size_t cache;      /* bytes of the largest cache before global memory; 0: unknown */
+    bool usable;       /* available, with a compiler, little-endian, OpenCL 1.2 or later */
     bool unified;      /* host and device share memory */
     bool wide_items;   /* a CPU: one work-item per core-sized slice with vector types pays; else coalesced groups */
-    bool fp16;         /* half arithmetic compiles, runs and is right */
-    bool subgroups;    /* sub-group reductions compile, run and are right */
+    bool exact_divide; /* divisions and square roots can be asked to round correctly */
+    bool own_cache;    /* the driver keeps compiled kernels itself, and giving out a binary costs more than it saves */
+    bool fp16;         /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
+    bool subgroups;    /* sub-group reductions compile, run and are right: set by cldev_probe_features */
 } cldev_limits;
 
 /* One place in the platform/device list. */
@@ -58,6 +62,13 @@ dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
 void cldev_close(cldev **device);
 
 /*
+ * Find limits.fp16 and limits.subgroups by building, running and comparing a small kernel each. Takes as long as the builds; a feature that
+ * does not build, run or give the right numbers is not there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and
+ * DCM_ERR_DEVICE where not even a plain kernel works.
+ */
+dcm_status cldev_probe_features(cldev *device);
+
+/*
  * Build one kernel family: `common` then the family's source (embedded from cl/), with `options` such as "-DHEAD_DIM=64". Binaries are kept in the
  * cache folder under a key of sources, options, platform, device, driver and format version; a corrupt or unreadable
  * one is rebuilt, an unwritable folder is passed over with a word. A failed build is DCM_ERR_DEVICE and the build log is shown.
@@ -76,11 +87,12 @@ dcm_status cldev_check(cl_int error, const char *call);
 /* What --probe measures. */
 typedef struct cldev_probe {
     double read_gb_s;     /* best of several sums over a buffer larger than the caches */
-    double launch_us;     /* per empty kernel in a full queue */
-    double round_trip_us; /* enqueue, run and wait, one at a time */
-    size_t largest_alloc; /* largest buffer that could be written and read back */
+    double launch_us;     /* per empty kernel in a full queue, best of several queues */
+    double round_trip_us; /* enqueue, run and wait, one at a time: the best */
+    size_t largest_alloc; /* largest buffer that could be written and read back, at places spread over it */
 } cldev_probe;
 
+/* Nothing else should run meanwhile. DCM_ERR_DEVICE where a sum that was timed is wrong. */
 dcm_status cldev_measure(cldev *device, cldev_probe *probe);
 
 /* Source of a family as embedded by the build: one entry a file of cl/. */

@@ -1,0 +1,138 @@
+#define _GNU_SOURCE
+#include "device/build.h"
+
+#include <dcm/log.h>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BINARY_MAGIC = 0x424d4344 /* "DCMB" */, BINARY_VERSION = 1, BINARY_MAX = 64 << 20 /* bytes */ };
+
+/* Text and its end, so that two texts do not run into one another. */
+static uint64_t hash_text(uint64_t hash, const char *text) { return hash_bytes(hash, text, strlen(text) + 1); }
+
+uint64_t binary_key(const cldev *device, const program_source *source)
+{
+    const cldev_limits *l = &device->limits;
+    const uint32_t version = BINARY_VERSION;
+    uint64_t hash = hash_bytes(HASH_START, &version, sizeof version);
+    for (int i = 0; i < PROGRAM_PARTS; i++) {
+        hash = hash_bytes(hash, &source->size[i], sizeof source->size[i]);
+        hash = hash_bytes(hash, source->part[i], source->size[i]);
+    }
+    hash = hash_text(hash, source->options);
+    hash = hash_text(hash, l->platform);
+    hash = hash_text(hash, l->name);
+    hash = hash_text(hash, l->vendor);
+    hash = hash_text(hash, l->version);
+    return hash_text(hash, l->driver);
+}
+
+dcm_status binary_path(char *path, size_t size, const program_source *source, uint64_t key, bool create)
+{
+    char name[256];
+    snprintf(name, sizeof name, "program-%s-%016" PRIx64 ".bin", source->family, key);
+    return file_cache_path(path, size, name, create);
+}
+
+/* NULL, or what is wrong with the file's bytes. */
+static const char *find_fault(const file_map *map, uint64_t key, binary_header *header)
+{
+    if (map->size < sizeof *header)
+        return "truncated";
+    memcpy(header, map->data, sizeof *header);
+    if (header->magic != BINARY_MAGIC || header->version != BINARY_VERSION)
+        return "not a program of this version";
+    if (header->key != key)
+        return "the binary of another program";
+    if (header->size != map->size - sizeof *header)
+        return "truncated";
+    if (header->checksum != hash_bytes(HASH_START, map->data + sizeof *header, header->size))
+        return "damaged";
+    return NULL;
+}
+
+/* NULL where the driver refuses the binary. */
+static cl_program create_built(cldev *device, const program_source *source, const unsigned char *data, size_t size)
+{
+    cl_int error, refused = CL_SUCCESS;
+    cl_program program = clCreateProgramWithBinary(device->context, 1, &device->id, &size, &data, &refused, &error);
+    if (error == CL_SUCCESS && refused == CL_SUCCESS &&
+        clBuildProgram(program, 1, &device->id, source->options, NULL, NULL) == CL_SUCCESS)
+        return program;
+    if (error == CL_SUCCESS && program)
+        clReleaseProgram(program);
+    return NULL;
+}
+
+/* A file that another user made, or can change, is not trusted: its bytes go to the driver as code. */
+static bool trusted(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
+}
+
+void binary_load(cldev *device, const program_source *source, uint64_t key, cl_program *program)
+{
+    char path[4096];
+    file_map map = {0};
+    binary_header header;
+    *program = NULL;
+    if (binary_path(path, sizeof path, source, key, false) != DCM_OK || access(path, F_OK) != 0)
+        return;
+    const char *fault = trusted(path) ? NULL : "not a file of this user";
+    if (!fault && file_map_open(&map, path) != DCM_OK)
+        fault = "unreadable";
+    if (!fault)
+        fault = find_fault(&map, key, &header);
+    if (!fault) {
+        *program = create_built(device, source, map.data + sizeof header, header.size);
+        fault = *program ? NULL : "refused by the driver";
+    }
+    file_map_close(&map);
+    if (fault) {
+        dcm_log(DCM_LOG_INFO, "%s: cached program is %s: removed, building again", path, fault);
+        unlink(path);
+    }
+}
+
+static void warn_once(void)
+{
+    static atomic_flag warned = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&warned))
+        dcm_log(DCM_LOG_WARN, "built kernels are not kept, every start will build them anew: %s", dcm_error());
+}
+
+void binary_store(const program_source *source, uint64_t key, cl_program program)
+{
+    char path[4096];
+    unsigned char *file = NULL;
+    size_t size = 0;
+    if (clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) != CL_SUCCESS || size == 0 ||
+        size > BINARY_MAX) {
+        dcm_log(DCM_LOG_INFO, "kernel family %s: the driver gives no binary to keep (%zu bytes)", source->family, size);
+        return;
+    }
+    if (binary_path(path, sizeof path, source, key, true) != DCM_OK) {
+        warn_once();
+        return;
+    }
+    if (mem_new(&file, sizeof(binary_header) + size, 1, "program binary") != DCM_OK)
+        return;
+    unsigned char *binary = file + sizeof(binary_header);
+    if (clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS) {
+        const binary_header header = {BINARY_MAGIC, BINARY_VERSION, key, size, hash_bytes(HASH_START, binary, size)};
+        memcpy(file, &header, sizeof header);
+        if (file_write_atomic(path, file, sizeof header + size) != DCM_OK)
+            warn_once();
+    }
+    mem_free(&file);
+}

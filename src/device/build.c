@@ -1,0 +1,107 @@
+#include "device/build.h"
+
+#include <dcm/log.h>
+
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const cl_source *find_source(const char *family)
+{
+    for (const cl_source *s = cl_sources; s->family; s++)
+        if (strcmp(s->family, family) == 0)
+            return s;
+    return NULL;
+}
+
+dcm_status program_source_init(program_source *source, const cldev *device, const char *family, const char *options)
+{
+    const cl_source *const file[2] = {find_source("common"), find_source(family)};
+    memset(source, 0, sizeof *source);
+    source->family = family;
+    for (int i = 0; i < 2; i++) {
+        if (!file[i])
+            return dcm_fail(DCM_ERR_DEVICE, "kernel family %s is not part of this build of dcm", family);
+        const int n = snprintf(source->line[i], sizeof source->line[i], "\n#line 1 \"%s\"\n", file[i]->file);
+        source->part[2 * i] = source->line[i];
+        source->size[2 * i] = (size_t)n;
+        source->part[2 * i + 1] = (const char *)file[i]->text;
+        source->size[2 * i + 1] = file[i]->size;
+    }
+    /* Never fast-math: the bounds of the kernels' tests count on IEEE arithmetic. */
+    const int n = snprintf(source->options, sizeof source->options, "-cl-std=CL1.2%s%s%s",
+                           device->limits.exact_divide ? " -cl-fp32-correctly-rounded-divide-sqrt" : "",
+                           options && *options ? " " : "", options ? options : "");
+    if (n < 0 || (size_t)n >= sizeof source->options)
+        return dcm_fail(DCM_ERR_DEVICE, "kernel family %s: its build options are too long", family);
+    return DCM_OK;
+}
+
+/* The build log line by line, each as one message. */
+static void show_log(const cldev *device, cl_program program, dcm_log_level level)
+{
+    size_t size = 0;
+    char *text = NULL;
+    if (clGetProgramBuildInfo(program, device->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &size) != CL_SUCCESS || size == 0)
+        return;
+    if (mem_new(&text, size + 1, 1, "build log") != DCM_OK)
+        return;
+    if (clGetProgramBuildInfo(program, device->id, CL_PROGRAM_BUILD_LOG, size, text, NULL) == CL_SUCCESS) {
+        char *rest = text;
+        for (char *line = strtok_r(text, "\r\n", &rest); line; line = strtok_r(NULL, "\r\n", &rest))
+            dcm_log(level, "| %s", line);
+    }
+    mem_free(&text);
+}
+
+static dcm_status build_from_source(cldev *device, const program_source *source, bool quiet, cl_program *out)
+{
+    dcm_status status = DCM_OK;
+    cl_int error;
+    const char *part[PROGRAM_PARTS];
+    memcpy(part, source->part, sizeof part);
+    cl_program program = clCreateProgramWithSource(device->context, PROGRAM_PARTS, part, source->size, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clCreateProgramWithSource(...)"));
+    error = clBuildProgram(program, 1, &device->id, source->options, NULL, NULL);
+    if (error != CL_SUCCESS) {
+        const dcm_log_level level = quiet ? DCM_LOG_DEBUG : DCM_LOG_WARN;
+        dcm_log(level, "kernel family %s on %s: build with \"%s\" failed, the compiler says:", source->family,
+                device->limits.name, source->options);
+        show_log(device, program, level);
+        /* Whatever the error's name: a build that fails is the device's trouble. */
+        cldev_check(error, "clBuildProgram(...)");
+        status = dcm_fail_in(DCM_ERR_DEVICE, "kernel family %s does not build on %s (%s, driver %s)", source->family,
+                             device->limits.name, device->limits.platform, device->limits.driver);
+        goto fail;
+    }
+    *out = program;
+    return DCM_OK;
+fail:
+    if (program)
+        clReleaseProgram(program);
+    return status;
+}
+
+dcm_status program_build(cldev *device, const program_source *source, bool quiet, cl_program *program)
+{
+    const bool cached = !device->limits.own_cache;
+    const uint64_t key = cached ? binary_key(device, source) : 0;
+    *program = NULL;
+    if (cached)
+        binary_load(device, source, key, program);
+    if (*program)
+        return DCM_OK;
+    const dcm_status status = build_from_source(device, source, quiet, program);
+    if (status == DCM_OK && cached)
+        binary_store(source, key, *program);
+    return status;
+}
+
+dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program)
+{
+    program_source source;
+    *program = NULL;
+    const dcm_status status = program_source_init(&source, device, family, options);
+    return status == DCM_OK ? program_build(device, &source, false, program) : status;
+}

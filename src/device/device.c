@@ -1,0 +1,55 @@
+#include "device/device.h"
+
+#include <dcm/log.h>
+
+#include "base/memory.h"
+
+/* Drivers say here what an error code cannot; from any thread. */
+static void CL_CALLBACK notify(const char *text, const void *data, size_t size, void *user)
+{
+    (void)data, (void)size, (void)user;
+    dcm_log(DCM_LOG_DEBUG, "OpenCL: %s", text);
+}
+
+dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
+{
+    dcm_status status = DCM_OK;
+    cldev *device = NULL;
+    cl_int error;
+    *out = NULL;
+    if (!entry->limits.usable) {
+        status = dcm_fail(DCM_ERR_DEVICE, "not available, without a compiler, or older than OpenCL 1.2 (%s)",
+                          entry->limits.version);
+        goto fail;
+    }
+    DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
+    device->limits = entry->limits;
+    device->platform_id = entry->platform_id;
+    device->id = entry->id;
+    device->profiling = profiling;
+    const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)entry->platform_id, 0};
+    device->context = clCreateContext(properties, 1, &entry->id, notify, NULL, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clCreateContext(...)"));
+    device->queue =
+        clCreateCommandQueue(device->context, device->id, profiling ? CL_QUEUE_PROFILING_ENABLE : 0, &error);
+    DCM_TRY(status, fail, cldev_check(error, "clCreateCommandQueue(...)"));
+    *out = device;
+    return DCM_OK;
+fail:
+    cldev_close(&device);
+    return dcm_fail_in(status, "device %u.%u %s", entry->platform, entry->index, entry->limits.name);
+}
+
+void cldev_close(cldev **device)
+{
+    if (!device || !*device)
+        return;
+    cldev *d = *device;
+    if (d->queue) {
+        clFinish(d->queue);
+        clReleaseCommandQueue(d->queue);
+    }
+    if (d->context)
+        clReleaseContext(d->context);
+    mem_free(device);
+}

@@ -1,0 +1,89 @@
+#include "device/device.h"
+
+#include <dcm/log.h>
+
+#include "base/half.h"
+#include "device/run.h"
+
+enum { ITEMS = 256, GROUP = 64 };
+
+static size_t group_size(const cldev *device)
+{
+    return device->limits.max_work_group < GROUP ? 1 : GROUP;
+}
+
+static dcm_status check_fp16(cldev *device, probe_run *run)
+{
+    dcm_status status = DCM_OK;
+    uint16_t x[ITEMS], out[ITEMS];
+    for (int i = 0; i < ITEMS; i++)
+        x[i] = float_to_half((float)(i % 17 - 8));
+    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_FP16", "probe_fp16", true));
+    DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS, group_size(device)));
+    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
+    for (int i = 0; i < ITEMS; i++) {
+        const float v = (float)(i % 17 - 8), expected = v * v + v / 4 - 0.5f; /* exact in f16 */
+        if (out[i] != float_to_half(expected))
+            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %g for %g", half_to_float(out[i]), expected);
+    }
+fail:
+    return status;
+}
+
+/* Every item must have been given the size of its sub-group and the sum over it. */
+static dcm_status compare_subgroups(const int *x, const int (*out)[3], int group)
+{
+    for (int i = 0; i < ITEMS; i++) {
+        const int begin = i / group * group;
+        int size = 0, sum = 0;
+        for (int k = begin; k < begin + group; k++)
+            if (out[k][0] == out[i][0]) {
+                size++;
+                sum += x[k];
+            }
+        if (out[i][1] != size || out[i][2] != sum)
+            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: size %d for %d, sum %d for %d", out[i][1], size, out[i][2], sum);
+    }
+    return DCM_OK;
+}
+
+static dcm_status check_subgroups(cldev *device, probe_run *run)
+{
+    dcm_status status = DCM_OK;
+    int x[ITEMS], out[ITEMS][3];
+    for (int i = 0; i < ITEMS; i++)
+        x[i] = 1 + i * i % 101;
+    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_SUBGROUPS", "probe_subgroups", true));
+    DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS, group_size(device)));
+    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
+    status = compare_subgroups(x, (const int(*)[3])out, (int)group_size(device));
+fail:
+    return status;
+}
+
+static bool has_feature(cldev *device, const char *name, dcm_status (*check)(cldev *, probe_run *))
+{
+    probe_run run = {0};
+    const dcm_status status = check(device, &run);
+    probe_run_close(&run);
+    if (status != DCM_OK)
+        dcm_log(DCM_LOG_DEBUG, "%s: no %s: %s", device->limits.name, name, dcm_error());
+    return status == DCM_OK;
+}
+
+dcm_status cldev_probe_features(cldev *device)
+{
+    probe_run run = {0};
+    dcm_status status = DCM_OK;
+    /* A device on which nothing builds is broken, not without features. */
+    DCM_TRY(status, fail, probe_run_kernel(&run, device, "", "probe_empty", false));
+    DCM_TRY(status, fail, probe_run_enqueue(&run, device, 1, 1));
+    CL_TRY(status, fail, clFinish(device->queue));
+    device->limits.fp16 = has_feature(device, "fp16", check_fp16);
+    device->limits.subgroups = has_feature(device, "subgroups", check_subgroups);
+fail:
+    probe_run_close(&run);
+    return status;
+}

@@ -1,0 +1,89 @@
+#include "ops/open.h"
+
+#include <dcm/log.h>
+
+#include "base/memory.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static size_t host_memory(void)
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : 0;
+}
+
+static dcm_status open_ref(dcm_device *device, const dcm_device_params *params)
+{
+    const dcm_status status = backend_ref_open(&device->ops, params->threads, params->max_memory);
+    if (status != DCM_OK)
+        return status;
+    device->info = (dcm_device_info){
+        .name = "ref",
+        .platform = "C reference",
+        .driver = "OpenMP",
+        .is_ref = true,
+        .memory_bytes = host_memory(),
+        .max_alloc_bytes = device->ops->max_alloc,
+    };
+    return DCM_OK;
+}
+
+static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dcm_device_params *params)
+{
+    dcm_status status = cldev_open(&device->cl, entry, false);
+    if (status == DCM_OK)
+        status = backend_cl_open(&device->ops, device->cl, params->max_memory);
+    if (status != DCM_OK)
+        return status;
+    const cldev_limits *l = &device->cl->limits;
+    device->info = (dcm_device_info){
+        .name = l->name,
+        .platform = l->platform,
+        .driver = l->driver,
+        .memory_bytes = l->memory,
+        .max_alloc_bytes = l->max_alloc,
+    };
+    return DCM_OK;
+}
+
+dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
+{
+    static const dcm_device_params defaults;
+    const dcm_device_params *params = given ? given : &defaults;
+    dcm_status status = DCM_OK;
+    dcm_device *device = NULL;
+    cldev_entry entry;
+    bool found = false;
+    *out = NULL;
+    if (params->threads < 0)
+        return dcm_fail(DCM_ERR_USAGE, "threads: %d is less than 0", params->threads);
+    DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
+    if (params->name && strcmp(params->name, "ref") == 0) {
+        DCM_TRY(status, fail, open_ref(device, params));
+    } else {
+        DCM_TRY(status, fail, cldev_choose(params->name, &entry, &found));
+        if (found) {
+            DCM_TRY(status, fail, open_cl(device, &entry, params));
+        } else {
+            dcm_log(DCM_LOG_WARN, "no OpenCL platform on this machine: computing with the C reference");
+            DCM_TRY(status, fail, open_ref(device, params));
+        }
+    }
+    *out = device;
+    return DCM_OK;
+fail:
+    dcm_device_close(&device);
+    return status;
+}
+
+void dcm_device_close(dcm_device **device)
+{
+    if (!device || !*device)
+        return;
+    backend_close(&(*device)->ops);
+    cldev_close(&(*device)->cl);
+    mem_free(device);
+}
+
+void dcm_device_get_info(const dcm_device *device, dcm_device_info *info) { *info = device->info; }

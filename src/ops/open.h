@@ -1,0 +1,16 @@
+/* An opened dcm_device, for the model and session layers: which back end computes, and how it was chosen. */
+#ifndef OPS_OPEN_H
+#define OPS_OPEN_H
+
+#include <dcm/device.h>
+
+#include "device/device.h"
+#include "ops/ops.h"
+
+struct dcm_device {
+    backend *ops;          /* where ops run: device->ops->ops->linear(device->ops, ...) */
+    cldev *cl;             /* NULL for the reference */
+    dcm_device_info info;
+};
+
+#endif
