@@ -3,6 +3,7 @@
 #define OPTIONS_H
 
 #include <dcm/device.h>
+#include <dcm/plan.h>
 #include <dcm/session.h>
 
 #include "args.h"
