@@ -38,6 +38,10 @@ static dcm_status fail_at(const safetensors *file, size_t at, const char *format
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    for (char *c = text; *c; c++) { /* names of the file stay on one line */
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
     return dcm_fail(DCM_ERR_FILE, "%s: offset %zu: %s", file->path, at, text);
 }
 
@@ -47,15 +51,12 @@ static dcm_status fail_tensor(const safetensors *file, const char *name, const c
 
 static dcm_status fail_tensor(const safetensors *file, const char *name, const char *format, ...)
 {
-    char text[512], shown[96];
+    char text[512];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    snprintf(shown, sizeof shown, "%s", name);
-    for (char *c = shown; *c; c++)
-        *c = *c >= ' ' && *c <= '~' ? *c : '?';
-    return fail_at(file, LENGTH_BYTES, "tensor \"%s\": %s", shown, text);
+    return fail_at(file, LENGTH_BYTES, "tensor \"%.96s\": %s", name, text);
 }
 
 /* Bits of one item, and dcm's type. */
