@@ -18,3 +18,99 @@
 #define VIEW_RANGE_WORDS 8
 #define VIEW_WORDS (8 + VIEW_RANGES * VIEW_RANGE_WORDS)
 #define MERGE_WORDS 4
+
+/* Words of a view and of each of its ranges. */
+enum { VIEW_N_RANGES, VIEW_UNITS, VIEW_RANGE_0 = 8 };
+enum { RANGE_RING, RANGE_MASK, RANGE_BEGIN, RANGE_COUNT, RANGE_PLACE, RANGE_BIAS };
+
+/* ---- Half precision without cl_khr_fp16 ---- */
+
+/* Round to nearest, ties to even; overflow gives infinity, NaN stays NaN; no float in it is subnormal unless f is. */
+static inline ushort float_to_half(float f)
+{
+    const uint bits = as_uint(f), sign = bits >> 16 & 0x8000u;
+    const uint magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return (ushort)(sign | 0x7e00u);
+    if (magnitude >= 0x47800000u)
+        return (ushort)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) /* below the smallest normal half: let a float addition round */
+        return (ushort)(sign | (as_uint(as_float(magnitude) + 0.5f) - 0x3f000000u));
+    return (ushort)(sign | (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13);
+}
+
+/* ---- Storage of the cache ---- */
+
+#if KV_F32
+typedef float kv_t;
+#define KV_LOAD(WIDTH, p) vload##WIDTH(0, p)
+static inline float kv_load(const __global kv_t *p) { return *p; }
+static inline void kv_put(__global kv_t *p, float x) { *p = x; }
+#else
+typedef ushort kv_t;
+#define KV_LOAD(WIDTH, p) vload_half##WIDTH(0, (const __global half *)(p))
+static inline float kv_load(const __global kv_t *p) { return vload_half(0, (const __global half *)p); }
+static inline void kv_put(__global kv_t *p, float x) { *p = float_to_half(x); }
+#endif
+
+/*
+ * A kernel that reads or writes the pool takes KV_PARAMS as its first parameters: KV_BLOCKS block buffers (kv_00 .. kv_77, octal; where the
+ * pool has fewer, its first again) and the units of each. In its body: KV_TABLE(kv); the table is in local memory, and all work-items reach it.
+ */
+typedef struct kv_sizes {
+    uint units[KV_BLOCKS];
+} kv_sizes;
+
+typedef struct kv_table {
+    __global kv_t *base[KV_BLOCKS];
+    uint units[KV_BLOCKS];
+} kv_table;
+
+#define KV_EIGHT(X, n, SEP) \
+    X(n##0) SEP() X(n##1) SEP() X(n##2) SEP() X(n##3) SEP() X(n##4) SEP() X(n##5) SEP() X(n##6) SEP() X(n##7)
+#define KV_EACH(X, SEP)                                                                  \
+    KV_EIGHT(X, 0, SEP) SEP() KV_EIGHT(X, 1, SEP) SEP() KV_EIGHT(X, 2, SEP) SEP()        \
+    KV_EIGHT(X, 3, SEP) SEP() KV_EIGHT(X, 4, SEP) SEP() KV_EIGHT(X, 5, SEP) SEP()        \
+    KV_EIGHT(X, 6, SEP) SEP() KV_EIGHT(X, 7, SEP)
+#define KV_COMMA() ,
+#define KV_SEMICOLON() ;
+#define KV_PARAM(n) __global kv_t *kv_##n
+#define KV_SET(n) kv_table_.base[0##n] = kv_##n
+#define KV_PARAMS KV_EACH(KV_PARAM, KV_COMMA), const kv_sizes kv_sizes_
+
+#define KV_TABLE(NAME)                                                                                   \
+    __local kv_table kv_table_;                                                                          \
+    __local kv_table *const NAME = &kv_table_;                                                           \
+    if (get_local_id(0) == 0) {                                                                          \
+        KV_EACH(KV_SET, KV_SEMICOLON);                                                                   \
+        for (uint kv_i_ = 0; kv_i_ < KV_BLOCKS; kv_i_++)                                                 \
+            kv_table_.units[kv_i_] = kv_sizes_.units[kv_i_];                                             \
+    }                                                                                                    \
+    barrier(CLK_LOCAL_MEM_FENCE)
+
+/* Channel 0 of a slot's unit in plane (layer * 2 + w) * kv_heads + h. */
+static inline __global kv_t *kv_row(const __local kv_table *kv, uint plane, uint slot)
+{
+    const uint block = slot >> KV_SLOT_BITS, unit = slot & ((1u << KV_SLOT_BITS) - 1);
+    return kv->base[block] + ((size_t)plane * kv->units[block] + unit) * HEAD_DIM;
+}
+
+/* ---- RoPE ---- */
+
+/* Channels of RoPE pair i. */
+#if ROPE_HALF
+#define ROPE_FIRST(i) (i)
+#define ROPE_SECOND(i) ((i) + HEAD_DIM / 2)
+#else
+#define ROPE_FIRST(i) (2 * (i))
+#define ROPE_SECOND(i) (2 * (i) + 1)
+#endif
+
+/* Turn (x.x, x.y) by the angle whose (cos, sin) is r. */
+static inline float2 rope_turn(float2 x, float2 r)
+{
+    return (float2)(x.x * r.x - x.y * r.y, x.x * r.y + x.y * r.x);
+}
+
+/* Turn it back. */
+static inline float2 rope_unturn(float2 x, float2 r) { return rope_turn(x, (float2)(r.x, -r.y)); }

@@ -1,0 +1,83 @@
+#include "ops/ops_cl.h"
+#include "ops/pool_cl.h"
+
+#include <stdio.h>
+
+enum {
+    GROUP_ITEMS = 128, /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
+    PARTIAL_BYTES = 16 << 20 /* most bytes of partial results at a time, unless one query needs more */
+};
+
+/* What the arguments of one step's launches point to. */
+typedef struct attention_launch {
+    cl_kernel attention, combine;
+    bool wide;
+    cl_uint layer, first, splits;
+    cl_ulong views, query_rot, qkv_row;
+    pool_sizes sizes;
+} attention_launch;
+
+/* Most splits of a view of at most `units` places; fewer units can have more: 4096 have 64, 4097 have 33. */
+static uint32_t splits_max(uint32_t units)
+{
+    const uint32_t splits = (units + 63) / 64;
+    return splits < 64 ? splits : 64;
+}
+
+static dcm_status attention_prepare(backend *b, const attention_args *a, attention_launch *l)
+{
+    const kv_pool *pool = a->pool;
+    char options[128];
+    dcm_status status;
+    l->wide = clop_wide(b);
+    l->layer = a->layer;
+    l->splits = splits_max(a->step->max_units);
+    l->views = a->step->views;
+    l->query_rot = a->step->query_rot;
+    l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
+    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d", pool->head_dim,
+             a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide);
+    DCM_TRY(status, fail, clop_kernel(b, "attention", options, l->wide ? "attention_wide" : "attention_group", &l->attention));
+    DCM_TRY(status, fail, clop_kernel(b, "attention", options, "attention_combine", &l->combine));
+fail:
+    return status;
+}
+
+/* Queries l->first .. l->first + count - 1. */
+static dcm_status attention_some(backend *b, const attention_args *a, attention_launch *l, buffer *partial, uint32_t count)
+{
+    const kv_pool *pool = a->pool;
+    dcm_status status;
+    clop_arg args[POOL_ARGS + 9] = {[POOL_ARGS] = CLOP_MEM(pool->table), CLOP_MEM(a->step->data), CLOP_VAR(l->views),
+                                    CLOP_VAR(l->query_rot),              CLOP_MEM(a->qkv),        CLOP_VAR(l->qkv_row),
+                                    CLOP_VAR(l->layer),                  CLOP_VAR(l->first),      CLOP_MEM(partial)};
+    pool_args(pool, &l->sizes, args);
+    const size_t items = l->wide ? 1 : GROUP_ITEMS;
+    const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
+    DCM_TRY(status, fail, clop_launch(b, l->attention, args, sizeof args / sizeof *args, 3, global, local));
+
+    const clop_arg combine_args[] = {CLOP_MEM(partial),  CLOP_VAR(l->splits), CLOP_MEM(a->step->data),
+                                     CLOP_VAR(l->views), CLOP_VAR(l->first),  CLOP_MEM(a->out)};
+    const size_t parts = l->wide ? 1 : pool->head_dim / 8;
+    const size_t combine_local[3] = {parts, 1, 1}, combine_global[3] = {parts, a->heads, count};
+    DCM_TRY(status, fail, clop_launch(b, l->combine, combine_args, sizeof combine_args / sizeof *combine_args, 3,
+                                      combine_global, combine_local));
+fail:
+    return status;
+}
+
+dcm_status cl_attention(backend *b, const attention_args *a)
+{
+    attention_launch l;
+    buffer *partial;
+    dcm_status status;
+    DCM_TRY(status, fail, attention_prepare(b, a, &l));
+    const uint32_t n = a->step->n;
+    const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */
+    const size_t fit = PARTIAL_BYTES / bytes > 0 ? PARTIAL_BYTES / bytes : 1, most = fit < n ? fit : n;
+    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ATTENTION, most * bytes, &partial));
+    for (l.first = 0; l.first < n; l.first += (cl_uint)most)
+        DCM_TRY(status, fail, attention_some(b, a, &l, partial, (uint32_t)(n - l.first < most ? n - l.first : most)));
+fail:
+    return status;
+}

@@ -1,0 +1,63 @@
+#include "ops/ops_cl.h"
+#include "ops/pool_cl.h"
+
+#include <stdio.h>
+
+enum { MERGE_ARGS = POOL_ARGS + 6 }; /* shared by both kernels */
+
+/* What the arguments point to. */
+typedef struct merge_launch {
+    cl_kernel kernel;
+    cl_ulong merges, merge_rot, items;
+    cl_uint layers, kv_heads;
+    pool_sizes sizes;
+} merge_launch;
+
+/* Kernel and first MERGE_ARGS arguments. */
+static dcm_status merge_prepare(backend *b, const kv_pool *pool, const step *step, rope_kind rope, const char *name,
+                                merge_launch *l, clop_arg *args)
+{
+    char options[96];
+    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d", pool->head_dim, rope == ROPE_HALF,
+             pool->type == KV_F32);
+    l->merges = step->merges;
+    l->merge_rot = step->merge_rot;
+    l->layers = pool->layers;
+    l->kv_heads = pool->kv_heads;
+    l->items = (cl_ulong)step->n_merges * pool->layers * 2 * pool->kv_heads * (pool->head_dim / 2);
+    pool_args(pool, &l->sizes, args);
+    const clop_arg own[] = {CLOP_MEM(step->data), CLOP_VAR(l->merges),   CLOP_VAR(l->merge_rot),
+                            CLOP_VAR(l->layers),  CLOP_VAR(l->kv_heads), CLOP_VAR(l->items)};
+    memcpy(args + POOL_ARGS, own, sizeof own);
+    return clop_kernel(b, "merge", options, name, &l->kernel);
+}
+
+dcm_status cl_merge_gather(backend *b, const merge_gather_args *a)
+{
+    merge_launch l;
+    dcm_status status;
+    if (a->step->n_merges == 0)
+        return DCM_OK;
+    clop_arg args[MERGE_ARGS + 1] = {[MERGE_ARGS] = CLOP_MEM(a->x)};
+    DCM_TRY(status, fail, merge_prepare(b, a->pool, a->step, a->rope, "merge_gather", &l, args));
+    DCM_TRY(status, fail, pool_launch(b, l.kernel, args, sizeof args / sizeof *args, l.items));
+fail:
+    return status;
+}
+
+dcm_status cl_merge_apply(backend *b, const merge_apply_args *a)
+{
+    merge_launch l;
+    dcm_status status;
+    if (a->step->n_merges == 0)
+        return DCM_OK;
+    /* The kernel does not read the head for a constant weight: any buffer will do. */
+    const buffer *head = a->mode == MERGE_CONSTANT ? a->step->data : a->head;
+    const cl_uint mode = a->mode;
+    const cl_float weight = a->weight;
+    clop_arg args[MERGE_ARGS + 3] = {[MERGE_ARGS] = CLOP_VAR(mode), CLOP_VAR(weight), CLOP_MEM(head)};
+    DCM_TRY(status, fail, merge_prepare(b, a->pool, a->step, a->rope, "merge_apply", &l, args));
+    DCM_TRY(status, fail, pool_launch(b, l.kernel, args, sizeof args / sizeof *args, l.items));
+fail:
+    return status;
+}
