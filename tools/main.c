@@ -11,6 +11,8 @@ typedef struct command {
 } command;
 
 static const command commands[] = {
+    {"run", cmd_run, "continue a text, or answer in a chat"},
+    {"eval", cmd_eval, "measure quality: perplexity, divergence from the full cache"},
     {"plan", cmd_plan, "units and bytes of a compressed cache; the schedule step by step"},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };

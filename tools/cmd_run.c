@@ -1,0 +1,227 @@
+#define _GNU_SOURCE
+#include "generate.h"
+#include "input.h"
+#include "tool.h"
+
+#include <dcm/log.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <editline/readline.h>
+
+typedef struct run_options {
+    const char *model, *system;
+    input_source input;
+    int64_t tokens, seed, top_k;
+    double temperature, top_p;
+    bool interactive, chat, ignore_eos, stats;
+    arg_texts stops;
+    cache_options cache;
+    device_options device;
+    verbosity_options words;
+} run_options;
+
+enum { MESSAGES_MAX = 4 };
+
+/* Stands for an answer that was generated: what the template puts behind it is what has yet to be fed. */
+static const char answer_mark[] = "@dcm-answer@";
+
+/* Feed one turn of a conversation: the messages [first, count) and the opening of the answer. */
+static int feed_chat(generator *g, const dcm_chat_message *messages, size_t first, size_t count, bool begin)
+{
+    char *text;
+    const dcm_status status = dcm_chat_render(g->r->tokenizer, messages, first, count, true, &text);
+    if (status != DCM_OK)
+        return tool_fail_library(status);
+    const char *from = begin ? text : strstr(text, answer_mark);
+    if (from && !begin)
+        from += strlen(answer_mark);
+    const int code = from ? generator_feed_text(g, from, strlen(from), begin)
+                          : tool_fail(DCM_ERR_FILE, "the chat template does not show the assistant's answers");
+    dcm_free(text);
+    return code;
+}
+
+/* One turn from the user's text to the end of the answer. */
+static int turn(generator *g, const run_options *o, bool chat, const char *text, size_t size, bool begin)
+{
+    dcm_chat_message messages[MESSAGES_MAX];
+    size_t count = 0, first = 0;
+    int code;
+    if (!chat) {
+        code = generator_feed_text(g, text, size, begin);
+    } else {
+        if (o->system)
+            messages[count++] = (dcm_chat_message){"system", o->system};
+        if (!begin) {
+            messages[count++] = (dcm_chat_message){"user", ""};
+            first = count;
+            messages[count++] = (dcm_chat_message){"assistant", answer_mark};
+        }
+        messages[count++] = (dcm_chat_message){"user", text};
+        code = feed_chat(g, messages, first, count, begin);
+    }
+    return code ? code : generator_turn(g);
+}
+
+/* One line from the terminal with editing, or from a pipe without; NULL at its end. The caller frees it. */
+static char *read_line(bool terminal)
+{
+    if (terminal) {
+        char *line = readline("> ");
+        if (line && *line)
+            add_history(line);
+        return line;
+    }
+    char *line = NULL;
+    size_t room = 0;
+    const ssize_t size = getline(&line, &room, stdin);
+    if (size < 0) {
+        free(line);
+        return NULL;
+    }
+    if (size && line[size - 1] == '\n')
+        line[size - 1] = 0;
+    return line;
+}
+
+static int converse(generator *g, const run_options *o, bool chat, bool begun)
+{
+    const bool terminal = isatty(STDIN_FILENO);
+    rl_outstream = stderr;
+    for (;;) {
+        char *line = read_line(terminal);
+        if (!line)
+            break;
+        if (!*line) {
+            free(line);
+            continue;
+        }
+        const int code = turn(g, o, chat, line, strlen(line), !begun);
+        begun = true;
+        free(line);
+        if (code && code != DCM_ERR_INTERRUPTED) /* Ctrl-C ends an answer, not the conversation */
+            return code;
+    }
+    if (terminal)
+        fputc('\n', stderr);
+    return 0;
+}
+
+static int check(const args *a, const run_options *o)
+{
+    if (o->interactive && (a->dash || (o->input.file && strcmp(o->input.file, "-") == 0)))
+        return tool_fail(DCM_ERR_USAGE, "--interactive reads standard input itself: give the prompt by -p or -f FILE");
+    if (o->system && !o->chat && !o->interactive)
+        return tool_fail(DCM_ERR_USAGE, "--system has no effect without --chat");
+    for (size_t i = 0; i < o->stops.count; i++)
+        if (!*o->stops.item[i])
+            return tool_fail(DCM_ERR_USAGE, "--stop: the text is empty");
+    if (o->temperature == 0 && (args_seen(a, "top-k") || args_seen(a, "top-p")))
+        dcm_log(DCM_LOG_WARN, "--top-k and --top-p have no effect with --temp 0 (greedy)");
+    return 0;
+}
+
+/* Read the prompt where one is given or needed. A NUL cannot be part of a prompt: it would be a sign of a binary file. */
+static int read_prompt(const args *a, const run_options *o, char **text, size_t *size)
+{
+    *text = NULL;
+    *size = 0;
+    if (o->interactive && !input_given(a, &o->input))
+        return 0;
+    const int code = input_read(a, &o->input, text, size);
+    if (code)
+        return code;
+    const char *nul = memchr(*text, 0, *size);
+    return nul ? tool_fail(DCM_ERR_FILE, "%s: a NUL byte at offset %zu: not a text", o->input.file ? o->input.file : "standard input",
+                           (size_t)(nul - *text))
+               : 0;
+}
+
+static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, const char *prompt, size_t size)
+{
+    dcm_session *session = NULL;
+    generator g = {.sample = {(float)o->temperature, (uint32_t)o->top_k, (float)o->top_p}, .rng = (uint64_t)o->seed,
+                   .tokens = o->tokens, .ignore_end = o->ignore_eos, .out = {.stops = &o->stops}};
+    bool chat = o->chat;
+    if (o->interactive && !chat) {
+        chat = dcm_chat_template(r->tokenizer) != NULL;
+        if (!chat)
+            dcm_log(DCM_LOG_WARN, "the model has no chat template that is known here: each line continues the text");
+    }
+    const dcm_status status = dcm_session_open(&session, r->model, params);
+    int code = status == DCM_OK ? generator_open(&g, r, session) : tool_fail_library(status);
+    if (code == 0 && prompt)
+        code = turn(&g, o, chat, prompt, size, true);
+    if (o->interactive && (code == 0 || code == DCM_ERR_INTERRUPTED))
+        code = converse(&g, o, chat, prompt != NULL);
+    if (session && o->stats && (code == 0 || code > 128))
+        runtime_print_stats(r, session, &g.times);
+    generator_close(&g);
+    dcm_session_close(&session);
+    return code;
+}
+
+static void add_options(args *a, run_options *o)
+{
+    const arg_option options[] = {
+        {"tokens", 'n', ARG_INT, &o->tokens, "N", "Most tokens to generate; the model may end sooner.", 0, INT32_MAX},
+        {"chat", 0, ARG_FLAG, &o->chat, .help = "Put the prompt into the model's own chat template."},
+        {"system", 0, ARG_TEXT, &o->system, "TEXT", "System message of the chat."},
+        {"interactive", 'i', ARG_FLAG, &o->interactive,
+         .help = "Turns at a prompt, by the chat template where the model has a known one. Ctrl-C ends an answer, Ctrl-D the program."},
+        {"stop", 0, ARG_TEXTS, &o->stops, "TEXT", "End before this text; may be given several times."},
+        {"ignore-eos", 0, ARG_FLAG, &o->ignore_eos, .help = "Never choose a token that ends the text."},
+        {"stats", 0, ARG_FLAG, &o->stats, .help = "After the text, print tokens, speed, units and bytes on standard error."},
+    };
+    const arg_option sampling[] = {
+        {"temp", 0, ARG_REAL, &o->temperature, "T", "Temperature; 0 always takes the most probable token.", 0, 100, .show_zero = true},
+        {"top-k", 0, ARG_INT, &o->top_k, "K", "Sample among the K most probable tokens; 0: all.", 0, INT32_MAX},
+        {"top-p", 0, ARG_REAL, &o->top_p, "P", "Sample among the fewest tokens whose probability reaches P; 0 or 1: all.", 0, 1},
+        {"seed", 0, ARG_INT, &o->seed, "N", "Start of the random numbers; without it every run differs.", 0, INT64_MAX},
+    };
+    input_add_model(a, &o->model);
+    input_add_options(a, &o->input);
+    args_add(a, "Generation", options, sizeof options / sizeof *options);
+    args_add(a, "Sampling", sampling, sizeof sampling / sizeof *sampling);
+    options_add_cache(a, &o->cache);
+    options_add_device(a, &o->device);
+    options_add_verbosity(a, &o->words);
+}
+
+int cmd_run(int argc, char **argv)
+{
+    run_options o = {.tokens = 256, .cache = CACHE_OPTIONS_DEFAULT};
+    args a = {.usage = "-m MODEL (-p TEXT | -f FILE | - | -i) [options]", .stdin_dash = true,
+              .about = "Continue a text, or answer in a chat. The text streams to standard output; the prompt is not echoed."};
+    dcm_cache_params params;
+    runtime r = {0};
+    char *prompt = NULL;
+    size_t size;
+    add_options(&a, &o);
+    int code = args_parse(&a, argc, argv);
+    if (code != ARGS_GO)
+        return code;
+    code = options_apply_verbosity(&o.words);
+    if (code == 0)
+        code = check(&a, &o);
+    if (code == 0)
+        code = options_cache_params(&a, &o.cache, &params);
+    if (code == 0)
+        code = read_prompt(&a, &o, &prompt, &size);
+    if (code == 0)
+        code = runtime_open(&r, &o.device, o.model);
+    if (!args_seen(&a, "seed"))
+        o.seed = (int64_t)(time(NULL) ^ (time_t)getpid() << 20);
+    if (code == 0 && o.temperature > 0)
+        dcm_log(DCM_LOG_INFO, "seed %lld", (long long)o.seed);
+    if (code == 0)
+        code = run_session(&o, &r, &params, prompt, size);
+    free(prompt);
+    runtime_close(&r);
+    return code;
+}

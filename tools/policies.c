@@ -1,0 +1,150 @@
+#define _GNU_SOURCE
+#include "policies.h"
+
+#include "tool.h"
+
+#include <dcm/plan.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int wrong(const char *item, const char *why)
+{
+    return tool_fail(DCM_ERR_USAGE, "--policies: \"%s\": %s", item, why);
+}
+
+static int read_number(const char *item, const char *key, const char *text, int64_t min, int64_t max, int64_t *out)
+{
+    if (args_read_int(text, min, max, out))
+        return 0;
+    return tool_fail(DCM_ERR_USAGE, "--policies: \"%s\": %s=%s is not an integer in %" PRId64 " .. %" PRId64, item, key, text, min, max);
+}
+
+static int read_setting(policy *p, const char *item, char *key)
+{
+    char *value = strchr(key, '=');
+    if (!value)
+        return wrong(item, "a setting is KEY=VALUE, after a colon");
+    *value++ = 0;
+    const dcm_cache_kind kind = p->params.kind;
+    int64_t n = 0;
+    int code = 0;
+    if (strcmp(key, "L") == 0 && kind == DCM_CACHE_DCM) {
+        code = read_number(item, key, value, DCM_GROUP_MIN, DCM_GROUP_MAX, &n);
+        p->params.group = (uint32_t)n;
+        if (code == 0 && (n & (n - 1)))
+            code = wrong(item, "L is not a power of two");
+    } else if (strcmp(key, "S") == 0 && kind != DCM_CACHE_FULL) {
+        code = read_number(item, key, value, 0, 65536, &n);
+        p->params.sinks = n ? (int32_t)n : -1;
+    } else if (strcmp(key, "W") == 0 && kind == DCM_CACHE_WINDOW) {
+        p->auto_window = strcmp(value, "auto") == 0;
+        if (!p->auto_window)
+            code = read_number(item, key, value, 1, UINT32_MAX, &n);
+        p->params.window = (uint32_t)n;
+    } else if (strcmp(key, "merge") == 0 && kind == DCM_CACHE_DCM) {
+        free(p->merge);
+        p->merge = strdup(value);
+        p->params.merge = p->merge && strcmp(value, "auto") != 0 ? p->merge : NULL;
+    } else if (strcmp(key, "log-r") == 0 && kind == DCM_CACHE_DCM) {
+        double x = 0;
+        code = args_read_real(value, -100, 100, &x) ? 0 : wrong(item, "log-r is not a number in -100 .. 100");
+        p->params.log_r = (float)x;
+    } else if (strcmp(key, "kv") == 0) {
+        const int kv = args_choice("f16|f32", value);
+        code = kv < 0 ? wrong(item, "kv is none of f16|f32") : 0;
+        p->params.kv = (dcm_kv_type)kv;
+    } else {
+        code = wrong(item, "settings are L, S, merge and log-r for dcm, W and S for window, kv for all");
+    }
+    return code;
+}
+
+static int read_policy(policy *p, const char *item, char *text, dcm_kv_type kv)
+{
+    char *rest, *word = strtok_r(text, ":", &rest);
+    const int kind = word ? args_choice("dcm|full|window", word) : -1;
+    if (kind < 0)
+        return wrong(item, "a policy begins with dcm, full or window");
+    *p = (policy){.params = {.kind = (dcm_cache_kind)kind, .kv = kv}};
+    if (kind == DCM_CACHE_DCM)
+        p->params.group = 256;
+    if (kind != DCM_CACHE_FULL)
+        p->params.sinks = 4;
+    while ((word = strtok_r(NULL, ":", &rest))) {
+        const int code = read_setting(p, item, word);
+        if (code)
+            return code;
+    }
+    if (kind == DCM_CACHE_WINDOW && !p->auto_window && !p->params.window)
+        return wrong(item, "a window needs W=UNITS or W=auto");
+    return 0;
+}
+
+int policies_read(policy_list *list, const char *text, dcm_kv_type kv)
+{
+    int code = 0;
+    *list = (policy_list){0};
+    for (;;) {
+        const size_t size = strcspn(text, ",");
+        char *item = strndup(text, size), *copy = strndup(text, size);
+        if (!item || !copy)
+            code = tool_fail(DCM_ERR_MEMORY, "no room for the policies");
+        else if (list->count == POLICIES_MAX)
+            code = tool_fail(DCM_ERR_USAGE, "--policies: more than %d", POLICIES_MAX);
+        else
+            code = read_policy(&list->item[list->count++], item, copy, kv);
+        free(item);
+        free(copy);
+        if (code || !text[size])
+            return code;
+        text += size + 1;
+    }
+}
+
+void policies_release(policy_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->item[i].merge);
+    *list = (policy_list){0};
+}
+
+static uint32_t sinks_of(const dcm_cache_params *p) { return p->sinks < 0 ? 0 : p->sinks ? (uint32_t)p->sinks : 4; }
+
+/* Units of a policy after n tokens. */
+static uint64_t units_after(const dcm_cache_params *p, uint64_t n)
+{
+    if (p->kind == DCM_CACHE_DCM)
+        return dcm_units_after(p->group, sinks_of(p), n);
+    return p->kind == DCM_CACHE_WINDOW && p->window < n ? p->window : n;
+}
+
+int policies_resolve(policy_list *list, uint64_t n)
+{
+    if (list->item[0].auto_window)
+        return tool_fail(DCM_ERR_USAGE, "--policies: W=auto takes the units of the first policy, so it cannot be the first");
+    for (size_t i = 0; i < list->count; i++) {
+        dcm_cache_params *p = &list->item[i].params;
+        if (list->item[i].auto_window)
+            p->window = (uint32_t)units_after(&list->item[0].params, n);
+        if (p->kind == DCM_CACHE_WINDOW && p->window <= sinks_of(p))
+            return tool_fail(DCM_ERR_USAGE, "--policies: a window of %u units must exceed its %u sinks", p->window, sinks_of(p));
+    }
+    return 0;
+}
+
+void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t size)
+{
+    const char *kv = p->kv == DCM_KV_F32 ? ":kv=f32" : "";
+    char weight[64] = "";
+    if (p->log_r != 0)
+        snprintf(weight, sizeof weight, ":log-r=%g", (double)p->log_r);
+    if (p->kind == DCM_CACHE_FULL)
+        snprintf(out, size, "full%s", kv);
+    else if (p->kind == DCM_CACHE_WINDOW)
+        snprintf(out, size, "window:W=%u:S=%u%s", p->window, sinks_of(p), kv);
+    else
+        snprintf(out, size, "dcm:L=%u:S=%u:merge=%s%s%s", p->group, sinks_of(p), p->merge ? p->merge : merge, weight, kv);
+}

@@ -1,0 +1,103 @@
+#include "runtime.h"
+
+#include "input.h"
+#include "tool.h"
+#include "version.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+int runtime_open(runtime *r, const device_options *device, const char *model)
+{
+    char path[4096];
+    *r = (runtime){0};
+    int code = input_model_path(model, path, sizeof path);
+    if (code)
+        return code;
+    dcm_status status = dcm_tokenizer_open(&r->tokenizer, path);
+    if (status != DCM_OK)
+        return tool_fail_library(status);
+    code = options_open_device(device, &r->device);
+    if (code)
+        return code;
+    status = dcm_model_open(&r->model, r->device, path);
+    if (status != DCM_OK)
+        return tool_fail_library(status);
+    dcm_model_get_info(r->model, &r->info);
+    return 0;
+}
+
+void runtime_close(runtime *r)
+{
+    dcm_model_close(&r->model);
+    dcm_device_close(&r->device);
+    dcm_tokenizer_close(&r->tokenizer);
+}
+
+/* The processor's name as the kernel tells it. */
+static void host_cpu(char *out, size_t size)
+{
+    char line[512];
+    snprintf(out, size, "unknown");
+    FILE *in = fopen("/proc/cpuinfo", "r");
+    if (!in)
+        return;
+    while (fgets(line, sizeof line, in)) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) == 0 && colon) {
+            line[strcspn(line, "\n")] = 0;
+            snprintf(out, size, "%s", colon + 1 + strspn(colon + 1, " "));
+            break;
+        }
+    }
+    fclose(in);
+}
+
+json_t *runtime_meta(const runtime *r)
+{
+    char cpu[256], date[32] = "", digest[32];
+    dcm_device_info device;
+    struct tm utc;
+    const time_t now = time(NULL);
+    if (gmtime_r(&now, &utc))
+        strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    host_cpu(cpu, sizeof cpu);
+    dcm_device_get_info(r->device, &device);
+    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->info.digest);
+    return json_pack("{s:s,s:s?,s:s?,s:s?,s:s,s:s,s:s,s:s?,s:s}", "commit", DCM_COMMIT, "device", device.name, "driver",
+                     device.driver, "platform", device.platform, "host_cpu", cpu, "date", date, "command_line",
+                     tool_command_line(), "model", r->info.name, "model_digest", digest);
+}
+
+double runtime_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double per_second(uint64_t tokens, double seconds) { return seconds > 0 ? (double)tokens / seconds : 0; }
+
+void runtime_print_stats(const runtime *r, const dcm_session *session, const runtime_times *times)
+{
+    dcm_session_stats s;
+    dcm_device_info device;
+    dcm_session_get_stats(session, &s);
+    dcm_device_get_info(r->device, &device);
+    fprintf(stderr, "device:         %s (%s)\n", device.name, device.platform);
+    fprintf(stderr, "tokens in:      %llu, %.1f tokens/s\n", (unsigned long long)times->tokens_in,
+            per_second(times->tokens_in, times->prefill_seconds));
+    fprintf(stderr, "tokens out:     %llu, %.1f tokens/s\n", (unsigned long long)times->tokens_out,
+            per_second(times->decoded, times->decode_seconds));
+    fprintf(stderr, "units:          %zu for %llu tokens, %zu bytes each\n", s.units, (unsigned long long)s.tokens, s.unit_bytes);
+    fprintf(stderr, "merges:         %llu%s%s\n", (unsigned long long)s.merges, s.merge && *s.merge ? ", by " : "",
+            s.merge ? s.merge : "");
+    fprintf(stderr, "cache bytes:    %zu (the full cache of these tokens: %llu)\n", s.cache_bytes,
+            (unsigned long long)s.tokens * s.unit_bytes);
+    fprintf(stderr, "table bytes:    %zu\n", s.table_bytes);
+    fprintf(stderr, "scratch bytes:  %zu\n", s.scratch_bytes);
+    fprintf(stderr, "weight bytes:   %zu\n", s.weight_bytes);
+    fprintf(stderr, "peak bytes:     %zu\n", s.peak_bytes);
+    fprintf(stderr, "written bytes:  %llu a token\n", (unsigned long long)(s.tokens ? s.cache_written / s.tokens : 0));
+}

@@ -1,0 +1,37 @@
+/* What commands that run a model share: opening everything in the right order, what is printed about a run. */
+#ifndef RUNTIME_H
+#define RUNTIME_H
+
+#include <dcm/dcm.h>
+#include <jansson.h>
+
+#include "options.h"
+
+/* A model on a device, and its tokenizer. */
+typedef struct runtime {
+    dcm_device *device;
+    dcm_tokenizer *tokenizer;
+    dcm_model *model;
+    dcm_model_info info;
+} runtime;
+
+/* Open tokenizer, device and model, what fails soonest first. 0, or the exit code after a message; close in any case. */
+int runtime_open(runtime *r, const device_options *device, const char *model);
+void runtime_close(runtime *r);
+
+/* Commit, device, driver, platform, host CPU, date, command line and model: what a measured result carries. */
+json_t *runtime_meta(const runtime *r);
+
+/* Monotonic seconds. */
+double runtime_seconds(void);
+
+/* Tokens and seconds of the two phases of a run. */
+typedef struct runtime_times {
+    uint64_t tokens_in, tokens_out, decoded; /* `decoded`: generated tokens that were fed */
+    double prefill_seconds, decode_seconds;
+} runtime_times;
+
+/* What --stats shows, on stderr. */
+void runtime_print_stats(const runtime *r, const dcm_session *session, const runtime_times *times);
+
+#endif
