@@ -42,7 +42,7 @@ dcm_status dcm_fail_in(dcm_status status, const char *format, ...)
     const int used = vsnprintf(text, sizeof text, format, args);
     va_end(args);
     const size_t at = used < 0 ? 0 : (size_t)used < sizeof text ? (size_t)used : sizeof text - 1;
-    snprintf(text + at, sizeof text - at, ": %s", message);
+    snprintf(text + at, sizeof text - at, ": %.*s", (int)(sizeof text / 2), message);
     memcpy(message, text, sizeof message);
     return status;
 }

@@ -1,0 +1,278 @@
+/*
+ * The cache's bookkeeping against a direct simulation: a list of units in the order of their places, merged by the schedule, each known by the
+ * tokens it covers. What a step uploads (slots, merges, views, rotations) must name exactly those units.
+ */
+#include "cache/cache.h"
+#include "cache/view.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { PAIRS = 4, UNITS = 4096, SLOTS = 16384 };
+static const double frequency[PAIRS] = {1.0, 0.1, 0.01, 0.001};
+static const dcm_model_info shape = {.layers = 2, .kv_heads = 1, .heads = 2, .head_dim = 8, .hidden = 16, .vocab = 8};
+
+typedef struct unit {
+    uint64_t first, tokens; /* covers tokens first .. first + tokens - 1; none when tokens is 0 */
+} unit;
+
+/* What a slot holds on the device, by its number: blocks are told apart by the pool's sizes. */
+typedef struct device {
+    unit slot[SLOTS];
+} device;
+
+static unit *at(device *d, const cache *c, uint32_t slot)
+{
+    size_t index = slot & ((1u << KV_SLOT_BITS) - 1);
+    for (uint32_t b = 0; b < slot >> KV_SLOT_BITS; b++)
+        index += c->slots.pool.block_units[b];
+    assert_true(index < SLOTS && index < c->slots.allocated);
+    return &d->slot[index];
+}
+
+static backend *ref;
+
+static int setup(void **state)
+{
+    (void)state;
+    return (int)backend_ref_open(&ref, 1, 0);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    assert_int_equal(ref->memory.total, 0);
+    backend_close(&ref);
+    return 0;
+}
+
+static void open_cache(cache *c, const dcm_cache_params *given, uint32_t chunk)
+{
+    dcm_cache_params params;
+    assert_int_equal(cache_check_params(&params, given), DCM_OK);
+    const rope turn = {ROPE_HALF, PAIRS, frequency};
+    assert_int_equal(cache_open(c, ref, &shape, &params, turn, chunk), DCM_OK);
+}
+
+/* The history as the paper has it: an array of units, oldest first. */
+typedef struct history {
+    unit unit[UNITS];
+    uint32_t count, far;
+    uint64_t tokens;
+} history;
+
+static void remove_at(history *h, uint32_t i)
+{
+    h->count--;
+    memmove(&h->unit[i], &h->unit[i + 1], (h->count - i) * sizeof *h->unit);
+}
+
+/* The paper's rule on a full near queue: scan from the newest unit for the first below its place's limit. */
+static void merge_or_retire(history *h, uint32_t group, uint32_t sinks)
+{
+    uint32_t limit = 1, left = group, ratio = 0;
+    for (uint32_t i = h->count; i-- > sinks + h->far && !ratio; left--) {
+        if (!left) {
+            limit *= 2;
+            left = group / limit;
+        }
+        if (h->unit[i].tokens < limit)
+            ratio = (uint32_t)h->unit[i].tokens;
+    }
+    if (!ratio) {
+        h->far++;
+        return;
+    }
+    uint32_t oldest = sinks;
+    while (h->unit[oldest].tokens != ratio)
+        oldest++;
+    assert_int_equal(h->unit[oldest + 1].tokens, ratio);
+    h->unit[oldest].tokens *= 2;
+    remove_at(h, oldest + 1);
+}
+
+static void history_step(history *h, const cache *c, uint32_t group, uint32_t sinks)
+{
+    if (c->kind == DCM_CACHE_WINDOW && h->count == c->window)
+        remove_at(h, sinks);
+    if (c->kind == DCM_CACHE_DCM && h->count - (h->count < sinks ? h->count : sinks) - h->far == 2 * group - 1)
+        merge_or_retire(h, group, sinks);
+    assert_true(h->count < UNITS);
+    h->unit[h->count++] = (unit){h->tokens++, 1};
+}
+
+static void check_rotation(const float *r, uint64_t angle)
+{
+    for (uint32_t i = 0; i < PAIRS; i++) {
+        assert_true(fabs(r[2 * i] - cos((double)angle * frequency[i])) < 1e-7);
+        assert_true(fabs(r[2 * i + 1] - sin((double)angle * frequency[i])) < 1e-7);
+    }
+}
+
+/* Anchor of a unit by the tokens it covers: its index among its level's nodes, counted from the sinks. */
+static uint64_t anchor(unit u, uint32_t sinks) { return u.first < sinks ? u.first : (u.first - sinks) / u.tokens + sinks; }
+
+static void check_view(const cache *c, device *d, const history *h, uint32_t i, uint32_t sinks, float log_r)
+{
+    view v;
+    memcpy(&v, c->words + c->step.views + (size_t)i * VIEW_WORDS, sizeof v);
+    assert_int_equal(v.units, h->count);
+    uint32_t place = 0;
+    for (uint32_t r = 0; r < v.n_ranges; r++) {
+        const view_range *range = &v.range[r];
+        assert_int_equal(range->place, place);
+        for (uint32_t j = 0; j < range->count; j++, place++) {
+            const uint32_t slot = c->table[range->ring + ((range->begin + j) & range->mask)];
+            const unit want = h->unit[place], got = *at(d, c, slot);
+            assert_int_equal(got.first, want.first);
+            assert_int_equal(got.tokens, want.tokens);
+            assert_true(fabs(range->bias - log_r * log((double)want.tokens)) < 1e-6);
+            const float *rot = (const float *)c->words + c->step.query_rot +
+                               ((size_t)i * VIEW_RANGES + r) * 2 * PAIRS;
+            if (j == 0 || j + 1 == range->count) /* query turn minus key turn is the distance of places */
+                check_rotation(rot, h->count - 1 - place + anchor(want, sinks));
+        }
+    }
+    assert_int_equal(place, h->count);
+}
+
+static void apply_merges(const cache *c, device *d, uint32_t sinks)
+{
+    for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++) {
+        const step batch = cache_step_batch(c, g);
+        for (uint32_t m = 0; m < batch.n_merges; m++) {
+            merge_pair p;
+            memcpy(&p, c->words + batch.merges + m * MERGE_WORDS, sizeof p);
+            const unit a = *at(d, c, p.a), b = *at(d, c, p.b);
+            const float *rot = (const float *)c->words + batch.merge_rot + (size_t)m * 3 * 2 * PAIRS;
+            assert_int_equal(a.tokens, 1u << g);
+            assert_int_equal(b.tokens, a.tokens);
+            assert_int_equal(b.first, a.first + a.tokens);
+            const unit out = {a.first, 2 * a.tokens};
+            check_rotation(rot, anchor(a, sinks));
+            check_rotation(rot + 2 * PAIRS, anchor(b, sinks));
+            check_rotation(rot + 4 * PAIRS, anchor(out, sinks));
+            *at(d, c, p.out) = out;
+        }
+    }
+}
+
+static void check_bytes(const cache *c)
+{
+    const size_t units = cache_units(c), unit = c->slots.unit_bytes, allocated = ref->memory.now[MEM_CACHE];
+    const size_t step = allocated / 8 > 64 * unit ? allocated / 8 : 64 * unit;
+    assert_int_equal(allocated, c->slots.allocated * unit);
+    assert_true(allocated <= 1.02 * (double)(units * unit) + (double)step);
+}
+
+static void run(const dcm_cache_params *params, uint32_t chunk, uint64_t tokens)
+{
+    cache c;
+    device *d = calloc(1, sizeof *d);
+    history *h = calloc(1, sizeof *h);
+    const int32_t ids[512] = {0};
+    assert_non_null(d);
+    assert_non_null(h);
+    open_cache(&c, params, chunk);
+    const uint32_t sinks = c.plan.sinks;
+    uint64_t seed = chunk * 977 + params->group;
+    while (h->tokens < tokens) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        const uint32_t n = chunk == 1 ? 1 : 1 + (uint32_t)(seed >> 33) % chunk;
+        assert_int_equal(cache_step_begin(&c, ids, n), DCM_OK);
+        apply_merges(&c, d, sinks);
+        for (uint32_t i = 0; i < n; i++)
+            *at(d, &c, c.words[c.step.slots + i]) = (unit){h->tokens + i, 1};
+        for (uint32_t i = 0; i < n; i++) {
+            history_step(h, &c, params->group, sinks);
+            check_rotation((const float *)c.words + c.step.key_rot + (size_t)i * 2 * PAIRS, h->tokens - 1);
+            check_view(&c, d, h, i, sinks, params->log_r);
+        }
+        cache_step_done(&c);
+        if (chunk == 1)
+            check_bytes(&c);
+    }
+    assert_int_equal(cache_units(&c), h->count);
+    cache_close(&c);
+    free(d);
+    free(h);
+}
+
+static void dcm_token_by_token(void **state)
+{
+    (void)state;
+    for (uint32_t group = 2; group <= 64; group *= 2)
+        for (int sinks = -1; sinks <= 4; sinks += sinks < 0 ? 2 : 3)
+            run(&(dcm_cache_params){.group = group, .sinks = sinks, .log_r = 0.5f}, 1, 40 * group + 200);
+}
+
+static void dcm_in_chunks(void **state)
+{
+    (void)state;
+    for (uint32_t group = 2; group <= 64; group *= 2)
+        for (uint32_t chunk = 2; chunk <= group; chunk += chunk / 3 + 1)
+            run(&(dcm_cache_params){.group = group, .sinks = 1}, chunk, 40 * group + 200);
+}
+
+static void full_and_window(void **state)
+{
+    (void)state;
+    for (uint32_t chunk = 1; chunk <= 300; chunk *= 7) {
+        run(&(dcm_cache_params){.kind = DCM_CACHE_FULL}, chunk, 3000);
+        run(&(dcm_cache_params){.kind = DCM_CACHE_WINDOW, .window = 5}, chunk, 700);
+        run(&(dcm_cache_params){.kind = DCM_CACHE_WINDOW, .window = 64, .sinks = -1}, chunk, 700);
+    }
+}
+
+static void params_are_checked(void **state)
+{
+    (void)state;
+    const dcm_cache_params bad[] = {
+        {.group = 3}, {.group = 8192}, {.group = 1}, {.sinks = -2}, {.window = 9}, {.log_r = NAN}, {.kind = 7},
+        {.kv = 5}, {.kind = DCM_CACHE_FULL, .group = 4}, {.kind = DCM_CACHE_FULL, .sinks = 4},
+        {.kind = DCM_CACHE_WINDOW}, {.kind = DCM_CACHE_WINDOW, .window = 4},
+        {.kind = DCM_CACHE_WINDOW, .window = 9, .merge = "mean"},
+    };
+    dcm_cache_params out;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(cache_check_params(&out, &bad[i]), DCM_ERR_USAGE);
+    assert_int_equal(cache_check_params(&out, NULL), DCM_OK);
+    assert_int_equal(out.group, 256);
+    assert_int_equal(out.sinks, 4);
+}
+
+/* Each allocation fails in turn: a memory error, nothing leaked (teardown counts), and the cache closes. */
+static void allocations_fail(void **state)
+{
+    (void)state;
+    const int32_t ids[8] = {0};
+    bool done = false;
+    for (long at_call = 1; !done; at_call++) {
+        cache c;
+        open_cache(&c, &(dcm_cache_params){.group = 4}, 4);
+        mem_fail_at(at_call);
+        dcm_status status = DCM_OK;
+        for (int i = 0; i < 200 && status == DCM_OK; i++)
+            status = cache_step_begin(&c, ids, 4), cache_step_done(&c);
+        mem_fail_at(0);
+        done = status == DCM_OK;
+        assert_true(done || status == DCM_ERR_MEMORY);
+        cache_close(&c);
+        assert_int_equal(ref->memory.total, 0);
+        assert_true(at_call < 10000);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dcm_token_by_token), cmocka_unit_test(dcm_in_chunks),    cmocka_unit_test(full_and_window),
+        cmocka_unit_test(params_are_checked), cmocka_unit_test(allocations_fail),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
