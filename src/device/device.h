@@ -62,8 +62,8 @@ dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
 void cldev_close(cldev **device);
 
 /*
- * Find limits.fp16 and limits.subgroups by building, running and comparing a small kernel each. Takes as long as the builds; a feature that
- * does not build, run or give the right numbers is not there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and
+ * Find limits.fp16 and limits.subgroups: those that the driver claims are built, run and compared, with a small kernel each. Takes as long as
+ * the builds; a feature that does not build, run or give the right numbers is not there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and
  * DCM_ERR_DEVICE where not even a plain kernel works.
  */
 dcm_status cldev_probe_features(cldev *device);

@@ -202,7 +202,7 @@ static const cldev_entry *best_device(const cldev_entry *entries, size_t count)
     return best;
 }
 
-static dcm_status choose_named(const char *name, const cldev_entry *entries, size_t count, const cldev_entry **chosen)
+static dcm_status pick_named(const char *name, const cldev_entry *entries, size_t count, const cldev_entry **chosen)
 {
     char text[2048];
     size_t matches = 0;
@@ -213,35 +213,42 @@ static dcm_status choose_named(const char *name, const cldev_entry *entries, siz
         }
     if (matches == 1)
         return DCM_OK;
+    *chosen = NULL;
     describe(entries, count, matches ? name : NULL, text, sizeof text);
     if (matches)
         return dcm_fail(DCM_ERR_USAGE, "several OpenCL devices fit \"%s\": %s; name one by its number", name, text);
     return dcm_fail(DCM_ERR_DEVICE, "no OpenCL device fits \"%s\"; there are: %s", name, text);
 }
 
+dcm_status cldev_pick(const char *name, const cldev_entry *entries, size_t count, unsigned platforms,
+                      const cldev_entry **chosen)
+{
+    *chosen = NULL;
+    if (name && !*name)
+        return dcm_fail(DCM_ERR_USAGE, "the name of the device is empty: give auto, ref, a name or a number");
+    if (!name || strcmp(name, "auto") == 0) {
+        *chosen = best_device(entries, count);
+        if (*chosen || !platforms)
+            return DCM_OK;
+        return dcm_fail(DCM_ERR_DEVICE, "OpenCL platforms: %u, and no usable device on any; see `dcm devices`, or use "
+                                        "--device ref", platforms);
+    }
+    if (!count)
+        return dcm_fail(DCM_ERR_DEVICE, "no OpenCL device fits \"%s\": there is no OpenCL %s; install a driver or PoCL, "
+                                        "or use --device ref", name, platforms ? "device" : "platform");
+    return pick_named(name, entries, count, chosen);
+}
+
 dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found)
 {
-    const bool automatic = !name || strcmp(name, "auto") == 0;
     dcm_status status = DCM_OK;
     cldev_entry *entries = NULL;
     const cldev_entry *chosen = NULL;
     size_t count = 0;
     unsigned platforms = 0;
     *found = false;
-    if (name && !*name)
-        return dcm_fail(DCM_ERR_USAGE, "the name of the device is empty: give auto, ref, a name or a number");
     DCM_TRY(status, fail, list_all(&entries, &count, &platforms));
-    if (automatic) {
-        chosen = best_device(entries, count);
-        if (!chosen && platforms)
-            status = dcm_fail(DCM_ERR_DEVICE, "OpenCL platforms: %u, and no usable device on any; see `dcm devices`, or "
-                                              "use --device ref", platforms);
-    } else if (!count) {
-        status = dcm_fail(DCM_ERR_DEVICE, "no OpenCL device fits \"%s\": there is no OpenCL %s; install a driver or "
-                                          "PoCL, or use --device ref", name, platforms ? "device" : "platform");
-    } else {
-        DCM_TRY(status, fail, choose_named(name, entries, count, &chosen));
-    }
+    DCM_TRY(status, fail, cldev_pick(name, entries, count, platforms, &chosen));
     if (chosen) {
         *entry = *chosen;
         *found = true;

@@ -24,12 +24,13 @@ typedef struct read_shape {
     cl_ulong vectors; /* of the kernel's type in `bytes` */
 } read_shape;
 
-/* Much larger than the caches, and long enough to hide a launch; at most a quarter of the memory. */
+/* Several times the caches, and long enough to hide a launch; at most 1 GiB and a quarter of the memory. */
 static read_shape choose_shape(const cldev_limits *l)
 {
     read_shape s;
-    const size_t want = l->wide_items ? (size_t)256 << 20 : (size_t)1 << 30;
-    size_t bytes = l->cache > want / 8 ? 8 * l->cache : want, unit;
+    size_t bytes = (size_t)1 << 30, unit;
+    if (l->wide_items)
+        bytes = l->cache < (size_t)64 << 20 ? (size_t)256 << 20 : l->cache < (size_t)256 << 20 ? 4 * l->cache : bytes;
     if (bytes > l->max_alloc)
         bytes = l->max_alloc;
     if (bytes > l->memory / 4)
@@ -76,14 +77,16 @@ static dcm_status measure_read(cldev *device, double *gb_s)
     dcm_status status = DCM_OK;
     probe_run run = {0};
     const read_shape shape = choose_shape(&device->limits);
-    const float one = 1.0f;
+    float ones[16]; /* a wide pattern: drivers fill by copies of it */
     double best = 0;
     if (shape.bytes == 0)
         return dcm_fail(DCM_ERR_DEVICE, "%s: too little memory to measure", device->limits.name);
+    for (int i = 0; i < 16; i++)
+        ones[i] = 1.0f;
     DCM_TRY(status, fail, probe_run_kernel(&run, device, "", shape.kernel, false));
     DCM_TRY(status, fail, probe_run_buffers(&run, device, shape.bytes, NULL, shape.items * sizeof(float)));
     CL_TRY(status, fail, clSetKernelArg(run.kernel, 2, sizeof shape.vectors, &shape.vectors));
-    CL_TRY(status, fail, clEnqueueFillBuffer(device->queue, run.in, &one, sizeof one, 0, shape.bytes, 0, NULL, NULL));
+    CL_TRY(status, fail, clEnqueueFillBuffer(device->queue, run.in, ones, sizeof ones, 0, shape.bytes, 0, NULL, NULL));
     for (int i = 0; i <= READ_REPEATS; i++) { /* the first warms up */
         CL_TRY(status, fail, clFinish(device->queue));
         const uint64_t begin = clock_ns();

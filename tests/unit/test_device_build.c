@@ -1,0 +1,333 @@
+/* Building programs and keeping their binaries: damage, foreign folders, several processes at once. */
+#include "apart.h"
+
+#include <dirent.h>
+
+#include <dcm/log.h>
+
+#include "base/file.h"
+#include "device/build.h"
+
+static size_t occurrences(const char *text, const char *part)
+{
+    size_t n = 0;
+    for (const char *p = text; (p = strstr(p, part)); p += strlen(part))
+        n++;
+    return n;
+}
+
+/* Files of the case's folder; the name of the last one. */
+static size_t count_files(char *name, size_t size)
+{
+    size_t n = 0;
+    DIR *d = opendir(folder);
+    if (!d)
+        return 0;
+    for (struct dirent *e; (e = readdir(d));)
+        if (e->d_name[0] != '.') {
+            n++;
+            snprintf(name, size, "%s/%s", folder, e->d_name);
+        }
+    closedir(d);
+    return n;
+}
+
+static void clear_folder(void)
+{
+    char path[1024];
+    while (count_files(path, sizeof path))
+        assert_int_equal(unlink(path), 0);
+}
+
+/* OpenCL keeps the source of a program only when it was made from source. */
+static bool from_source(cl_program program)
+{
+    size_t size = 0;
+    char *text = NULL;
+    assert_int_equal(clGetProgramInfo(program, CL_PROGRAM_SOURCE, 0, NULL, &size), CL_SUCCESS);
+    if (size <= 1)
+        return false;
+    assert_int_equal(mem_new(&text, size, 1, "source"), DCM_OK);
+    assert_int_equal(clGetProgramInfo(program, CL_PROGRAM_SOURCE, size, text, NULL), CL_SUCCESS);
+    const bool found = strstr(text, "probe_empty") != NULL;
+    mem_free(&text);
+    return found;
+}
+
+/* Build the probe family and run its empty kernel; true when it was built from source. */
+static bool build_and_run(cldev *device)
+{
+    cl_program program = NULL;
+    assert_int_equal(cldev_build(device, "probe", NULL, &program), DCM_OK);
+    const bool source = from_source(program);
+    cl_int error;
+    cl_kernel kernel = clCreateKernel(program, "probe_empty", &error);
+    assert_int_equal(error, CL_SUCCESS);
+    const size_t one = 1;
+    assert_int_equal(clEnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &one, &one, 0, NULL, NULL), CL_SUCCESS);
+    assert_int_equal(clFinish(device->queue), CL_SUCCESS);
+    clReleaseKernel(kernel);
+    clReleaseProgram(program);
+    return source;
+}
+
+/* The build log reaches the user, with the family's own file and line. */
+static void build_failure(void **state)
+{
+    (void)state;
+    size_t count;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        cldev *device = open_with_cache(&entries[i]);
+        cl_program program = (cl_program)&count;
+        char expected[1024];
+        capture_begin();
+        const dcm_status status = cldev_build(device, "probe", "-Dsum=1+", &program);
+        const char *said = capture_end();
+        assert_int_equal(status, DCM_ERR_DEVICE);
+        assert_null(program);
+        snprintf(expected, sizeof expected, "kernel family probe does not build on %s (%s, driver %s): clBuildProgram(...): ",
+                 device->limits.name, device->limits.platform, device->limits.driver);
+        assert_memory_equal(dcm_error(), expected, strlen(expected));
+        assert_non_null(strstr(said, "dcm: kernel family probe on "));
+        assert_non_null(strstr(said, "-Dsum=1+"));
+        assert_non_null(strstr(said, "\ndcm: | "));
+        assert_true(occurrences(said, "probe.cl:") > 0);
+        assert_int_equal(cldev_build(device, "no_such_family", NULL, &program), DCM_ERR_DEVICE);
+        assert_string_equal(dcm_error(), "kernel family no_such_family is not part of this build of dcm");
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+}
+
+static void options_of_builds(void **state)
+{
+    (void)state;
+    cldev device = {0};
+    program_source source;
+    char longest[2000];
+    assert_int_equal(program_source_init(&source, &device, "probe", "-DA=1"), DCM_OK);
+    assert_string_equal(source.options, "-cl-std=CL1.2 -DA=1");
+    device.limits.exact_divide = true;
+    assert_int_equal(program_source_init(&source, &device, "probe", NULL), DCM_OK);
+    assert_string_equal(source.options, "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt");
+    memset(longest, 'x', sizeof longest - 1);
+    longest[sizeof longest - 1] = '\0';
+    assert_int_equal(program_source_init(&source, &device, "probe", longest), DCM_ERR_DEVICE);
+}
+
+/* Whatever could change the binary changes the key. */
+static void keys(void **state)
+{
+    (void)state;
+    enum { CHANGES = 9 };
+    uint64_t key[CHANGES];
+    for (int i = 0; i < CHANGES; i++) {
+        cldev device = {0};
+        program_source source;
+        char other[32] = "other text, as long as you like";
+        assert_int_equal(program_source_init(&source, &device, i == 1 ? "common" : "probe", i == 2 ? "-DA" : "-DB"), DCM_OK);
+        strcpy(device.limits.name, i == 3 ? "n1" : "n");
+        strcpy(device.limits.platform, i == 4 ? "p1" : "p");
+        strcpy(device.limits.driver, i == 5 ? "d1" : "d");
+        strcpy(device.limits.version, i == 6 ? "v1" : "v");
+        if (i == 7) /* the same bytes, cut elsewhere */
+            source.part[0] = other, source.size[0] = 4, source.part[1] = other + 4, source.size[1] = 6;
+        if (i == 8)
+            source.part[0] = other, source.size[0] = 5, source.part[1] = other + 5, source.size[1] = 5;
+        key[i] = binary_key(&device, &source);
+        for (int k = 0; k < i; k++)
+            assert_true(key[i] != key[k]);
+    }
+}
+
+static void cache_used(void **state)
+{
+    (void)state;
+    size_t count;
+    char path[1024];
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        clear_folder();
+        cldev *device = open_with_cache(&entries[i]);
+        assert_true(build_and_run(device));
+        assert_int_equal(count_files(path, sizeof path), 1);
+        assert_false(build_and_run(device));
+        strcat(device->limits.driver, "+"); /* an update of the driver */
+        assert_true(build_and_run(device));
+        assert_int_equal(count_files(path, sizeof path), 2);
+        device->limits.own_cache = true;
+        assert_true(build_and_run(device));
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+}
+
+typedef struct damaged {
+    const char *what;  /* as logged */
+    long truncate;     /* bytes kept; negative: bytes cut off; 0: all kept */
+    long flip;         /* byte to change; negative: from the end; 0: none */
+    size_t garbage;    /* bytes put instead of the binary, with a header that is right */
+} damaged;
+
+/* Change the file at `path` as `d` says. */
+static void damage(const char *path, const damaged *d)
+{
+    file_map map;
+    unsigned char *data = NULL;
+    binary_header header;
+    assert_int_equal(file_map_open(&map, path), DCM_OK);
+    size_t size = map.size;
+    assert_int_equal(mem_new(&data, size + d->garbage + sizeof header, 1, "file"), DCM_OK);
+    memcpy(data, map.data, size);
+    memcpy(&header, data, sizeof header);
+    file_map_close(&map);
+    if (d->truncate)
+        size = d->truncate < 0 ? size - (size_t)-d->truncate : (size_t)d->truncate;
+    if (d->flip)
+        data[d->flip < 0 ? size - (size_t)-d->flip : (size_t)d->flip] ^= 0x10;
+    if (d->garbage) {
+        header.size = d->garbage;
+        header.checksum = 0xcbf29ce484222325u; /* FNV-1a, written out */
+        for (size_t i = 0; i < d->garbage; i++) {
+            data[sizeof header + i] = (unsigned char)(i * 37);
+            header.checksum = (header.checksum ^ (unsigned char)(i * 37)) * 0x100000001b3u;
+        }
+        memcpy(data, &header, sizeof header);
+        size = sizeof header + d->garbage;
+    }
+    assert_int_equal(file_write_atomic(path, data, size), DCM_OK);
+    mem_free(&data);
+}
+
+static void cache_damaged(void **state)
+{
+    (void)state;
+    static const damaged kinds[] = {
+        {"truncated", 10, 0, 0},
+        {"truncated", sizeof(binary_header), 0, 0},
+        {"truncated", -1, 0, 0},
+        {"not a program of this version", 0, 1, 0},
+        {"not a program of this version", 0, 4, 0},
+        {"the binary of another program", 0, 8, 0},
+        {"truncated", 0, 16, 0},
+        {"damaged", 0, 24, 0},
+        {"damaged", 0, sizeof(binary_header), 0},
+        {"damaged", 0, -1, 0},
+        {"refused by the driver", 0, 0, 500},
+    };
+    size_t count;
+    char path[1024], expected[2048];
+    cldev_entry *entries = all_devices(&count);
+    dcm_log_set_level(DCM_LOG_INFO);
+    for (size_t i = 0; i < count; i++) {
+        clear_folder();
+        cldev *device = open_with_cache(&entries[i]);
+        assert_true(build_and_run(device));
+        assert_int_equal(count_files(path, sizeof path), 1);
+        for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+            damage(path, &kinds[k]);
+            capture_begin();
+            const bool source = build_and_run(device);
+            const char *said = capture_end();
+            snprintf(expected, sizeof expected, "dcm: %s: cached program is %s: removed, building again\n", path, kinds[k].what);
+            if (!source || !strstr(said, expected))
+                print_error("%s: case %zu: %s\n", device->limits.name, k, said);
+            assert_true(source);
+            assert_non_null(strstr(said, expected));
+            assert_false(build_and_run(device)); /* and the new one is good */
+        }
+        assert_int_equal(truncate(path, 0), 0);
+        assert_true(build_and_run(device));
+        assert_int_equal(chmod(path, 0666), 0); /* anybody could have written it */
+        assert_true(build_and_run(device));
+        assert_false(build_and_run(device));
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+}
+
+/* DCM_CACHE names a file here. */
+static void cache_unwritable(void **state)
+{
+    (void)state;
+    size_t count;
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    capture_begin();
+    const bool first = build_and_run(device), second = build_and_run(device);
+    const char *said = capture_end();
+    assert_true(first && second);
+    assert_int_equal(occurrences(said, "built kernels are not kept"), 1);
+    assert_non_null(strstr(said, "not a folder"));
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+static void cache_foreign(void **state)
+{
+    (void)state;
+    size_t count;
+    char path[1024];
+    if (geteuid() != 0)
+        skip_case(); /* only root can give a folder away */
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    assert_int_equal(chown(folder, 12345, 12345), 0);
+    capture_begin();
+    const bool source = build_and_run(device);
+    const char *said = capture_end();
+    assert_true(source);
+    assert_non_null(strstr(said, "belongs to another user"));
+    assert_int_equal(count_files(path, sizeof path), 0);
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+/* One of the ten of `ten_at_once`. */
+static void build_once(void **state)
+{
+    (void)state;
+    size_t count;
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    for (int i = 0; i < 3; i++)
+        build_and_run(device);
+    assert_false(build_and_run(device));
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+static void ten_at_once(void **state)
+{
+    (void)state;
+    pid_t child[10];
+    char path[1024];
+    for (int i = 0; i < 10; i++)
+        child[i] = start_case("build_once", NULL, NULL);
+    int failed = 0;
+    for (int i = 0; i < 10; i++) {
+        int status = -1;
+        waitpid(child[i], &status, 0);
+        failed += status != 0;
+    }
+    assert_int_equal(failed, 0);
+    size_t count;
+    mem_free(&(cldev_entry *){all_devices(&count)});
+    assert_int_equal(count_files(path, sizeof path), 1); /* no temporary file is left */
+}
+
+static const apart_case cases[] = {
+    {"build_failure", build_failure},
+    {"options_of_builds", options_of_builds},
+    {"keys", keys},
+    {"cache_used", cache_used},
+    {"cache_damaged", cache_damaged},
+    {"cache_unwritable", cache_unwritable, "DCM_CACHE", "/proc/self/status"},
+    {"cache_foreign", cache_foreign},
+    {"ten_at_once", ten_at_once},
+    {.name = "build_once", .run = build_once, .hidden = true},
+};
+
+int main(int argc, char **argv) { return apart_main(cases, sizeof cases / sizeof *cases, argc, argv); }
