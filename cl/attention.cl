@@ -99,6 +99,16 @@ static inline float vsum(float8 x)
 }
 #endif
 #define VECS (HEAD_DIM / LANES)
+/* Vectors of channels whose sums p V are in registers together: a divisor of VECS, 16 sums at most if possible. */
+#if VECS % 4 == 0 && GROUP <= 4
+#define VECS_AT_ONCE 4
+#elif VECS % 3 == 0 && GROUP <= 5
+#define VECS_AT_ONCE 3
+#elif VECS % 2 == 0 && GROUP <= 8
+#define VECS_AT_ONCE 2
+#else
+#define VECS_AT_ONCE 1
+#endif
 
 static inline float max16(float16 x)
 {
@@ -171,13 +181,17 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
                 const __global kv_t *key = kv_row(kv, plane_k, slot);
                 value[j] = kv_row(kv, plane_v, slot);
                 vec dot[GROUP];
+                UNROLL
                 for (uint g = 0; g < GROUP; g++)
                     dot[g] = (vec)(0.0f);
+                UNROLL
                 for (uint v = 0; v < VECS; v++) {
                     const vec k = KV_VLOAD(key + v * LANES);
+                    UNROLL
                     for (uint g = 0; g < GROUP; g++)
                         dot[g] = fma(k, turned[g][v], dot[g]);
                 }
+                UNROLL
                 for (uint g = 0; g < GROUP; g++)
                     score[g][j] = vsum(dot[g]) + bias;
             }
@@ -196,12 +210,24 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
             total[g] += sum16(p);
             vstore16(p, 0, score[g]);
         }
-        for (uint j = 0; j < count; j++)
-            for (uint v = 0; v < VECS; v++) {
-                const vec x = KV_VLOAD(value[j] + v * LANES);
-                for (uint g = 0; g < GROUP; g++)
-                    acc[g][v] = fma((vec)(score[g][j]), x, acc[g][v]);
+        for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
+            vec sum[GROUP][VECS_AT_ONCE];
+            UNROLL
+            for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+                sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
+            for (uint j = 0; j < count; j++) {
+                UNROLL
+                for (uint i = 0; i < VECS_AT_ONCE; i++) {
+                    const vec x = KV_VLOAD(value[j] + (v + i) * LANES);
+                    UNROLL
+                    for (uint g = 0; g < GROUP; g++)
+                        sum[g][i] = fma((vec)(score[g][j]), x, sum[g][i]);
+                }
             }
+            UNROLL
+            for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+                acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
+        }
     }
 
     for (uint g = 0; g < GROUP; g++) {

@@ -23,6 +23,9 @@
 enum { VIEW_N_RANGES, VIEW_UNITS, VIEW_RANGE_0 = 8 };
 enum { RANGE_RING, RANGE_MASK, RANGE_BEGIN, RANGE_COUNT, RANGE_PLACE, RANGE_BIAS };
 
+/* Before a loop of few rounds, known when it is compiled, over private arrays that should live in registers. */
+#define UNROLL _Pragma("unroll")
+
 /* ---- Half precision without cl_khr_fp16 ---- */
 
 /* Round to nearest, ties to even; overflow gives infinity, NaN stays NaN; no float in it is subnormal unless f is. */
