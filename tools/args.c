@@ -137,8 +137,10 @@ static int read_memory(const arg_option *o, const char *text, arg_memory *out)
             return ARGS_GO;
         }
     }
-    return tool_fail(DCM_ERR_USAGE, "--%s: \"%s\" is not a number of bytes (a K, M or G may follow) nor a percentage over 0 and up to 100%%",
-                     o->name, text);
+    return tool_fail(
+        DCM_ERR_USAGE,
+        "--%s: \"%s\" is not a number of bytes (a K, M or G may follow) nor a percentage over 0 and up to 100%%",
+        o->name, text);
 }
 
 static int read_value(const arg_option *o, const char *text)

@@ -1,6 +1,6 @@
 /*
- * Command-line options: one table describes them, and both the parser and the help are made from it. Ranges and defaults in the help
- * are the ones the parser uses.
+ * Command-line options: one table describes them, and both the parser and the help are made from it. Ranges and
+ * defaults in the help are the ones the parser uses.
  */
 #ifndef ARGS_H
 #define ARGS_H
@@ -38,7 +38,8 @@ typedef struct arg_memory {
     double percent;
 } arg_memory;
 
-/* One option. `value` points to a variable of the kind's type that holds the default; help shows it unless it is 0, NULL or empty. */
+/* One option. `value` points to a variable of the kind's type that holds the default; help shows it unless it is 0,
+ * NULL or empty. */
 typedef struct arg_option {
     const char *name; /* "group" for --group */
     char letter;      /* 'L' for -L, or 0 */

@@ -159,12 +159,12 @@ static void close_rows(ppl_run *run)
 }
 
 /*
- * Perplexity is the exponential of the mean negative log-probability m; its standard error, to first order, that of m times the
- * perplexity.
+ * Perplexity is the exponential of the mean negative log-probability m; its standard error, to first order, that of m
+ * times the perplexity.
  */
 static void print_rows(const ppl_run *run)
 {
-    static const table_column columns[] = {{"policy", 0}, {"tokens", 0},  {"scored", 0}, {"units", 0},
+    static const table_column columns[] = {{"policy", 0}, {"tokens", 0}, {"scored", 0}, {"units", 0},
                                            {"ppl", 4},    {"ppl_se", 4}, {"kl", 5},     {"top1", 4}};
     enum { WITH_FULL = sizeof columns / sizeof *columns };
     json_t *meta = runtime_meta(run->r);
@@ -211,10 +211,11 @@ static int take_tokens(ppl_run *run, const char *text, size_t size)
     const size_t taken = wanted && wanted < left ? wanted : left, first = bos >= 0;
     int code = 0;
     if (wanted > left)
-        code = tool_fail(DCM_ERR_FILE, "the text has %zu tokens after --offset %zu, not the %zu of --tokens", left, offset, wanted);
+        code = tool_fail(DCM_ERR_FILE, "the text has %zu tokens after --offset %zu, not the %zu of --tokens", left,
+                         offset, wanted);
     else if (taken + first < 2 || (size_t)run->o->skip >= taken + first)
-        code = tool_fail(DCM_ERR_FILE, "nothing to predict: %zu tokens after --offset %zu and --skip %lld", left, offset,
-                         (long long)run->o->skip);
+        code = tool_fail(DCM_ERR_FILE, "nothing to predict: %zu tokens after --offset %zu and --skip %lld", left,
+                         offset, (long long)run->o->skip);
     else if (!(run->ids = malloc((taken + first) * sizeof *run->ids)))
         code = tool_fail(DCM_ERR_MEMORY, "no room for %zu tokens", taken);
     if (code == 0) {
@@ -294,9 +295,11 @@ static void add_options(args *a, ppl_options *o)
         {"logprobs", 0, ARG_TEXT, &o->logprobs, "OUT.csv",
          "Write index,token,logprob: the natural log of the probability given to each token from index 1 on."},
         {"against", 0, ARG_CHOICE, &o->against, .choices = "none|full",
-         .help = "full: also run the full cache beside, and give the mean KL to it and how often both find the same token most probable."},
+         .help = "full: also run the full cache beside, and give the mean KL to it and how often both find the same "
+                 "token most probable."},
         {"policies", 0, ARG_TEXT, &o->policies, "A,B,...",
-         "Several policies in one run, such as dcm:L=64:S=4:merge=newer,window:W=auto,full; auto is the units of the first."},
+         "Several policies in one run, such as dcm:L=64:S=4:merge=newer,window:W=auto,full; auto is the units of the "
+         "first."},
         table_format_option(&o->format),
     };
     input_add_model(a, &o->model);
@@ -310,8 +313,10 @@ static void add_options(args *a, ppl_options *o)
 static int eval_ppl(int argc, char **argv)
 {
     ppl_options o = {.cache = CACHE_OPTIONS_DEFAULT};
-    args a = {.usage = "-m MODEL (-f FILE | -p TEXT | -) [options]", .stdin_dash = true,
-              .about = "Perplexity of a text with its standard error: token by token, each predicted from the cache of those before it."};
+    args a = {.usage = "-m MODEL (-f FILE | -p TEXT | -) [options]",
+              .stdin_dash = true,
+              .about = "Perplexity of a text with its standard error: token by token, each predicted from the cache of "
+                       "those before it."};
     dcm_cache_params params;
     runtime r = {0};
     ppl_run run = {.o = &o, .r = &r};
@@ -347,10 +352,12 @@ int cmd_eval(int argc, char **argv)
         return eval_ppl(argc - 1, argv + 1);
     }
     if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        puts("usage: dcm eval MEASURE [options]\n\nMeasures:\n  ppl        perplexity of a text, and the divergence from the full cache\n\n"
+        puts("usage: dcm eval MEASURE [options]\n\nMeasures:\n  ppl        perplexity of a text, and the divergence "
+             "from the full cache\n\n"
              "`dcm eval MEASURE --help` says more.");
         return tool_flush();
     }
-    return tool_fail(DCM_ERR_USAGE, argc > 1 ? "unknown measure \"%s\"; see dcm eval --help" : "no measure; see dcm eval --help",
+    return tool_fail(DCM_ERR_USAGE,
+                     argc > 1 ? "unknown measure \"%s\"; see dcm eval --help" : "no measure; see dcm eval --help",
                      argc > 1 ? argv[1] : "");
 }

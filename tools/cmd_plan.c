@@ -1,6 +1,6 @@
+#include "input.h"
 #include "options.h"
 #include "table.h"
-#include "input.h"
 #include "tool.h"
 
 #include <dcm/model.h>
@@ -18,7 +18,8 @@ typedef struct plan_options {
 /* One row a token: what was done before it, and the counts after it. */
 static int print_steps(const plan_options *o)
 {
-    static const table_column columns[] = {{"token", 0}, {"action", 0}, {"level", 0}, {"near", 0}, {"far", 0}, {"units", 0}};
+    static const table_column columns[] = {{"token", 0}, {"action", 0}, {"level", 0},
+                                           {"near", 0},  {"far", 0},    {"units", 0}};
     static const char *const names[] = {"append", "merge", "retire"};
     enum { COLUMNS = sizeof columns / sizeof *columns };
     dcm_plan plan;
@@ -30,8 +31,11 @@ static int print_steps(const plan_options *o)
                 json_pack("{s:I,s:I}", "group", (json_int_t)o->groups.item[0], "sinks", (json_int_t)o->sinks));
     for (int64_t token = 1; token <= o->steps; token++) {
         const dcm_action action = dcm_plan_step(&plan);
-        const table_cell row[COLUMNS] = {cell_int(token), cell_text(names[action.kind]), cell_int(action.level),
-                                         cell_int((int64_t)dcm_plan_near(&plan)), cell_int((int64_t)plan.far),
+        const table_cell row[COLUMNS] = {cell_int(token),
+                                         cell_text(names[action.kind]),
+                                         cell_int(action.level),
+                                         cell_int((int64_t)dcm_plan_near(&plan)),
+                                         cell_int((int64_t)plan.far),
                                          cell_int((int64_t)dcm_plan_units(&plan))};
         table_row(&t, row);
     }
@@ -40,8 +44,8 @@ static int print_steps(const plan_options *o)
 }
 
 /*
- * Tokens that the near queue covers after n: those behind the sinks, less L a unit of the far queue. Far units: those beyond the
- * 2L - 1 of a full near queue.
+ * Tokens that the near queue covers after n: those behind the sinks, less L a unit of the far queue. Far units: those
+ * beyond the 2L - 1 of a full near queue.
  */
 static void queues(uint32_t group, uint64_t sinks, uint64_t n, uint64_t *near, uint64_t *far, uint64_t *covered)
 {
@@ -54,9 +58,9 @@ static void queues(uint32_t group, uint64_t sinks, uint64_t n, uint64_t *near, u
 
 static int print_sizes(const plan_options *o, const dcm_model_info *model)
 {
-    static const table_column columns[] = {
-        {"group", 0},       {"tokens", 0}, {"units", 0},      {"near", 0},  {"far", 0},
-        {"near_tokens", 0}, {"C_M", 2},    {"unit_bytes", 0}, {"bytes", 0}, {"full_bytes", 0}};
+    static const table_column columns[] = {{"group", 0}, {"tokens", 0},      {"units", 0}, {"near", 0},
+                                           {"far", 0},   {"near_tokens", 0}, {"C_M", 2},   {"unit_bytes", 0},
+                                           {"bytes", 0}, {"full_bytes", 0}};
     enum { WITH_MODEL = sizeof columns / sizeof *columns, WITHOUT_MODEL = WITH_MODEL - 3 };
     json_t *meta = json_pack("{s:I}", "sinks", (json_int_t)o->sinks);
     if (model)
@@ -93,7 +97,8 @@ static int check(const args *a, const plan_options *o)
     static const char *const without_effect[] = {"tokens", "model", "kv"};
     for (size_t i = 0; i < sizeof without_effect / sizeof *without_effect; i++)
         if (args_seen(a, without_effect[i]))
-            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --steps: leave one of them out", without_effect[i]);
+            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --steps: leave one of them out",
+                             without_effect[i]);
     if (o->groups.count > 1)
         return tool_fail(DCM_ERR_USAGE, "--steps takes one group length, not %zu", o->groups.count);
     return 0;
@@ -103,17 +108,20 @@ int cmd_plan(int argc, char **argv)
 {
     plan_options o = {.tokens = 100000, .sinks = 4};
     const arg_option options[] = {
-        {"group", 'L', ARG_INTS, &o.groups, "N[,N...]", "Group length, or several for one row each; powers of two.", DCM_GROUP_MIN,
-         DCM_GROUP_MAX, .power_of_two = true, .required = true},
+        {"group", 'L', ARG_INTS, &o.groups, "N[,N...]", "Group length, or several for one row each; powers of two.",
+         DCM_GROUP_MIN, DCM_GROUP_MAX, .power_of_two = true, .required = true},
         {"tokens", 'n', ARG_INT, &o.tokens, "TOKENS", "Tokens of the text.", 1, INT64_C(1) << 40},
         {"sinks", 0, ARG_INT, &o.sinks, "S", "First tokens that are never merged.", 0, 65536},
-        {"model", 'm', ARG_TEXT, &o.model, "FILE|NAME", "Add bytes a unit and in all, and those of the full cache, for this model."},
+        {"model", 'm', ARG_TEXT, &o.model, "FILE|NAME",
+         "Add bytes a unit and in all, and those of the full cache, for this model."},
         options_kv(&o.kv),
-        {"steps", 0, ARG_INT, &o.steps, "K", "Print the schedule of the first K tokens instead, one row a token.", 1, INT64_C(1) << 32},
+        {"steps", 0, ARG_INT, &o.steps, "K", "Print the schedule of the first K tokens instead, one row a token.", 1,
+         INT64_C(1) << 32},
         table_format_option(&o.format),
     };
     args a = {.usage = "-L N[,N...] [options]",
-              .about = "What a compressed cache holds after TOKENS tokens: units in all (sinks included), units of the near and of the far\n"
+              .about = "What a compressed cache holds after TOKENS tokens: units in all (sinks included), units of the "
+                       "near and of the far\n"
                        "queue, tokens that the near queue covers, and the compression C_M = tokens / units."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
     int code = args_parse(&a, argc, argv);

@@ -126,7 +126,8 @@ static int check(const args *a, const run_options *o)
     return 0;
 }
 
-/* Read the prompt where one is given or needed. A NUL cannot be part of a prompt: it would be a sign of a binary file. */
+/* Read the prompt where one is given or needed. A NUL cannot be part of a prompt: it would be a sign of a binary file.
+ */
 static int read_prompt(const args *a, const run_options *o, char **text, size_t *size)
 {
     *text = NULL;
@@ -137,16 +138,20 @@ static int read_prompt(const args *a, const run_options *o, char **text, size_t 
     if (code)
         return code;
     const char *nul = memchr(*text, 0, *size);
-    return nul ? tool_fail(DCM_ERR_FILE, "%s: a NUL byte at offset %zu: not a text", o->input.file ? o->input.file : "standard input",
-                           (size_t)(nul - *text))
+    return nul ? tool_fail(DCM_ERR_FILE, "%s: a NUL byte at offset %zu: not a text",
+                           o->input.file ? o->input.file : "standard input", (size_t)(nul - *text))
                : 0;
 }
 
-static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, const char *prompt, size_t size)
+static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, const char *prompt,
+                       size_t size)
 {
     dcm_session *session = NULL;
-    generator g = {.sample = {(float)o->temperature, (uint32_t)o->top_k, (float)o->top_p}, .rng = (uint64_t)o->seed,
-                   .tokens = o->tokens, .ignore_end = o->ignore_eos, .out = {.stops = &o->stops}};
+    generator g = {.sample = {(float)o->temperature, (uint32_t)o->top_k, (float)o->top_p},
+                   .rng = (uint64_t)o->seed,
+                   .tokens = o->tokens,
+                   .ignore_end = o->ignore_eos,
+                   .out = {.stops = &o->stops}};
     bool chat = o->chat;
     if (o->interactive && !chat) {
         chat = dcm_chat_template(r->tokenizer) != NULL;
@@ -173,15 +178,19 @@ static void add_options(args *a, run_options *o)
         {"chat", 0, ARG_FLAG, &o->chat, .help = "Put the prompt into the model's own chat template."},
         {"system", 0, ARG_TEXT, &o->system, "TEXT", "System message of the chat."},
         {"interactive", 'i', ARG_FLAG, &o->interactive,
-         .help = "Turns at a prompt, by the chat template where the model has a known one. Ctrl-C ends an answer, Ctrl-D the program."},
+         .help = "Turns at a prompt, by the chat template where the model has a known one. Ctrl-C ends an answer, "
+                 "Ctrl-D the program."},
         {"stop", 0, ARG_TEXTS, &o->stops, "TEXT", "End before this text; may be given several times."},
         {"ignore-eos", 0, ARG_FLAG, &o->ignore_eos, .help = "Never choose a token that ends the text."},
-        {"stats", 0, ARG_FLAG, &o->stats, .help = "After the text, print tokens, speed, units and bytes on standard error."},
+        {"stats", 0, ARG_FLAG, &o->stats,
+         .help = "After the text, print tokens, speed, units and bytes on standard error."},
     };
     const arg_option sampling[] = {
-        {"temp", 0, ARG_REAL, &o->temperature, "T", "Temperature; 0 always takes the most probable token.", 0, 100, .show_zero = true},
+        {"temp", 0, ARG_REAL, &o->temperature, "T", "Temperature; 0 always takes the most probable token.", 0, 100,
+         .show_zero = true},
         {"top-k", 0, ARG_INT, &o->top_k, "K", "Sample among the K most probable tokens; 0: all.", 0, INT32_MAX},
-        {"top-p", 0, ARG_REAL, &o->top_p, "P", "Sample among the fewest tokens whose probability reaches P; 0 or 1: all.", 0, 1},
+        {"top-p", 0, ARG_REAL, &o->top_p, "P",
+         "Sample among the fewest tokens whose probability reaches P; 0 or 1: all.", 0, 1},
         {"seed", 0, ARG_INT, &o->seed, "N", "Start of the random numbers; without it every run differs.", 0, INT64_MAX},
     };
     input_add_model(a, &o->model);
@@ -196,8 +205,11 @@ static void add_options(args *a, run_options *o)
 int cmd_run(int argc, char **argv)
 {
     run_options o = {.tokens = 256, .cache = CACHE_OPTIONS_DEFAULT};
-    args a = {.usage = "-m MODEL (-p TEXT | -f FILE | - | -i) [options]", .stdin_dash = true,
-              .about = "Continue a text, or answer in a chat. The text streams to standard output; the prompt is not echoed."};
+    args a = {
+        .usage = "-m MODEL (-p TEXT | -f FILE | - | -i) [options]",
+        .stdin_dash = true,
+        .about =
+            "Continue a text, or answer in a chat. The text streams to standard output; the prompt is not echoed."};
     dcm_cache_params params;
     runtime r = {0};
     char *prompt = NULL;

@@ -6,14 +6,13 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 int generator_open(generator *g, const runtime *r, dcm_session *session)
 {
     const size_t vocab = r->info.vocab;
     g->r = r;
     g->session = session;
-    g->previous = g->unfed = -1;
+    g->unfed = -1;
     g->logits = malloc(vocab * sizeof *g->logits);
     g->ends = malloc(vocab * sizeof *g->ends);
     if (!g->logits || !g->ends)
@@ -39,12 +38,13 @@ static int feed(generator *g, const int32_t *ids, size_t count)
     const dcm_status status = dcm_session_feed(g->session, ids, count, g->logits);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    g->previous = ids[count - 1];
+    g->begun = true;
     dcm_session_stats stats;
     dcm_session_get_stats(g->session, &stats);
     if (stats.units > g->r->info.context && !g->warned) {
         g->warned = true;
-        dcm_log(DCM_LOG_WARN, "the cache holds more units than the %u positions that the model was trained on: expect nonsense",
+        dcm_log(DCM_LOG_WARN,
+                "the cache holds more units than the %u positions that the model was trained on: expect nonsense",
                 g->r->info.context);
     }
     return 0;
@@ -80,30 +80,19 @@ int generator_feed_text(generator *g, const char *text, size_t size, bool first)
     if (code == 0 && (count || g->unfed >= 0))
         code = feed_prompt(g, ids, count);
     dcm_free(ids);
-    if (code == 0 && g->previous < 0)
+    if (code == 0 && !g->begun)
         code = tool_fail(DCM_ERR_USAGE, "the prompt has no tokens: there is nothing to continue");
     return code;
 }
 
-/* Print what `id` adds to the text behind the token before it. */
 static int print_token(generator *g, int32_t id)
 {
-    const int32_t pair[2] = {g->previous, id};
-    char *before, *both;
-    size_t n_before, n_both;
-    dcm_status status = dcm_detokenize(g->r->tokenizer, pair, 1, false, &before, &n_before);
+    const char *text;
+    size_t size;
+    const dcm_status status = dcm_token_text(g->r->tokenizer, id, false, &text, &size);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    status = dcm_detokenize(g->r->tokenizer, pair, 2, false, &both, &n_both);
-    bool room = true;
-    if (status == DCM_OK && n_both > n_before)
-        room = stream_put(&g->out, both + n_before, n_both - n_before);
-    dcm_free(before);
-    if (status == DCM_OK)
-        dcm_free(both);
-    if (!room)
-        return tool_fail(DCM_ERR_MEMORY, "no room for the text");
-    return status == DCM_OK ? 0 : tool_fail_library(status);
+    return stream_put(&g->out, text, size) ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for the text");
 }
 
 int generator_turn(generator *g)

@@ -14,19 +14,20 @@ typedef struct generator {
     bool ignore_end;
     stream out;
     runtime_times times;
-    float *logits;     /* after the last token fed */
-    int32_t *ends;     /* the end tokens, for ignore_end */
+    float *logits; /* after the last token fed */
+    int32_t *ends; /* the end tokens, for ignore_end */
     size_t n_ends;
-    int32_t previous;  /* last token of the sequence, -1 before any: decoding looks at pairs */
-    int32_t unfed;     /* the turn's last token where it was printed but not fed, else -1 */
-    bool warned;
+    int32_t unfed; /* the turn's last token where it was printed but not fed, else -1 */
+    bool begun;    /* something has been fed */
+    bool warned;   /* of more units than trained positions */
 } generator;
 
 /* Allocate what a generator needs. 0 or the exit code after a message; generator_close in any case. */
 int generator_open(generator *g, const runtime *r, dcm_session *session);
 void generator_close(generator *g);
 
-/* Feed a text: with `first`, BOS goes before it where the model asks for one and it is not there. Special tokens are read as such. */
+/* Feed a text: with `first`, BOS goes before it where the model asks for one and it is not there. Special tokens are
+ * read as such. */
 int generator_feed_text(generator *g, const char *text, size_t size, bool first);
 
 /* Generate a turn. 0, the exit code of a failure, or that of the signal that stopped it. */

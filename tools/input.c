@@ -86,8 +86,10 @@ int input_read(const args *a, const input_source *source, char **data, size_t *s
 
 void input_add_model(args *a, const char **model)
 {
-    const arg_option option = {"model", 'm', ARG_TEXT, model, "FILE|NAME",
-                               "A GGUF file, or a short name in the cache folder: smollm2-135m.", .required = true};
+    const arg_option option = {"model",         'm',
+                               ARG_TEXT,        model,
+                               "FILE|NAME",     "A GGUF file, or a short name in the cache folder: smollm2-135m.",
+                               .required = true};
     args_add(a, "Model", &option, 1);
 }
 
@@ -119,8 +121,10 @@ int input_model_path(const char *model, char *path, size_t size)
             return code;
         if (access(path, R_OK) == 0)
             return 0;
-        return tool_fail(DCM_ERR_FILE, "model %s is not there (%s): fetch it with `dcm-get-model %s` (tools/get-model in the source tree)",
-                         model, path, model);
+        return tool_fail(
+            DCM_ERR_FILE,
+            "model %s is not there (%s): fetch it with `dcm-get-model %s` (tools/get-model in the source tree)", model,
+            path, model);
     }
     if ((size_t)snprintf(path, size, "%s", model) >= size)
         return tool_fail(DCM_ERR_FILE, "the model's path is too long");

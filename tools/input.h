@@ -21,8 +21,8 @@ void input_add_options(args *a, input_source *source);
 bool input_given(const args *a, const input_source *source);
 
 /*
- * Read the text: any bytes, NUL included, with a NUL behind them. *data is freed with free(). Returns 0 or the exit code after a
- * message: 2 when none or more than one of -p, -f and - was given, 3 when the file cannot be read.
+ * Read the text: any bytes, NUL included, with a NUL behind them. *data is freed with free(). Returns 0 or the exit
+ * code after a message: 2 when none or more than one of -p, -f and - was given, 3 when the file cannot be read.
  */
 int input_read(const args *a, const input_source *source, char **data, size_t *size);
 
@@ -30,7 +30,8 @@ int input_read(const args *a, const input_source *source, char **data, size_t *s
 void input_add_model(args *a, const char **model);
 
 /*
- * The file of a model's FILE or short NAME into `path`. Returns 0, or 3 after a message that names the command which fetches the model.
+ * The file of a model's FILE or short NAME into `path`. Returns 0, or 3 after a message that names the command which
+ * fetches the model.
  */
 int input_model_path(const char *model, char *path, size_t size);
 

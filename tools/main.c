@@ -25,7 +25,8 @@ static int help(void)
     for (size_t i = 0; i < COMMANDS; i++)
         printf("  %-10s %s\n", commands[i].name, commands[i].help);
     printf("\n`dcm COMMAND --help` says more. `dcm --version` prints the version.\n\n"
-           "Exit codes: 0 done; 1 the answer is \"no\"; 2 wrong usage; 3 a bad or missing file; 4 device or OpenCL trouble;\n"
+           "Exit codes: 0 done; 1 the answer is \"no\"; 2 wrong usage; 3 a bad or missing file; 4 device or OpenCL "
+           "trouble;\n"
            "5 not enough memory; 130 interrupted; 143 terminated.\n");
     return tool_flush();
 }

@@ -15,11 +15,14 @@ void options_add_device(args *a, device_options *o)
 {
     const arg_option options[] = {
         {"device", 0, ARG_TEXT, &o->device, "auto|ref|NAME|P.D",
-         "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of `dcm devices`. "
+         "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of "
+         "`dcm devices`. "
          "$DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU."},
-        {"threads", 0, ARG_INT, &o->threads, "N", "Threads of the reference and of CPU devices; 0: all processors.", 0, 4096},
+        {"threads", 0, ARG_INT, &o->threads, "N", "Threads of the reference and of CPU devices; 0: all processors.", 0,
+         4096},
         {"max-memory", 0, ARG_MEMORY, &o->max_memory, "BYTES|N%",
-         "Most memory to take on the device: bytes (a K, M or G may follow) or a share of the device's; what would pass it ends with "
+         "Most memory to take on the device: bytes (a K, M or G may follow) or a share of the device's; what would "
+         "pass it ends with "
          "exit code 5."},
     };
     args_add(a, "Device", options, COUNT(options));
@@ -28,8 +31,8 @@ void options_add_device(args *a, device_options *o)
 int options_open_device(const device_options *o, dcm_device **device)
 {
     const char *name = o->device ? o->device : getenv("DCM_DEVICE");
-    dcm_device_params params = {.name = name && *name ? name : "auto", .threads = (int)o->threads,
-                                .max_memory = o->max_memory.bytes};
+    dcm_device_params params = {
+        .name = name && *name ? name : "auto", .threads = (int)o->threads, .max_memory = o->max_memory.bytes};
     dcm_status status = dcm_device_open(device, &params);
     if (status == DCM_OK && o->max_memory.percent > 0) {
         dcm_device_info info;
@@ -71,16 +74,20 @@ void options_add_cache(args *a, cache_options *o)
 {
     const arg_option options[] = {
         {"cache", 0, ARG_CHOICE, &o->kind, .choices = "dcm|full|window",
-         .help = "Policy: dcm merges the older tokens, full keeps every token, window keeps sinks and the most recent tokens."},
-        {"group", 'L', ARG_INT, &o->group, "N", "dcm: group length, a power of two; a larger one keeps more of the recent past sharp.",
-         DCM_GROUP_MIN, DCM_GROUP_MAX, .power_of_two = true},
+         .help = "Policy: dcm merges the older tokens, full keeps every token, window keeps sinks and the most recent "
+                 "tokens."},
+        {"group", 'L', ARG_INT, &o->group, "N",
+         "dcm: group length, a power of two; a larger one keeps more of the recent past sharp.", DCM_GROUP_MIN,
+         DCM_GROUP_MAX, .power_of_two = true},
         {"sinks", 0, ARG_INT, &o->sinks, "S", "dcm, window: first tokens that are never merged nor evicted.", 0, 65536},
         {"merge", 0, ARG_TEXT, &o->merge, "FILE|mean|newer|auto",
-         "dcm: how two units become one; FILE is a safetensors file of a trained merge model; auto takes the weights shipped for this "
+         "dcm: how two units become one; FILE is a safetensors file of a trained merge model; auto takes the weights "
+         "shipped for this "
          "very model, else newer."},
-        {"window", 0, ARG_INT, &o->window, "W", "window: units in all, sinks and the current token included; must exceed the sinks.", 1,
-         UINT32_MAX},
-        {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100, 100, .show_zero = true},
+        {"window", 0, ARG_INT, &o->window, "W",
+         "window: units in all, sinks and the current token included; must exceed the sinks.", 1, UINT32_MAX},
+        {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100,
+         100, .show_zero = true},
         options_kv(&o->kv),
     };
     args_add(a, "Cache", options, COUNT(options));
@@ -99,12 +106,13 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
                    {"log-r", {true, false, false}}};
     for (size_t i = 0; i < COUNT(effects); i++)
         if (args_seen(a, effects[i].option) && !effects[i].has_effect[o->kind])
-            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --cache %s: leave one of them out", effects[i].option,
-                             kinds[o->kind]);
+            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --cache %s: leave one of them out",
+                             effects[i].option, kinds[o->kind]);
     if (o->kind == DCM_CACHE_WINDOW && !args_seen(a, "window"))
         return tool_fail(DCM_ERR_USAGE, "--cache window needs --window W (units, sinks included)");
     if (o->kind == DCM_CACHE_WINDOW && o->window <= o->sinks)
-        return tool_fail(DCM_ERR_USAGE, "--window: %lld units must exceed the %lld sinks", (long long)o->window, (long long)o->sinks);
+        return tool_fail(DCM_ERR_USAGE, "--window: %lld units must exceed the %lld sinks", (long long)o->window,
+                         (long long)o->sinks);
     *params = (dcm_cache_params){.kind = (dcm_cache_kind)o->kind, .kv = (dcm_kv_type)o->kv};
     if (o->kind != DCM_CACHE_FULL)
         params->sinks = o->sinks ? (int32_t)o->sinks : -1;

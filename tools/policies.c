@@ -19,7 +19,8 @@ static int read_number(const char *item, const char *key, const char *text, int6
 {
     if (args_read_int(text, min, max, out))
         return 0;
-    return tool_fail(DCM_ERR_USAGE, "--policies: \"%s\": %s=%s is not an integer in %" PRId64 " .. %" PRId64, item, key, text, min, max);
+    return tool_fail(DCM_ERR_USAGE, "--policies: \"%s\": %s=%s is not an integer in %" PRId64 " .. %" PRId64, item, key,
+                     text, min, max);
 }
 
 static int read_setting(policy *p, const char *item, char *key)
@@ -124,13 +125,15 @@ static uint64_t units_after(const dcm_cache_params *p, uint64_t n)
 int policies_resolve(policy_list *list, uint64_t n)
 {
     if (list->item[0].auto_window)
-        return tool_fail(DCM_ERR_USAGE, "--policies: W=auto takes the units of the first policy, so it cannot be the first");
+        return tool_fail(DCM_ERR_USAGE,
+                         "--policies: W=auto takes the units of the first policy, so it cannot be the first");
     for (size_t i = 0; i < list->count; i++) {
         dcm_cache_params *p = &list->item[i].params;
         if (list->item[i].auto_window)
             p->window = (uint32_t)units_after(&list->item[0].params, n);
         if (p->kind == DCM_CACHE_WINDOW && p->window <= sinks_of(p))
-            return tool_fail(DCM_ERR_USAGE, "--policies: a window of %u units must exceed its %u sinks", p->window, sinks_of(p));
+            return tool_fail(DCM_ERR_USAGE, "--policies: a window of %u units must exceed its %u sinks", p->window,
+                             sinks_of(p));
     }
     return 0;
 }
@@ -146,5 +149,6 @@ void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t
     else if (p->kind == DCM_CACHE_WINDOW)
         snprintf(out, size, "window:W=%u:S=%u%s", p->window, sinks_of(p), kv);
     else
-        snprintf(out, size, "dcm:L=%u:S=%u:merge=%s%s%s", p->group, sinks_of(p), p->merge ? p->merge : merge, weight, kv);
+        snprintf(out, size, "dcm:L=%u:S=%u:merge=%s%s%s", p->group, sinks_of(p), p->merge ? p->merge : merge, weight,
+                 kv);
 }

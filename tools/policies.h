@@ -20,8 +20,8 @@ typedef struct policy_list {
 } policy_list;
 
 /*
- * Read --policies: items separated by commas, settings by colons. `kv` where an item does not set it. 0, or 2 after a message; release
- * in any case.
+ * Read --policies: items separated by commas, settings by colons. `kv` where an item does not set it. 0, or 2 after a
+ * message; release in any case.
  */
 int policies_read(policy_list *list, const char *text, dcm_kv_type kv);
 void policies_release(policy_list *list);

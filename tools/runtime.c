@@ -90,7 +90,8 @@ void runtime_print_stats(const runtime *r, const dcm_session *session, const run
             per_second(times->tokens_in, times->prefill_seconds));
     fprintf(stderr, "tokens out:     %llu, %.1f tokens/s\n", (unsigned long long)times->tokens_out,
             per_second(times->decoded, times->decode_seconds));
-    fprintf(stderr, "units:          %zu for %llu tokens, %zu bytes each\n", s.units, (unsigned long long)s.tokens, s.unit_bytes);
+    fprintf(stderr, "units:          %zu for %llu tokens, %zu bytes each\n", s.units, (unsigned long long)s.tokens,
+            s.unit_bytes);
     fprintf(stderr, "merges:         %llu%s%s\n", (unsigned long long)s.merges, s.merge && *s.merge ? ", by " : "",
             s.merge ? s.merge : "");
     fprintf(stderr, "cache bytes:    %zu (the full cache of these tokens: %llu)\n", s.cache_bytes,

@@ -15,7 +15,8 @@ typedef struct runtime {
     dcm_model_info info;
 } runtime;
 
-/* Open tokenizer, device and model, what fails soonest first. 0, or the exit code after a message; close in any case. */
+/* Open tokenizer, device and model, what fails soonest first. 0, or the exit code after a message; close in any case.
+ */
 int runtime_open(runtime *r, const device_options *device, const char *model);
 void runtime_close(runtime *r);
 

@@ -11,13 +11,14 @@ typedef struct stream {
     const arg_texts *stops;
     char *held; /* bytes not yet printed */
     size_t size, room;
-    char last;  /* last byte printed, 0 before any */
+    char last; /* last byte printed, 0 before any */
     bool stopped;
 } stream;
 
 /* Zero-initialise and set `stops`. */
 
-/* Take `size` bytes and print what is certain. False when memory runs out. Sets `stopped` when a stop text is complete. */
+/* Take `size` bytes and print what is certain. False when memory runs out. Sets `stopped` when a stop text is complete.
+ */
 bool stream_put(stream *s, const char *bytes, size_t size);
 
 /* Print what was held back, less an unfinished character; a newline follows when the text did not end with one. */

@@ -7,11 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HELD_ROWS = 256, SCHEMA = 1, JSON_FLAGS = JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(10) };
+enum {
+    HELD_ROWS = 256,
+    SCHEMA = 1,
+    JSON_FLAGS = JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(10)
+};
 
 arg_option table_format_option(int *format)
 {
-    return (arg_option){"format", 0, ARG_CHOICE, format, .choices = TABLE_FORMATS, .help = "How the result is printed."};
+    return (arg_option){
+        "format", 0, ARG_CHOICE, format, .choices = TABLE_FORMATS, .help = "How the result is printed."};
 }
 
 /* A cell as text; `digits` < 0: 10 significant digits. The caller frees it. */
@@ -52,7 +57,11 @@ static void print_text_row(const table *t, char *const *cells)
     for (size_t c = 0; c < t->n_columns; c++) {
         const char *text = cells[c] ? cells[c] : "";
         const bool last = c + 1 == t->n_columns;
-        printf("%s%s%*s", c ? "  " : "", text, last ? 0 : t->width[c] - display_width(text) > 0 ? t->width[c] - display_width(text) : 0, "");
+        printf("%s%s%*s", c ? "  " : "", text,
+               last                                    ? 0
+               : t->width[c] - display_width(text) > 0 ? t->width[c] - display_width(text)
+                                                       : 0,
+               "");
     }
     putchar('\n');
 }

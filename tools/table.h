@@ -51,8 +51,8 @@ typedef struct table {
 } table;
 
 /*
- * Start a table on stdout. `meta`: members put beside "schema" and "rows" in JSON, and into every line of JSON lines; the table
- * takes the reference; NULL for none. `columns` must live until table_end.
+ * Start a table on stdout. `meta`: members put beside "schema" and "rows" in JSON, and into every line of JSON lines;
+ * the table takes the reference; NULL for none. `columns` must live until table_end.
  */
 void table_begin(table *t, table_format format, const table_column *columns, size_t n_columns, json_t *meta);
 

@@ -25,8 +25,8 @@ int tool_fail_library(dcm_status status);
 int tool_flush(void);
 
 /*
- * Ctrl-C and SIGTERM end the program at once with 130 and 143. Between tool_catch(true) and tool_catch(false) the first one only
- * sets what tool_stopped() returns: 0, or the exit code; a second one ends the program at once.
+ * Ctrl-C and SIGTERM end the program at once with 130 and 143. Between tool_catch(true) and tool_catch(false) the first
+ * one only sets what tool_stopped() returns: 0, or the exit code; a second one ends the program at once.
  */
 void tool_install_signals(void);
 void tool_catch(bool on);

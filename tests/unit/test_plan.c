@@ -1,6 +1,7 @@
 /*
- * The schedule against two other definitions of it, each simulated on its own data: the paper's rule, which scans the near queue's
- * ratios, and the paper's recursion, which lists places to merge. Both are written from the paper and know nothing of levels' FIFOs.
+ * The schedule against two other definitions of it, each simulated on its own data: the paper's rule, which scans the
+ * near queue's ratios, and the paper's recursion, which lists places to merge. Both are written from the paper and know
+ * nothing of levels' FIFOs.
  */
 #include <dcm/plan.h>
 
@@ -70,8 +71,8 @@ static void check_limits(const queue *q)
 {
     for (size_t back = 0; back < q->size; back++)
         if (q->ratio[q->size - 1 - back] > place_limit(q->group, back))
-            fail_msg("L = %u: ratio %u, %zu units behind the newest, over the limit %u", q->group, q->ratio[q->size - 1 - back], back,
-                     place_limit(q->group, back));
+            fail_msg("L = %u: ratio %u, %zu units behind the newest, over the limit %u", q->group,
+                     q->ratio[q->size - 1 - back], back, place_limit(q->group, back));
 }
 
 /* ---- The rule ---- */
@@ -118,7 +119,8 @@ static void places_add(places *p, int32_t place)
     p->item[p->size++] = place;
 }
 
-/* f(p) = f(2p), p, f(2p) for p <= L, and nothing beyond; at p = L it records once. "Recorded p" merges the places p - 2 and p - 1. */
+/* f(p) = f(2p), p, f(2p) for p <= L, and nothing beyond; at p = L it records once. "Recorded p" merges the places p - 2
+ * and p - 1. */
 static void recurse(places *list, uint32_t group, uint32_t p)
 {
     if (p > group)
@@ -189,7 +191,8 @@ static void check_cover(const dcm_plan *plan)
     assert_int_equal(token + sinks, plan->tokens);
 }
 
-/* The three definitions for `tokens` tokens behind the sinks; the slow checks of the whole queue every `stride` tokens. */
+/* The three definitions for `tokens` tokens behind the sinks; the slow checks of the whole queue every `stride` tokens.
+ */
 static void check_agreement(uint32_t group, uint32_t sinks, uint64_t tokens, uint64_t stride)
 {
     dcm_plan plan;
@@ -208,8 +211,9 @@ static void check_agreement(uint32_t group, uint32_t sinks, uint64_t tokens, uin
         const dcm_action by_rule = rule_step(&rule), by_recursion = recursion_step(&recursion, &list);
         if (done.kind != by_rule.kind || done.level != by_rule.level || done.kind != by_recursion.kind ||
             done.level != by_recursion.level || done.kind != next.kind || done.level != next.level)
-            fail_msg("L = %u, S = %u, token %llu behind the sinks: plan %d/%d, rule %d/%d, recursion %d/%d", group, sinks,
-                     (unsigned long long)n, done.kind, done.level, by_rule.kind, by_rule.level, by_recursion.kind, by_recursion.level);
+            fail_msg("L = %u, S = %u, token %llu behind the sinks: plan %d/%d, rule %d/%d, recursion %d/%d", group,
+                     sinks, (unsigned long long)n, done.kind, done.level, by_rule.kind, by_rule.level,
+                     by_recursion.kind, by_recursion.level);
         if (n % stride == 0 || n == tokens) {
             check_limits(&rule);
             check_queue(&plan, &rule);
