@@ -1,0 +1,454 @@
+/*
+ * Weight matrices: products with few vectors, and single rows. A matrix is a row of tiles of 16 rows; a tile is its blocks of columns one after
+ * another, each block with its scales before its quants, so that both are read as one stream (src/ops/matrix_cl.h).
+ *
+ * A block: d (and m) of the 16 rows, then per column (4 bits: per pair of columns k, k + 16) one item of each of the 16 rows.
+ * w = d q + m; d and m are halves or, for the K types, a half of the super-block times the block's byte.
+ */
+#pragma OPENCL FP_CONTRACT OFF
+
+#define TYPE_F32 0
+#define TYPE_F16 1
+#define TYPE_Q4_0 2
+#define TYPE_Q4_1 3
+#define TYPE_Q8_0 8
+#define TYPE_Q4_K 12
+#define TYPE_Q5_K 13
+#define TYPE_Q6_K 14
+#define TYPE_BF16 30
+
+#ifndef TYPE /* the host sets all seven from one table */
+#define TYPE TYPE_Q4_1
+#define BITS 4         /* of an item */
+#define BLOCK 32       /* columns of a block */
+#define BLOCK_HEAD 64  /* bytes before its quants */
+#define BLOCK_BYTES 320
+#define SUPER 1        /* blocks of a super-block */
+#define SUPER_HEAD 0   /* bytes before its blocks */
+#endif
+#ifndef GROUP
+#define GROUP 256 /* work-items of linear_group: a power of two, at least 16 */
+#endif
+#ifndef PREFETCH
+#define PREFETCH 0 /* bytes ahead; CPUs whose compiler has the builtin of clang */
+#endif
+
+#define TILE 16
+#define SUPER_BYTES (SUPER_HEAD + SUPER * BLOCK_BYTES)
+#define QUANTIZED (BLOCK > 1)
+#define HAS_MIN (TYPE == TYPE_Q4_0 || TYPE == TYPE_Q4_1 || TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K)
+
+#define INPUT_PLAIN 0
+#define INPUT_RMSNORM 1
+#define INPUT_SWIGLU 2
+#define INPUT_PREPARED 3 /* x and its sums are in `work` */
+
+#define FLAG_ADD 1
+#define FLAG_BIAS 2
+
+#define CAT_(A, B) A##B
+#define CAT(A, B) CAT_(A, B)
+#define HALVES(N, I, P) CAT(vload_half, N)(I, (__global const half *)(P))
+#define BYTES(N, I, P) CAT(convert_float, N)(CAT(vload, N)(I, P))
+#define SIGNED_BYTES(N, I, P) CAT(convert_float, N)(CAT(vload, N)(I, (__global const char *)(P)))
+
+/* Rows N I .. N I + N - 1 of a block: scales and minimums; S is the super-block. */
+#if TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K
+#define SCALES(N, I, P, S) (HALVES(N, I, S) * BYTES(N, I, P))
+#define MINIMUMS(N, I, P, S, D) (-(HALVES(N, (I) + TILE / N, S) * BYTES(N, (I) + TILE / N, P)))
+#elif TYPE == TYPE_Q6_K
+#define SCALES(N, I, P, S) (HALVES(N, I, S) * SIGNED_BYTES(N, I, P))
+#else
+#define SCALES(N, I, P, S) HALVES(N, I, P)
+#if TYPE == TYPE_Q4_1
+#define MINIMUMS(N, I, P, S, D) HALVES(N, (I) + TILE / N, P)
+#else
+#define MINIMUMS(N, I, P, S, D) (-8.0f * (D)) /* Q4_0: d (q - 8); exact, for d has 11 bits */
+#endif
+#endif
+
+__global const uchar *super_at(__global const uchar *tile, uint block)
+{
+    return tile + (size_t)(block / SUPER) * SUPER_BYTES;
+}
+
+__global const uchar *block_at(__global const uchar *tile, uint block)
+{
+    return super_at(tile, block) + SUPER_HEAD + (size_t)(block % SUPER) * BLOCK_BYTES;
+}
+
+/* ---- Wide: one work-item, 16 rows in a vector ---- */
+
+void prefetch_block(__global const uchar *p)
+{
+#if PREFETCH && defined(__clang__)
+    /* OpenCL's own prefetch() is empty on PoCL; this is worth a factor of 1.6 there. */
+    for (int i = 0; i < BLOCK_BYTES; i += 64)
+        __builtin_prefetch((const void *)(uintptr_t)(p + PREFETCH + i));
+#endif
+}
+
+#if BITS == 4
+float16 block_dot(__global const uchar *q, __global const float *x)
+{
+    float16 low = 0, high = 0;
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        const int16 pair = convert_int16(vload16(k, q));
+        low = fma(convert_float16(pair & 15), (float16)(x[k]), low);
+        high = fma(convert_float16(pair >> 4), (float16)(x[k + 16]), high);
+    }
+    return low + high;
+}
+#elif BITS == 8
+float16 block_dot(__global const uchar *q, __global const float *x)
+{
+    float16 even = 0, odd = 0;
+#pragma unroll
+    for (int k = 0; k < BLOCK; k += 2) {
+        even = fma(convert_float16(convert_int16(vload16(k, (__global const char *)q))), (float16)(x[k]), even);
+        odd = fma(convert_float16(convert_int16(vload16(k + 1, (__global const char *)q))), (float16)(x[k + 1]), odd);
+    }
+    return even + odd;
+}
+#endif
+
+#if QUANTIZED
+/* The 16 rows' products with x; sums: of x over each block. */
+float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *sums)
+{
+    float16 sum = 0;
+    for (uint b = 0; b < cols / BLOCK; b++) {
+        __global const uchar *p = block_at(tile, b);
+        prefetch_block(p);
+        const float16 d = SCALES(16, 0, p, super_at(tile, b));
+        sum = fma(d, block_dot(p + BLOCK_HEAD, x + (size_t)b * BLOCK), sum);
+#if HAS_MIN
+        sum = fma(MINIMUMS(16, 0, p, super_at(tile, b), d), (float16)(sums[b]), sum);
+#endif
+    }
+    return sum;
+}
+#else
+float16 column16(__global const uchar *tile, size_t col)
+{
+#if TYPE == TYPE_F32
+    return vload16(col, (__global const float *)tile);
+#elif TYPE == TYPE_F16
+    return HALVES(16, col, tile);
+#else
+    return as_float16(convert_uint16(vload16(col, (__global const ushort *)tile)) << 16);
+#endif
+}
+
+float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *sums)
+{
+    float16 a = 0, b = 0, c = 0, d = 0;
+    uint k = 0;
+    for (; k + 4 <= cols; k += 4) {
+#if PREFETCH && defined(__clang__)
+        for (int i = 0; i < 4 * BLOCK_BYTES; i += 64)
+            __builtin_prefetch((const void *)(uintptr_t)(tile + (size_t)k * BLOCK_BYTES + PREFETCH + i));
+#endif
+        a = fma(column16(tile, k), (float16)(x[k]), a);
+        b = fma(column16(tile, k + 1), (float16)(x[k + 1]), b);
+        c = fma(column16(tile, k + 2), (float16)(x[k + 2]), c);
+        d = fma(column16(tile, k + 3), (float16)(x[k + 3]), d);
+    }
+    for (; k < cols; k++)
+        a = fma(column16(tile, k), (float16)(x[k]), a);
+    return (a + b) + (c + d);
+}
+#endif
+
+float sum16(float16 v)
+{
+    const float8 a = v.lo + v.hi;
+    const float4 b = a.lo + a.hi;
+    const float2 c = b.lo + b.hi;
+    return c.x + c.y;
+}
+
+void normalise(__global const float *x, __global const float *gain, float eps, uint cols, __global float *out)
+{
+    float16 squares = 0;
+    float tail = 0;
+    uint k = 0;
+    for (; k + 16 <= cols; k += 16) {
+        const float16 v = vload16(0, x + k);
+        squares = fma(v, v, squares);
+    }
+    for (uint i = k; i < cols; i++)
+        tail = fma(x[i], x[i], tail);
+    const float scale = 1.0f / sqrt((sum16(squares) + tail) / cols + eps);
+    for (k = 0; k + 16 <= cols; k += 16)
+        vstore16(vload16(0, x + k) * scale * vload16(0, gain + k), 0, out + k);
+    for (; k < cols; k++)
+        out[k] = x[k] * scale * gain[k];
+}
+
+void swiglu(__global const float *x, uint cols, __global float *out)
+{
+    uint k = 0;
+    for (; k + 16 <= cols; k += 16) {
+        const float16 v = vload16(0, x + k);
+        vstore16(v / (1.0f + exp(-v)) * vload16(0, x + cols + k), 0, out + k);
+    }
+    for (; k < cols; k++)
+        out[k] = x[k] / (1.0f + exp(-x[k])) * x[cols + k];
+}
+
+/* The vector to multiply with: x itself or its transform in `work`; the blocks' sums into work + cols where the type has minimums. */
+__global const float *prepare(uint input, __global const float *x, __global const float *gain, float eps, uint cols,
+                              __global float *work)
+{
+    if (input == INPUT_RMSNORM)
+        normalise(x, gain, eps, cols, work);
+    else if (input == INPUT_SWIGLU)
+        swiglu(x, cols, work);
+    if (input != INPUT_PLAIN)
+        x = work;
+#if HAS_MIN
+    for (uint b = 0; b < cols / BLOCK; b++)
+        work[cols + b] = sum16(vload16(0, x + b * BLOCK) + vload16(0, x + b * BLOCK + 16));
+#endif
+    return x;
+}
+
+void store16(float16 v, uint row, uint rows, __global const float *bias, __global float *y, uint flags)
+{
+    if (row + TILE <= rows) {
+        if (flags & FLAG_BIAS)
+            v += vload16(0, bias + row);
+        if (flags & FLAG_ADD)
+            v += vload16(0, y + row);
+        vstore16(v, 0, y + row);
+        return;
+    }
+    float part[TILE];
+    vstore16(v, 0, part);
+    for (uint r = row; r < rows; r++) {
+        float f = part[r - row];
+        if (flags & FLAG_BIAS)
+            f += bias[r];
+        if (flags & FLAG_ADD)
+            f += y[r];
+        y[r] = f;
+    }
+}
+
+/*
+ * Item (i, t): the i-th share of the tiles of one part of the matrix (tile0: its first tile), token t. `work`: room for the prepared x,
+ * work_stride floats for each token (INPUT_PREPARED, written by linear_prepare) or each item.
+ */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+linear_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint input,
+            __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps, __global float *work,
+            ulong work_stride, __global const float *bias, __global float *y, ulong y_offset, ulong ldy, uint flags)
+{
+    const size_t item = get_global_id(0), items = get_global_size(0), token = get_global_id(1);
+    if (input == INPUT_PREPARED) {
+        work += token * work_stride;
+        x = work;
+    } else {
+        work += (token * items + item) * work_stride;
+        x = prepare(input, x + x_offset + token * ldx, gain, eps, cols, work);
+    }
+    y += y_offset + token * ldy;
+    const uint end = (uint)((item + 1) * tiles / items);
+    for (uint t = (uint)(item * tiles / items); t < end; t++)
+        store16(tile_dot(w + t * tile_bytes, cols, x, work + cols), (tile0 + t) * TILE, rows, bias, y, flags);
+}
+
+/* Item t: token t's x into its slice of `work`. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+linear_prepare(uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps,
+               __global float *work, ulong work_stride)
+{
+    const size_t token = get_global_id(0);
+    x += x_offset + token * ldx;
+    work += token * work_stride;
+    if (input == INPUT_PLAIN)
+        for (uint k = 0; k < cols; k++)
+            work[k] = x[k];
+    prepare(input == INPUT_PLAIN ? INPUT_PREPARED : input, x, gain, eps, cols, work);
+}
+
+/* ---- Group: a work-group for 16 rows; item = 4 rows of a slice of the columns ---- */
+
+typedef struct group_sum {
+    float4 rows;   /* products of 4 rows */
+    float squares; /* of x, for RMSNorm */
+} group_sum;
+
+/* x, times the gain where `norm`; its square is added once per column and quad of rows. */
+float input_at(__global const float *x, __global const float *gain, bool norm, size_t col, float *squares)
+{
+    const float v = x[col];
+    if (!norm)
+        return v;
+    *squares = fma(v, v, *squares);
+    return v * gain[col];
+}
+
+#if QUANTIZED
+group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain, bool norm)
+{
+    const uint item = get_local_id(0), quad = item & 3, first = item >> 2 & 3;
+    group_sum sum = {0, 0};
+    for (uint b = item >> 4; b < cols / BLOCK; b += GROUP / 16) {
+        __global const uchar *p = block_at(tile, b);
+        __global const uint *q = (__global const uint *)(p + BLOCK_HEAD) + quad;
+        const size_t col = (size_t)b * BLOCK;
+        float4 part = 0;
+        float total = 0;
+#pragma unroll
+        for (uint k = first; k < (BITS == 4 ? 16 : BLOCK); k += 4) {
+            const uint packed = q[k * 4];
+            const float v = input_at(x, gain, norm, col + k, &sum.squares);
+            total += v;
+#if BITS == 4
+            const float v16 = input_at(x, gain, norm, col + k + 16, &sum.squares);
+            total += v16;
+            part = fma(convert_float4(as_uchar4(packed & 0x0f0f0f0fu)), (float4)(v), part);
+            part = fma(convert_float4(as_uchar4(packed >> 4 & 0x0f0f0f0fu)), (float4)(v16), part);
+#else
+            part = fma(convert_float4(as_char4(packed)), (float4)(v), part);
+#endif
+        }
+        const float4 d = SCALES(4, quad, p, super_at(tile, b));
+        sum.rows = fma(d, part, sum.rows);
+#if HAS_MIN
+        sum.rows = fma(MINIMUMS(4, quad, p, super_at(tile, b), d), (float4)(total), sum.rows);
+#endif
+    }
+    return sum;
+}
+#else
+float4 column4(__global const uchar *tile, size_t i)
+{
+#if TYPE == TYPE_F32
+    return vload4(i, (__global const float *)tile);
+#elif TYPE == TYPE_F16
+    return HALVES(4, i, tile);
+#else
+    return as_float4(convert_uint4(vload4(i, (__global const ushort *)tile)) << 16);
+#endif
+}
+
+group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain, bool norm)
+{
+    const uint item = get_local_id(0), quad = item & 3;
+    group_sum sum = {0, 0};
+#pragma unroll 4
+    for (uint k = item >> 2; k < cols; k += GROUP / 4) {
+        const float v = input_at(x, gain, norm, k, &sum.squares);
+        sum.rows = fma(column4(tile, (size_t)k * 4 + quad), (float4)(v), sum.rows);
+    }
+    return sum;
+}
+#endif
+
+/* The group's sums by a tree over items of the same quad, into items 0 .. 3. */
+void group_tree(group_sum sum, __local float4 *rows, __local float *squares, bool norm)
+{
+    const uint item = get_local_id(0);
+    rows[item] = sum.rows;
+    if (norm)
+        squares[item] = sum.squares;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (uint half_size = GROUP / 2; half_size >= 4; half_size /= 2) {
+        if (item < half_size) {
+            rows[item] += rows[item + half_size];
+            if (norm)
+                squares[item] += squares[item + half_size];
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+}
+
+/* Group (i, t): tile i of one part of the matrix, token t. INPUT_PLAIN or INPUT_RMSNORM. */
+__kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
+linear_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint cols, uint rows, uint input, __global const float *x,
+             ulong x_offset, ulong ldx, __global const float *gain, float eps, __global const float *bias, __global float *y,
+             ulong y_offset, ulong ldy, uint flags)
+{
+    __local float4 rows4[GROUP];
+    __local float squares[GROUP];
+    const size_t tile = get_group_id(0), token = get_group_id(1);
+    const uint item = get_local_id(0);
+    const bool norm = input == INPUT_RMSNORM;
+    w += tile * tile_bytes;
+    x += x_offset + token * ldx;
+    y += y_offset + token * ldy;
+    if (norm)
+        group_tree(group_dot(w, cols, x, gain, true), rows4, squares, true);
+    else
+        group_tree(group_dot(w, cols, x, gain, false), rows4, squares, false);
+    const size_t row = (tile0 + tile) * TILE + item;
+    if (item < TILE && row < rows) {
+        float v = ((__local const float *)rows4)[item];
+        if (norm)
+            v *= 1.0f / sqrt(squares[0] / cols + eps);
+        if (flags & FLAG_BIAS)
+            v += bias[row];
+        if (flags & FLAG_ADD)
+            v += y[row];
+        y[row] = v;
+    }
+}
+
+/* out (n, cols) = silu(x[:cols]) * x[cols:]; item (column, token). */
+__kernel void linear_swiglu(uint cols, __global const float *x, ulong x_offset, __global float *out)
+{
+    const size_t col = get_global_id(0), token = get_global_id(1);
+    if (col >= cols)
+        return;
+    x += x_offset + token * 2 * cols;
+    out[token * cols + col] = x[col] / (1.0f + exp(-x[col])) * x[cols + col];
+}
+
+/* ---- Rows ---- */
+
+/* One element, in the arithmetic of the file format's definition. */
+float element(__global const uchar *tile, uint row, uint col)
+{
+#if TYPE == TYPE_F32
+    return ((__global const float *)tile)[(size_t)col * TILE + row];
+#elif TYPE == TYPE_F16
+    return vload_half((size_t)col * TILE + row, (__global const half *)tile);
+#elif TYPE == TYPE_BF16
+    return as_float((uint)((__global const ushort *)tile)[(size_t)col * TILE + row] << 16);
+#else
+    __global const uchar *p = block_at(tile, col / BLOCK), *s = super_at(tile, col / BLOCK);
+    const uint k = col % BLOCK;
+#if BITS == 4
+    const int q = p[BLOCK_HEAD + (k % 16) * TILE + row] >> (k / 16 * 4) & 15;
+#else
+    const int q = ((__global const char *)p)[BLOCK_HEAD + k * TILE + row];
+#endif
+#if TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K
+    const float d = vload_half(row, (__global const half *)s) * p[row];
+    const float m = vload_half(TILE + row, (__global const half *)s) * p[TILE + row];
+    return d * q - m;
+#elif TYPE == TYPE_Q6_K
+    return vload_half(row, (__global const half *)s) * ((__global const char *)p)[row] * q;
+#elif TYPE == TYPE_Q4_1
+    return vload_half(row, (__global const half *)p) * q + vload_half(TILE + row, (__global const half *)p);
+#elif TYPE == TYPE_Q4_0
+    return vload_half(row, (__global const half *)p) * (q - 8);
+#else
+    return vload_half(row, (__global const half *)p) * q;
+#endif
+#endif
+}
+
+/* x (n, cols): item (column, token) writes its token's element if the row is in this part: tiles tile0 .. tile0 + tiles - 1. */
+__kernel void embed(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, __global const int *ids,
+                    ulong ids_offset, __global float *x)
+{
+    const size_t col = get_global_id(0), token = get_global_id(1);
+    const uint row = (uint)ids[ids_offset + token], tile = row / TILE - tile0;
+    if (col < cols && tile < tiles)
+        x[token * cols + col] = element(w + tile * tile_bytes, row % TILE, (uint)col);
+}

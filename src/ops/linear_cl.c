@@ -1,0 +1,128 @@
+#include "ops/matrix_cl.h"
+
+enum {
+    ITEMS_PER_UNIT = 4,  /* shares of a matrix per compute unit: more even out, each prepares its own input */
+    FUSED_TOKENS_MAX = 2, /* more tokens are prepared by a launch of their own */
+    INPUT_PREPARED = 3   /* as in cl/linear.cl, beside linear_input */
+};
+
+/* What the arguments of a launch point to. */
+typedef struct linear_launch {
+    cl_ulong tile_bytes, x_offset, ldx, work_stride, y_offset, ldy;
+    cl_uint cols, rows, input, flags;
+    cl_float eps;
+    const buffer *x, *gain, *bias, *work; /* absent ones stand for by x */
+} linear_launch;
+
+static linear_launch launch_of(const linear_args *args)
+{
+    const matrix_cl *m = matrix_cl_of(args->w);
+    return (linear_launch){
+        .tile_bytes = m->tile_bytes,
+        .x_offset = args->x_offset,
+        .ldx = (cl_ulong)m->base.cols * (args->input == INPUT_SWIGLU ? 2 : 1),
+        .work_stride = matrix_work_floats(args->w),
+        .y_offset = args->y_offset,
+        .ldy = args->ldy,
+        .cols = m->base.cols,
+        .rows = m->base.rows,
+        .input = args->input,
+        .flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0),
+        .eps = args->eps,
+        .x = args->x,
+        .gain = args->gain ? args->gain : args->x,
+        .bias = args->bias ? args->bias : args->x,
+        .work = args->x,
+    };
+}
+
+/* Prepare all tokens' inputs once. */
+static dcm_status prepare_wide(backend *b, const matrix_cl *m, linear_launch *l, size_t n)
+{
+    static const size_t local[] = {1};
+    const clop_arg a[] = {CLOP_VAR(l->cols), CLOP_VAR(l->input), CLOP_MEM(l->x), CLOP_VAR(l->x_offset), CLOP_VAR(l->ldx),
+                          CLOP_MEM(l->gain), CLOP_VAR(l->eps), CLOP_MEM(l->work), CLOP_VAR(l->work_stride)};
+    cl_kernel kernel;
+    dcm_status status = clop_kernel(b, "linear", m->options, "linear_prepare", &kernel);
+    if (status == DCM_OK)
+        status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, &n, local);
+    l->input = INPUT_PREPARED;
+    return status;
+}
+
+static dcm_status linear_wide(backend *b, const linear_args *args)
+{
+    static const size_t local[] = {1, 1};
+    const matrix_cl *m = matrix_cl_of(args->w);
+    const uint32_t units = clop_device(b)->limits.compute_units, most = (units ? units : 1) * ITEMS_PER_UNIT;
+    const bool work = args->input != INPUT_PLAIN || matrix_has_min(args->w->type), fused = args->n <= FUSED_TOKENS_MAX;
+    linear_launch l = launch_of(args);
+    cl_kernel kernel;
+    dcm_status status = clop_kernel(b, "linear", m->options, "linear_wide", &kernel);
+    if (status == DCM_OK && work) {
+        buffer *scratch;
+        const size_t floats = l.work_stride * args->n * (fused ? most : 1);
+        status = clop_scratch(b, CLOP_SCRATCH_LINEAR, floats * sizeof(float), &scratch);
+        l.work = scratch;
+    }
+    if (status == DCM_OK && work && !fused)
+        status = prepare_wide(b, m, &l, args->n);
+    for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
+        const matrix_part *part = &m->part[i];
+        const size_t global[] = {part->tiles < most ? part->tiles : most, args->n};
+        const clop_arg a[] = {
+            CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(part->tiles), CLOP_VAR(l.cols),
+            CLOP_VAR(l.rows), CLOP_VAR(l.input), CLOP_MEM(l.x), CLOP_VAR(l.x_offset), CLOP_VAR(l.ldx), CLOP_MEM(l.gain),
+            CLOP_VAR(l.eps), CLOP_MEM(l.work), CLOP_VAR(l.work_stride), CLOP_MEM(l.bias), CLOP_MEM(args->y),
+            CLOP_VAR(l.y_offset), CLOP_VAR(l.ldy), CLOP_VAR(l.flags)};
+        status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
+    }
+    return status;
+}
+
+/* silu(x[:cols]) * x[cols:] of all tokens into scratch, which then is the plain input. */
+static dcm_status swiglu_group(backend *b, const matrix_cl *m, linear_launch *l, size_t n)
+{
+    const size_t local[] = {matrix_group_size(b), 1};
+    const size_t global[] = {(l->cols + local[0] - 1) / local[0] * local[0], n};
+    buffer *scratch;
+    cl_kernel kernel;
+    dcm_status status = clop_scratch(b, CLOP_SCRATCH_LINEAR, n * l->cols * sizeof(float), &scratch);
+    if (status == DCM_OK)
+        status = clop_kernel(b, "linear", m->options, "linear_swiglu", &kernel);
+    if (status != DCM_OK)
+        return status;
+    const clop_arg a[] = {CLOP_VAR(l->cols), CLOP_MEM(l->x), CLOP_VAR(l->x_offset), CLOP_MEM(scratch)};
+    status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
+    l->x = scratch;
+    l->x_offset = 0;
+    l->ldx = l->cols;
+    l->input = INPUT_PLAIN;
+    return status;
+}
+
+static dcm_status linear_group(backend *b, const linear_args *args)
+{
+    const matrix_cl *m = matrix_cl_of(args->w);
+    const size_t local[] = {matrix_group_size(b), 1};
+    linear_launch l = launch_of(args);
+    cl_kernel kernel;
+    dcm_status status = clop_kernel(b, "linear", m->options, "linear_group", &kernel);
+    if (status == DCM_OK && args->input == INPUT_SWIGLU)
+        status = swiglu_group(b, m, &l, args->n);
+    for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
+        const matrix_part *part = &m->part[i];
+        const size_t global[] = {part->tiles * local[0], args->n};
+        const clop_arg a[] = {
+            CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(l.cols), CLOP_VAR(l.rows),
+            CLOP_VAR(l.input), CLOP_MEM(l.x), CLOP_VAR(l.x_offset), CLOP_VAR(l.ldx), CLOP_MEM(l.gain), CLOP_VAR(l.eps),
+            CLOP_MEM(l.bias), CLOP_MEM(args->y), CLOP_VAR(l.y_offset), CLOP_VAR(l.ldy), CLOP_VAR(l.flags)};
+        status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
+    }
+    return status;
+}
+
+dcm_status cl_linear(backend *b, const linear_args *args)
+{
+    return clop_wide(b) ? linear_wide(b, args) : linear_group(b, args);
+}

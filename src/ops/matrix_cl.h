@@ -1,0 +1,49 @@
+/*
+ * Weight matrices of the OpenCL back end. A matrix is cut into tiles of 16 rows, the last one filled up with zeros. A tile is a stream of
+ * blocks (one column for float types, else 32 columns, for Q6_K 16), in super-blocks of 256 columns for the K types:
+ *
+ *   super-block: f16 d[16], and f16 dmin[16] (Q4_K, Q5_K), then its blocks
+ *   block:       scales, then quants, row r of the tile at index r of each 16:
+ *                Q4_0, Q8_0   f16 d[16]
+ *                Q4_1         f16 d[16], f16 m[16]
+ *                Q4_K, Q5_K   uint8 scale[16], uint8 min[16]
+ *                Q6_K         int8 scale[16]
+ *   quants:      Q4_*: 16 bytes for each k in 0 .. 15: low nibble column k, high nibble column k + 16
+ *                Q8_0, Q5_K, Q6_K: 16 bytes (signed) for each column
+ *                F32, F16, BF16: 16 items for each column
+ *
+ * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four rows each.
+ */
+#ifndef OPS_MATRIX_CL_H
+#define OPS_MATRIX_CL_H
+
+#include "ops/ops_cl.h"
+
+enum { MATRIX_TILE = 16 };
+
+/* Consecutive tiles in one buffer, none larger than the device's largest allocation. */
+typedef struct matrix_part {
+    buffer *data;
+    uint32_t tile0, tiles;
+} matrix_part;
+
+typedef struct matrix_cl {
+    matrix base;
+    size_t tile_bytes;
+    char options[160]; /* of family "linear" for this type */
+    uint32_t n_parts;
+    matrix_part *part;
+} matrix_cl;
+
+static inline const matrix_cl *matrix_cl_of(const matrix *m) { return (const matrix_cl *)m; }
+
+/* Floats that a wide launch needs for one prepared input of a matrix: x, and the sums of its blocks. */
+size_t matrix_work_floats(const matrix *m);
+
+/* True where the type's product needs the sums of x over the blocks. */
+bool matrix_has_min(quant_type type);
+
+/* Work-items of a group of the family's group kernels: options define GROUP as this. */
+size_t matrix_group_size(const backend *b);
+
+#endif
