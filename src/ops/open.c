@@ -3,6 +3,7 @@
 #include <dcm/log.h>
 
 #include "base/memory.h"
+#include "device/device.h"
 
 #include <string.h>
 #include <unistd.h>

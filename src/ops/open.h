@@ -4,12 +4,13 @@
 
 #include <dcm/device.h>
 
-#include "device/device.h"
 #include "ops/ops.h"
+
+struct cldev;
 
 struct dcm_device {
     backend *ops;          /* where ops run: device->ops->ops->linear(device->ops, ...) */
-    cldev *cl;             /* NULL for the reference */
+    struct cldev *cl;      /* NULL for the reference */
     dcm_device_info info;
 };
 
