@@ -54,20 +54,30 @@ static void host_cpu(char *out, size_t size)
     fclose(in);
 }
 
-json_t *runtime_meta(const runtime *r)
+json_t *runtime_host_meta(void)
 {
-    char cpu[256], date[32] = "", digest[32];
-    dcm_device_info device;
+    char cpu[256], date[32] = "";
     struct tm utc;
     const time_t now = time(NULL);
     if (gmtime_r(&now, &utc))
         strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
     host_cpu(cpu, sizeof cpu);
+    return json_pack("{s:s,s:s,s:s,s:s}", "commit", DCM_COMMIT, "host_cpu", cpu, "date", date, "command_line",
+                     tool_command_line());
+}
+
+json_t *runtime_meta(const runtime *r)
+{
+    char digest[32];
+    dcm_device_info device;
+    json_t *meta = runtime_host_meta();
     dcm_device_get_info(r->device, &device);
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->info.digest);
-    return json_pack("{s:s,s:s?,s:s?,s:s?,s:s,s:s,s:s,s:s?,s:s}", "commit", DCM_COMMIT, "device", device.name, "driver",
-                     device.driver, "platform", device.platform, "host_cpu", cpu, "date", date, "command_line",
-                     tool_command_line(), "model", r->info.name, "model_digest", digest);
+    json_t *own = json_pack("{s:s,s:s?,s:s?,s:s?,s:s}", "device", device.name, "driver", device.driver, "platform",
+                            device.platform, "model", r->info.name, "model_digest", digest);
+    json_object_update(meta, own);
+    json_decref(own);
+    return meta;
 }
 
 double runtime_seconds(void)

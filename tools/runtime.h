@@ -20,7 +20,10 @@ typedef struct runtime {
 int runtime_open(runtime *r, const device_options *device, const char *model);
 void runtime_close(runtime *r);
 
-/* Commit, device, driver, platform, host CPU, date, command line and model: what a measured result carries. */
+/* Commit, host CPU, date and command line: what every measured result carries. */
+json_t *runtime_host_meta(void);
+
+/* The same with device, driver, platform and model. */
 json_t *runtime_meta(const runtime *r);
 
 /* Monotonic seconds. */
