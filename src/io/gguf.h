@@ -34,9 +34,10 @@ typedef struct gguf_tensor {
 } gguf_tensor;
 
 /*
- * Open `path`. Errors: DCM_ERR_FILE with the byte offset and the field for: wrong magic, version or byte order, truncation, size products that
- * overflow, duplicate keys or tensor names, types of an unknown number, tensors that overlap or pass the end of the file, an alignment that is
- * no power of two. Memory used is at most eight times the header's size + 1 MiB.
+ * Open `path`. Errors: DCM_ERR_FILE with the byte offset and the field for: wrong magic, version or byte order, truncation, size
+ * products that overflow, duplicate keys or tensor names, types of an unknown number, arrays of arrays, tensors that overlap or pass
+ * the end of the file, an alignment that is no power of two of at least 8 (the format wants a multiple of 8). Memory used is at most
+ * eight times the header's size + 1 MiB.
  */
 dcm_status gguf_open(gguf **file, const char *path);
 
@@ -53,8 +54,8 @@ uint32_t gguf_version(const gguf *file);
 size_t gguf_header_bytes(const gguf *file);
 
 /*
- * Metadata by key. Each returns DCM_OK and sets *out, or DCM_ERR_FILE when the key is missing, of another type (integers of any width
- * are accepted where the value fits), with the key and what was found in the message.
+ * Metadata by key. Each returns DCM_OK and sets *out, or DCM_ERR_FILE when the key is missing or of another type, with the key and
+ * what was found in the message. Integers of any width, and float64 for float32, are accepted where the value fits.
  */
 bool gguf_has(const gguf *file, const char *key);
 dcm_status gguf_get_u32(const gguf *file, const char *key, uint32_t *out);

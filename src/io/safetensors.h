@@ -1,4 +1,7 @@
-/* safetensors files: a JSON header and raw little-endian arrays, memory-mapped; checked like GGUF files. */
+/*
+ * safetensors files: a JSON header and raw little-endian arrays, memory-mapped; checked like GGUF files. As the format demands, the arrays
+ * cover the data without a gap: what this opens, the format's own reader opens too.
+ */
 #ifndef IO_SAFETENSORS_H
 #define IO_SAFETENSORS_H
 
