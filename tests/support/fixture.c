@@ -48,19 +48,19 @@ void *fx_alloc(size_t bytes)
 const quant_type fx_types[FX_TYPES] = {QUANT_F32,  QUANT_F16,  QUANT_BF16, QUANT_Q8_0, QUANT_Q4_0,
                                        QUANT_Q4_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
 
-/* Where a block's half-precision factors stand. Their products with the largest codes are about `largest` times the
- * factor. */
-typedef struct factor_place {
+/* A block's half-precision factor: where it stands, and by what it is multiplied at most; negative: the factor is too.
+ */
+typedef struct factor {
     quant_type type;
-    int first, count;
+    int at;
     double largest;
-} factor_place;
+} factor;
 
 void *fx_weights(quant_type type, uint32_t rows, uint32_t cols, double scale, uint64_t *rng)
 {
-    static const factor_place places[] = {{QUANT_Q8_0, 0, 1, 128},       {QUANT_Q4_0, 0, 1, 8},
-                                          {QUANT_Q4_1, 0, 2, 8},         {QUANT_Q4_K, 0, 2, 15 * 63},
-                                          {QUANT_Q5_K, 0, 2, 31 * 63.0}, {QUANT_Q6_K, 208, 1, 32 * 128}};
+    static const factor factors[] = {{QUANT_Q8_0, 0, 128},     {QUANT_Q4_0, 0, 8},  {QUANT_Q4_1, 0, 8},
+                                     {QUANT_Q4_1, 2, -1},      {QUANT_Q4_K, 2, 63}, {QUANT_Q4_K, 0, 7 * 63},
+                                     {QUANT_Q5_K, 0, 15 * 63}, {QUANT_Q5_K, 2, 63}, {QUANT_Q6_K, 208, 32 * 128}};
     const quant_info *info = quant_get(type);
     const size_t bytes = rows * quant_row_bytes(type, cols);
     unsigned char *data = fx_alloc(bytes);
@@ -74,10 +74,10 @@ void *fx_weights(quant_type type, uint32_t rows, uint32_t cols, double scale, ui
             const uint16_t half = type == QUANT_F16 ? float_to_half(value) : (uint16_t)(float_to_bits(value) >> 16);
             memcpy(data + at, &half, 2);
         }
-        for (size_t p = 0; p < sizeof places / sizeof *places; p++)
-            for (int f = 0; places[p].type == type && f < places[p].count; f++) {
-                const double value = scale * (0.5 + rng_uniform(rng)) / places[p].largest;
-                memcpy(data + at + places[p].first + 2 * f, &(uint16_t){float_to_half((float)value)}, 2);
+        for (size_t f = 0; f < sizeof factors / sizeof *factors; f++)
+            if (factors[f].type == type) {
+                const double value = scale * (0.5 + rng_uniform(rng)) / factors[f].largest;
+                memcpy(data + at + factors[f].at, &(uint16_t){float_to_half((float)value)}, 2);
             }
     }
     return data;
@@ -241,7 +241,7 @@ void fx_cache_free(fx_cache *cache)
     *cache = (fx_cache){0};
 }
 
-static size_t element(const fx_cache *cache, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c)
+size_t fx_element(const fx_cache *cache, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c)
 {
     const kv_pool *p = &cache->pool;
     const size_t units = p->block_units[slot >> KV_SLOT_BITS], u = slot & ((1u << KV_SLOT_BITS) - 1);
@@ -251,14 +251,14 @@ static size_t element(const fx_cache *cache, uint32_t layer, int w, uint32_t h, 
 double fx_get(const fx_cache *cache, void *const *blocks, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c)
 {
     const void *block = blocks[slot >> KV_SLOT_BITS];
-    const size_t at = element(cache, layer, w, h, slot, c);
+    const size_t at = fx_element(cache, layer, w, h, slot, c);
     return cache->pool.type == KV_F16 ? half_to_float(((const uint16_t *)block)[at]) : ((const float *)block)[at];
 }
 
 void fx_put(fx_cache *cache, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c, double value)
 {
     void *block = cache->block[slot >> KV_SLOT_BITS];
-    const size_t at = element(cache, layer, w, h, slot, c);
+    const size_t at = fx_element(cache, layer, w, h, slot, c);
     if (cache->pool.type == KV_F16)
         ((uint16_t *)block)[at] = float_to_half((float)value);
     else

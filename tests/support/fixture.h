@@ -64,6 +64,9 @@ typedef struct fx_cache {
 void fx_cache_new(fx_cache *cache, const fx_spec *spec, uint64_t *rng);
 void fx_cache_free(fx_cache *cache);
 
+/* Index of the element within its block. */
+size_t fx_element(const fx_cache *cache, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c);
+
 /* Channel c of KV head h, keys (w = 0) or values (1), of `slot` in block images laid out as the cache's. */
 double fx_get(const fx_cache *cache, void *const *blocks, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c);
 void fx_put(fx_cache *cache, uint32_t layer, int w, uint32_t h, uint32_t slot, uint32_t c, double value);

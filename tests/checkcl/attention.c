@@ -1,0 +1,180 @@
+/* cl_attention: views of one to fourteen ranges, sizes about the tiles and splits, all head sizes and groups of heads.
+ */
+#include "harness.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct attention_case {
+    fx_cache cache;
+    uint32_t layer;
+    fx_input fill;
+    float *qkv, *out;
+    size_t qkv_bytes, out_bytes;
+} attention_case;
+
+static dcm_status run(ck *c, int side, const void *what)
+{
+    const attention_case *a = what;
+    kv_pool pool;
+    step step;
+    fx_upload(&a->cache, ck_make, &(ck_maker){c, side}, &pool, &step);
+    const attention_args args = {.pool = &pool,
+                                 .step = &step,
+                                 .layer = a->layer,
+                                 .rope = a->cache.spec.rope,
+                                 .qkv = ck_buffer(c, side, "qkv", a->qkv, a->qkv_bytes, 4),
+                                 .heads = a->cache.spec.heads,
+                                 .out = ck_buffer(c, side, "out", a->out, a->out_bytes, 4)};
+    return c->side[side]->ops->attention(c->side[side], &args);
+}
+
+/* One unit as a query head sees it. */
+typedef struct unit_score {
+    uint32_t slot;
+    double score, error; /* of the score, before exp */
+} unit_score;
+
+/* Scores of all units of a view; returns the largest. */
+static double score_units(const attention_case *a, uint32_t t, const float *q, uint32_t kv, unit_score *out)
+{
+    const fx_spec *spec = &a->cache.spec;
+    const view *v = fx_view(&a->cache, t);
+    const uint32_t d = spec->head_dim;
+    double most = -INFINITY;
+    for (uint32_t r = 0; r < v->n_ranges; r++) {
+        const float *rot = fx_query_rot(&a->cache, t, r);
+        double turned[256], absolute[256];
+        for (uint32_t i = 0; i < d / 2; i++) {
+            uint32_t x, y;
+            fx_pair(spec->rope, d, i, &x, &y);
+            const double cosine = rot[2 * i], sine = rot[2 * i + 1];
+            turned[x] = q[x] * cosine - q[y] * sine;
+            turned[y] = q[x] * sine + q[y] * cosine;
+            absolute[x] = fabs(q[x] * cosine) + fabs(q[y] * sine);
+            absolute[y] = fabs(q[x] * sine) + fabs(q[y] * cosine);
+        }
+        for (uint32_t j = 0; j < v->range[r].count; j++, out++) {
+            double score = 0, terms = 0;
+            out->slot = fx_slot(&a->cache, v->range + r, j);
+            for (uint32_t c = 0; c < d; c++) {
+                const double key = fx_get(&a->cache, a->cache.block, a->layer, 0, kv, out->slot, c);
+                score += turned[c] * key;
+                terms += absolute[c] * fabs(key);
+            }
+            out->score = score / sqrt(d) + v->range[r].bias;
+            out->error = CK_U * ((d + 8) * terms / sqrt(d) + 2 * fabs(v->range[r].bias));
+            most = fmax(most, out->score);
+        }
+    }
+    return most;
+}
+
+/*
+ * A weight's relative error comes from its score's, from the difference to the maximum and from exp; the result moves
+ * by the weighted distances of the values from it. To this comes the rounding of two sums over the units.
+ */
+static void bound_head(const attention_case *a, uint32_t t, uint32_t h, unit_score *units, double *bound)
+{
+    const fx_spec *spec = &a->cache.spec;
+    const uint32_t d = spec->head_dim, kv = h / (spec->heads / spec->kv_heads), n = fx_view(&a->cache, t)->units;
+    const float *q = a->qkv + (size_t)t * (spec->heads + 2 * spec->kv_heads) * d + h * d;
+    const double most = score_units(a, t, q, kv, units);
+    double total = 0, moved = 0;
+    for (uint32_t j = 0; j < n; j++)
+        total += exp(units[j].score - most);
+    for (uint32_t j = 0; j < n; j++) {
+        const double distance = most - units[j].score;
+        units[j].error = expm1(units[j].error + CK_U * (16 + 2 * distance + fabs(most)));
+        units[j].score = exp(-distance) / total;
+        moved += units[j].score * units[j].error;
+    }
+    for (uint32_t c = 0; c < d; c++) {
+        double out = 0, terms = 0, lost = 0, largest = 0;
+        for (uint32_t j = 0; j < n; j++)
+            out += units[j].score * fx_get(&a->cache, a->cache.block, a->layer, 1, kv, units[j].slot, c);
+        for (uint32_t j = 0; j < n; j++) {
+            const double value = fx_get(&a->cache, a->cache.block, a->layer, 1, kv, units[j].slot, c);
+            terms += units[j].score * fabs(value);
+            lost += units[j].score * units[j].error * fabs(value - out);
+            largest = fmax(largest, fabs(value));
+        }
+        bound[c] =
+            (lost + (n + 16) * CK_U * (terms + fabs(out))) / (1 - fmin(moved, 0.5)) + (n + 1) * FLT_MIN * (1 + largest);
+    }
+}
+
+static void bounds(ck *c, const void *what)
+{
+    const attention_case *a = what;
+    const fx_spec *spec = &a->cache.spec;
+    double *bound = ck_bound(c, "out");
+    unit_score *units = fx_alloc(a->cache.step.max_units * sizeof *units);
+    for (uint32_t t = 0; t < spec->n; t++)
+        for (uint32_t h = 0; h < spec->heads; h++)
+            bound_head(a, t, h, units, bound + ((size_t)t * spec->heads + h) * spec->head_dim);
+    free(units);
+}
+
+static void one(ck *c, const fx_spec *spec, fx_input fill)
+{
+    attention_case a = {.layer = spec->layers - 1, .fill = fill};
+    uint32_t units = 0;
+    for (uint32_t r = 0; r < spec->n_ranges; r++)
+        units += spec->count[r];
+    if (!ck_case(c, "attention/h%u_kv%u_d%u_u%u_r%u_n%u_%s_%s%s_%s", spec->heads, spec->kv_heads, spec->head_dim, units,
+                 spec->n_ranges, spec->n, spec->type == KV_F16 ? "f16" : "f32",
+                 spec->rope == ROPE_HALF ? "half" : "interleaved", spec->bias != 0 ? "_bias" : "", fx_input_name(fill)))
+        return;
+    const size_t row = (size_t)(spec->heads + 2 * spec->kv_heads) * spec->head_dim,
+                 q_items = (size_t)spec->heads * spec->head_dim;
+    fx_cache_new(&a.cache, spec, &c->rng);
+    fx_cache_fill_views(&a.cache, a.layer, fill, &c->rng);
+    a.qkv_bytes = spec->n * row * 4;
+    a.out_bytes = spec->n * q_items * 4;
+    a.qkv = fx_alloc(a.qkv_bytes);
+    a.out = fx_alloc(a.out_bytes);
+    fx_pattern(a.qkv, a.qkv_bytes);
+    fx_pattern(a.out, a.out_bytes);
+    for (uint32_t t = 0; t < spec->n; t++)
+        fx_fill(a.qkv + t * row, 1, q_items, fill == FX_EQUAL || fill == FX_TINY ? fill : FX_NORMAL, &c->rng);
+    c->traffic = (size_t)spec->n * units * 2 * spec->kv_heads * spec->head_dim * (spec->type == KV_F16 ? 2 : 4);
+    ck_run(c, run, bounds, &a);
+    fx_cache_free(&a.cache);
+    free(a.qkv);
+    free(a.out);
+}
+
+void check_attention(ck *c)
+{
+    static const uint32_t dims[] = {8, 16, 48, 64, 96, 128, 256};
+    static const uint32_t units[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000};
+    static const uint32_t groups[] = {1, 2, 3, 4, 5, 7, 8};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        one(c, &(fx_spec){2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 1, .count = {units[i]}},
+            FX_NORMAL);
+    for (int fill = 0; fill < FX_INPUTS; fill++) {
+        one(c, &(fx_spec){2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 2, .n_ranges = 3, .count = {4, 77, 50}},
+            (fx_input)fill);
+        one(c, &(fx_spec){2, 2, 2, 64, KV_F32, ROPE_HALF, .n = 2, .n_ranges = 2, .count = {33, 64}}, (fx_input)fill);
+    }
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (int form = 0; form < 2; form++)
+            one(c,
+                &(fx_spec){1, 2, 6, dims[i], form ? KV_F32 : KV_F16, form ? ROPE_HALF : ROPE_INTERLEAVED, .n = 2,
+                           .n_ranges = 3, .count = {4, 61, 20}, .bias = 0.4f},
+                FX_NORMAL);
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        one(c, &(fx_spec){1, 2, 2 * groups[i], 64, KV_F16, ROPE_HALF, .n = 1, .n_ranges = 2, .count = {17, 90}},
+            FX_NORMAL);
+    one(c,
+        &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 3, .n_ranges = 14,
+                   .count = {4, 1, 2, 1, 30, 1, 1, 64, 1, 3, 16, 1, 15, 128}, .bias = -0.3f},
+        FX_NORMAL);
+    one(c, &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 40, .n_ranges = 2, .count = {4, 100}}, FX_NORMAL);
+    /* One split is 64 places up to 4096 units, 128 beyond. */
+    one(c, &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 2, .count = {4, 4092}}, FX_NORMAL);
+    one(c, &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 2, .n_ranges = 2, .count = {4, 4093}}, FX_NORMAL);
+    one(c, &(fx_spec){1, 1, 3, 64, KV_F32, ROPE_INTERLEAVED, .n = 1, .n_ranges = 3, .count = {4, 9000, 511}, .bias = 1},
+        FX_OUTLIER);
+}

@@ -1,0 +1,218 @@
+/*
+ * checkcl: every kernel of every OpenCL device present against the C reference. See harness.h.
+ *
+ *     checkcl [--list] [--filter PATTERN] [--family NAME] [--device P.D|NAME] [--seed N] [--bench] [--timeout S]
+ * [--verbose]
+ */
+#include "child.h"
+
+#include "base/clock.h"
+
+#include <ctype.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+enum { SKIPPED = 77 /* meson's exit code of a test that had nothing to do */ };
+
+static const char usage[] = "usage: checkcl [OPTION]...\n"
+                            "Check every OpenCL kernel on every device against the C reference.\n"
+                            "  --list            print the cases and stop\n"
+                            "  --filter PATTERN  only cases that match (shell pattern, or part of the name)\n"
+                            "  --family NAME     only one family\n"
+                            "  --device DEVICE   only this device: P.D, or part of its or its platform's name\n"
+                            "  --seed N          seed of all inputs (printed by every run)\n"
+                            "  --bench           time each case too\n"
+                            "  --timeout S       seconds for one family on one device (default 1200)\n"
+                            "  --verbose         a line for each case\n";
+
+static bool parse(int argc, char **argv, ck_options *o)
+{
+    static const struct option options[] = {
+        {"list", no_argument, NULL, 'l'},
+        {"filter", required_argument, NULL, 'f'},
+        {"family", required_argument, NULL, 'a'},
+        {"device", required_argument, NULL, 'd'},
+        {"seed", required_argument, NULL, 's'},
+        {"bench", no_argument, NULL, 'b'},
+        {"timeout", required_argument, NULL, 't'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"child", no_argument, NULL, 'c'},
+        {"check", no_argument, NULL, 'k'},
+        {0},
+    };
+    *o = (ck_options){.self = argv[0], .seed = clock_ns() % 1000000, .timeout = 1200};
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        switch (option) {
+        case 'l': o->list = true; break;
+        case 'f': o->filter = optarg; break;
+        case 'a': o->family = optarg; break;
+        case 'd': o->device = optarg; break;
+        case 's': o->seed = strtoull(optarg, NULL, 10); break;
+        case 'b': o->bench = true; break;
+        case 't': o->timeout = atof(optarg); break;
+        case 'v': o->verbose = true; break;
+        case 'c': o->child = true; break;
+        case 'k': break;
+        default: return false;
+        }
+    }
+    return optind == argc;
+}
+
+/* Families that end badly on purpose. */
+static bool deadly(const ck_family *f) { return f->run == check_hang || f->run == check_crash; }
+
+static bool wanted(const ck_options *o, const ck_family *f) { return !o->family || !strcmp(o->family, f->name); }
+
+static void list(const ck_options *o)
+{
+    static ck c;
+    c.filter = o->filter;
+    c.list = true;
+    for (const ck_family *f = ck_families; f->name; f++)
+        if (wanted(o, f))
+            ck_run_family(&c, f);
+}
+
+static bool contains(const char *text, const char *part)
+{
+    const size_t size = strlen(part);
+    for (; *text; text++)
+        if (!strncasecmp(text, part, size))
+            return true;
+    return size == 0;
+}
+
+static bool device_wanted(const ck_options *o, const cldev_entry *e, const char *number)
+{
+    return !o->device || !strcmp(o->device, number) || contains(e->limits.name, o->device) ||
+           contains(e->limits.platform, o->device);
+}
+
+static void check_device(const ck_options *o, const char *number, ck_totals *totals)
+{
+    for (const ck_family *f = ck_families; f->name; f++)
+        if (wanted(o, f) && !deadly(f))
+            ck_spawn(o, number, f, false, totals);
+}
+
+/* ---- Completeness ---- */
+
+/* Kernels that only some devices can build: not demanded of a run where no device launched them. */
+static const char *const optional[] = {"probe_fp16", "probe_subgroups", NULL};
+
+static bool known(const char *name, const ck_totals *totals)
+{
+    for (size_t i = 0; i < totals->n_kernels; i++)
+        if (!strcmp(totals->kernels[i], name))
+            return true;
+    for (const char *const *o = optional; *o; o++)
+        if (!strcmp(*o, name))
+            return true;
+    return false;
+}
+
+/* The name after the next "__kernel ... void"; moves *text past it. False where there is no more. */
+static bool next_kernel(const char **text, char *name, size_t size)
+{
+    const char *at = strstr(*text, "__kernel ");
+    const char *type = at ? strstr(at, "void") : NULL;
+    if (!type)
+        return false;
+    type += strlen("void");
+    while (isspace((unsigned char)*type))
+        type++;
+    const size_t length = strspn(type, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
+    snprintf(name, size, "%.*s", (int)length, type);
+    *text = type + length;
+    return true;
+}
+
+/* Every __kernel of the embedded sources must have been launched by some case. */
+static void check_complete(ck_totals *totals)
+{
+    size_t count = 0;
+    for (const cl_source *s = cl_sources; s->family; s++) {
+        char *text = fx_alloc(s->size + 1), name[64];
+        memcpy(text, s->text, s->size);
+        for (const char *at = text; next_kernel(&at, name, sizeof name); count++)
+            if (!known(name, totals)) {
+                printf("  FAILED completeness: kernel %s of %s was launched by no case\n", name, s->file);
+                totals->failed++;
+            }
+        free(text);
+    }
+    printf("  %zu kernels in the sources\n", count);
+    totals->passed += count > 0;
+    totals->failed += count == 0;
+}
+
+/* The time limit and the watch over children, tried on children that hang and die. */
+static void check_watch(const ck_options *o, const char *device, ck_totals *totals)
+{
+    ck_options brief = *o;
+    brief.timeout = 3;
+    for (const ck_family *f = ck_families; f->name; f++)
+        if (deadly(f) && wanted(o, f))
+            ck_spawn(&brief, device, f, true, totals);
+}
+
+static int check(const ck_options *o)
+{
+    static ck_totals totals;
+    cldev_entry *entries = NULL;
+    size_t count = 0;
+    char number[32] = "", first[32] = "";
+    if (cldev_list(&entries, &count) != DCM_OK) {
+        fprintf(stderr, "checkcl: %s\n", dcm_error());
+        return EXIT_FAILURE;
+    }
+    printf("seed %llu\n", (unsigned long long)o->seed);
+    for (size_t i = 0; i < count; i++) {
+        snprintf(number, sizeof number, "%u.%u", entries[i].platform, entries[i].index);
+        if (!device_wanted(o, entries + i, number))
+            continue;
+        if (!*first)
+            strcpy(first, number);
+        printf("%s %s (%s)\n", number, entries[i].limits.name, entries[i].limits.platform);
+        check_device(o, number, &totals);
+    }
+    mem_free(&entries);
+    if (!*first) {
+        fprintf(stderr, "checkcl: no %sOpenCL device: nothing was checked\n", o->device ? "such " : "");
+        return o->device ? EXIT_FAILURE : SKIPPED;
+    }
+    if (!o->filter) {
+        printf("the harness itself\n");
+        check_watch(o, first, &totals);
+    }
+    if (!o->filter && !o->family)
+        check_complete(&totals);
+    printf("%zu passed, %zu failed\n", totals.passed, totals.failed);
+    return totals.failed || !totals.passed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+    ck_options options;
+    if (!parse(argc, argv, &options)) {
+        fputs(usage, stderr);
+        return DCM_ERR_USAGE;
+    }
+    const ck_family *f = ck_families;
+    while (options.family && f->name && !wanted(&options, f))
+        f++;
+    if (!f->name) {
+        fprintf(stderr, "checkcl: no family %s\n", options.family);
+        return DCM_ERR_USAGE;
+    }
+    if (options.child)
+        return ck_child(&options);
+    if (options.list) {
+        list(&options);
+        return EXIT_SUCCESS;
+    }
+    return check(&options);
+}

@@ -1,0 +1,15 @@
+#include "harness.h"
+
+const ck_family ck_families[] = {
+    {"embed", check_embed, CK_SHAPES},
+    {"linear", check_linear, CK_SHAPES},
+    {"kv_store", check_kv_store, CK_ONE},
+    {"attention", check_attention, CK_SHAPES},
+    {"merge", check_merge, CK_ONE},
+    {"dense", check_dense, CK_DENSE},
+    {"probe", check_probe, CK_ONE},
+    {"broken", check_broken, CK_ONE},
+    {"hang", check_hang, CK_ONE},
+    {"crash", check_crash, CK_ONE},
+    {0},
+};

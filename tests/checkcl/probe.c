@@ -1,0 +1,35 @@
+/* The device's own probes, which compare their numbers themselves; both shapes of the bandwidth kernel. */
+#include "harness.h"
+
+#include <stdio.h>
+
+static void measured(ck *c, bool wide)
+{
+    const bool was = c->device->limits.wide_items;
+    cldev_probe probe;
+    c->device->limits.wide_items = wide;
+    const dcm_status status = cldev_measure(c->device, &probe);
+    c->device->limits.wide_items = was;
+    if (status != DCM_OK) {
+        ck_fail(c, dcm_error());
+        return;
+    }
+    char note[200];
+    snprintf(note, sizeof note, "%.2f GB/s, launch %.2f us, round trip %.2f us", probe.read_gb_s, probe.launch_us,
+             probe.round_trip_us);
+    ck_pass(c, 0, note);
+}
+
+void check_probe(ck *c)
+{
+    if (ck_case(c, "probe/read_slices"))
+        measured(c, true);
+    if (ck_case(c, "probe/read_strided"))
+        measured(c, false);
+    if (ck_case(c, "probe/features")) {
+        if (cldev_probe_features(c->device) == DCM_OK)
+            ck_pass(c, 0, c->device->limits.fp16 ? "fp16" : "no fp16");
+        else
+            ck_fail(c, dcm_error());
+    }
+}
