@@ -38,7 +38,23 @@ struct chat_kind {
 };
 
 static const chat_kind kinds[] = {
-    {0, "chatml", FAMILY_CHATML, 0},
+    {0xc767b7a613cac605, "chatml", FAMILY_CHATML, 0},
+    {0x1902aec19dc9ab34, "chatml", FAMILY_CHATML, 0},
+    {0xf5c146f62bd2ef58, "chatml", FAMILY_CHATML, 0}, /* SmolLM2 and Qwen2: with a default system message */
+    {0xb433d20c6ab5558d, "chatml", FAMILY_CHATML, WITH_BOS},
+    {0xe27c928564d82312, "qwen2.5", FAMILY_CHATML, 0},
+    {0x8adaddede01eb66c, "llama3", FAMILY_LLAMA3, 0},
+    {0x3d653cb60d3aa250, "llama3", FAMILY_LLAMA3, 0},
+    {0xb4a8113594ad72ff, "llama3.1", FAMILY_LLAMA3, WITH_DATE},
+    {0x4b4f42edad71d9e4, "llama3.2", FAMILY_LLAMA3, WITH_DATE | WITH_TODAY},
+    {0x2737fd6ba4107101, "llama2", FAMILY_LLAMA2, 0},
+    {0x738aaf0afd0ae1f8, "llama2", FAMILY_LLAMA2, SYSTEM_TURNS},
+    {0x48c50b36490fd1bf, "mistral", FAMILY_MISTRAL, NO_SYSTEM},
+    {0x67463c580f9b976a, "mistral", FAMILY_MISTRAL, NO_SYSTEM | SPACE_AFTER},
+    {0xfd697601333fa210, "mistral-v1", FAMILY_MISTRAL, SPACE_BEFORE},
+    {0xda1bf3d5a4548699, "mistral-v3", FAMILY_MISTRAL, SYSTEM_LAST | SPACE_ANSWER | TIGHT_END | TRIM_ANSWER},
+    {0xa7841d06686d422a, "mistral-v7", FAMILY_MISTRAL_V7, 0},
+    {0x66b359c3c6bf4042, "zephyr", FAMILY_ZEPHYR, 0},
 };
 
 
@@ -223,11 +239,6 @@ static dcm_status check_turns(const dcm_chat_message *m, size_t count)
     return DCM_OK;
 }
 
-static dcm_status refuse_role(const dcm_chat_message *m)
-{
-    return dcm_fail(DCM_ERR_USAGE, "chat template: the role \"%s\" is not supported there", m->role);
-}
-
 static dcm_status render_llama2(const chat *c, const dcm_chat_message *m, size_t count, bool generate, buffer *b)
 {
     (void)generate; /* the text before an answer ends with [/INST] */
@@ -306,7 +317,7 @@ static dcm_status render_mistral(const chat *c, const dcm_chat_message *m, size_
         else if (role_is(&m[i], "assistant"))
             add_mistral_answer(c, m[i].content, b);
         else
-            return refuse_role(&m[i]);
+            return dcm_fail(DCM_ERR_USAGE, "chat template: no system message is supported as turn %zu", i + 1);
     }
     return DCM_OK;
 }
@@ -317,8 +328,6 @@ static dcm_status render_mistral_v7(const chat *c, const dcm_chat_message *m, si
     buffer_text(b, c->bos);
     for (size_t i = 0; i < count; i++) {
         const bool user = role_is(&m[i], "user"), system = role_is(&m[i], "system");
-        if (!user && !system && !role_is(&m[i], "assistant"))
-            return refuse_role(&m[i]);
         buffer_text(b, user ? "[INST] " : system ? "[SYSTEM_PROMPT] " : " ");
         buffer_text(b, m[i].content);
         buffer_text(b, user ? "[/INST]" : system ? "[/SYSTEM_PROMPT]" : c->eos);
@@ -329,8 +338,6 @@ static dcm_status render_mistral_v7(const chat *c, const dcm_chat_message *m, si
 static dcm_status render_zephyr(const chat *c, const dcm_chat_message *m, size_t count, bool generate, buffer *b)
 {
     for (size_t i = 0; i < count; i++) {
-        if (!role_is(&m[i], "user") && !role_is(&m[i], "system") && !role_is(&m[i], "assistant"))
-            continue;
         buffer_text(b, "<|");
         buffer_text(b, m[i].role);
         buffer_text(b, "|>\n");
@@ -352,6 +359,10 @@ static dcm_status render(const chat *c, const dcm_chat_message *m, size_t count,
         [FAMILY_MISTRAL] = render_mistral, [FAMILY_MISTRAL_V7] = render_mistral_v7, [FAMILY_ZEPHYR] = render_zephyr,
     };
     buffer_text(b, "");
+    for (size_t i = 0; i < count; i++)
+        if (!role_is(&m[i], "user") && !role_is(&m[i], "system") && !role_is(&m[i], "assistant"))
+            return dcm_fail(DCM_ERR_USAGE, "chat: the role of message %zu is \"%s\"; roles are system, user and assistant", i + 1,
+                            m[i].role);
     const dcm_status status = count > 0 ? renderers[c->kind->family](c, m, count, generate, b) : DCM_OK;
     return status == DCM_OK ? b->status : status;
 }

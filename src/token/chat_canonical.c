@@ -148,6 +148,15 @@ static bool joins(const lexer *l, size_t first, size_t i)
     return (first == 0 || any_lexeme(l, first - 1, open)) && (i + 2 == l->count || any_lexeme(l, i + 2, close));
 }
 
+/* The tag is one literal, or a sum of literals. */
+static bool is_literal(const lexer *l)
+{
+    for (size_t i = 0; i < l->count; i++)
+        if (i % 2 == 0 ? !l->list[i].string : !lexeme_is(l, i, "+"))
+            return false;
+    return l->count % 2 == 1;
+}
+
 static void print_tag(lexer *l)
 {
     for (size_t i = 0; i < l->count; i++) {
@@ -202,14 +211,19 @@ static void add_tag(lexer *l, char kind)
             at++;
     } else {
         at = read_tag(l, at, end);
-        if (kind == '{' && l->count == 1 && l->list[0].string) {
-            buffer_add(&l->literal, l->words.data + l->list[0].start, l->list[0].size);
+        if (kind == '{' && is_literal(l)) {
+            for (size_t i = 0; i < l->count; i += 2)
+                buffer_add(&l->literal, l->words.data + l->list[i].start, l->list[i].size);
         } else {
             flush_literal(l);
             buffer_text(&l->out, kind == '{' ? "{{ " : "{% ");
             print_tag(l);
             buffer_text(&l->out, end);
         }
+    }
+    if (at >= l->size) {
+        flush_literal(l);
+        buffer_text(&l->out, "{% unfinished");
     }
     const char sign = kind == '#' ? l->text[at - 1] : at < l->size ? l->text[at] : ' ';
     at += (kind != '#' && (sign == '-' || sign == '+')) + 2;
