@@ -126,9 +126,121 @@ static inline float sum16(float16 x)
     return c.x + c.y;
 }
 
+/* Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on values. */
+#ifdef __has_builtin
+#if __has_builtin(__builtin_prefetch)
+#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
+#endif
+#endif
+#ifndef FETCH_LINE
+#define FETCH_LINE(p) prefetch(p, (size_t)1)
+#endif
+#define LINE (64 / sizeof(kv_t))
+
+/* Where the units of a tile are. */
+typedef struct tile_rows {
+    const __global kv_t *key[TILE], *value[TILE];
+} tile_rows;
+
+/* Find the units of the tile at `tile`, which may be past the end, and have them fetched; `range` is that of a place before them. */
+static inline uint tile_fetch(const __local kv_table *kv, const __global uint *view, const __global uint *table,
+                              uint plane_k, uint plane_v, uint range, uint tile, uint end, tile_rows *rows)
+{
+    for (uint j = 0; j < TILE && tile + j < end; j++) {
+        range = range_of(view, range, tile + j);
+        const uint slot = range_slot(view, table, range, tile + j);
+        rows->key[j] = kv_row(kv, plane_k, slot);
+        rows->value[j] = kv_row(kv, plane_v, slot);
+        for (uint c = 0; c < HEAD_DIM; c += LINE) {
+            FETCH_LINE(rows->key[j] + c);
+            FETCH_LINE(rows->value[j] + c);
+        }
+    }
+    return range;
+}
+
+/* What a work-item has found so far, and its queries turned for one range. */
+typedef struct wide_state {
+    vec turned[GROUP][VECS], acc[GROUP][VECS];
+    float top[GROUP], total[GROUP], score[GROUP][TILE];
+    uint range, range_end; /* range_end: first place past it; until one is turned, the first place of the split */
+} wide_state;
+
+static inline void wide_turn(wide_state *st, const __global float *q, const __global uint *rot)
+{
+    float row[HEAD_DIM];
+    for (uint g = 0; g < GROUP; g++) {
+        for (uint i = 0; i < HEAD_DIM / 2; i += 4)
+            TURN_PUT(row, i, turn4(q + g * HEAD_DIM, rot, i));
+        for (uint v = 0; v < VECS; v++)
+            st->turned[g][v] = VLOAD(row + v * LANES);
+    }
+}
+
+/* The score of unit j of the tile for each query head. */
+static inline void wide_score(wide_state *st, const __global kv_t *key, uint j, float bias)
+{
+    vec dot[GROUP];
+    UNROLL
+    for (uint g = 0; g < GROUP; g++)
+        dot[g] = (vec)(0.0f);
+    UNROLL
+    for (uint v = 0; v < VECS; v++) {
+        const vec k = KV_VLOAD(key + v * LANES);
+        UNROLL
+        for (uint g = 0; g < GROUP; g++)
+            dot[g] = fma(k, st->turned[g][v], dot[g]);
+    }
+    UNROLL
+    for (uint g = 0; g < GROUP; g++)
+        st->score[g][j] = vsum(dot[g]) + bias;
+}
+
+/* From scores to weights relative to the largest score yet; what was summed before is scaled down to it. */
+static inline void wide_softmax(wide_state *st)
+{
+    for (uint g = 0; g < GROUP; g++) {
+        const float16 s = vload16(0, st->score[g]);
+        const float m = fmax(st->top[g], max16(s));
+        const float16 p = exp(s - m);
+        if (m > st->top[g]) {
+            const float less = exp(st->top[g] - m);
+            st->total[g] *= less;
+            for (uint v = 0; v < VECS; v++)
+                st->acc[g][v] *= less;
+            st->top[g] = m;
+        }
+        st->total[g] += sum16(p);
+        vstore16(p, 0, st->score[g]);
+    }
+}
+
+/* Add the tile's values by their weights. */
+static inline void wide_values(wide_state *st, const tile_rows *rows, uint count)
+{
+    for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
+        vec sum[GROUP][VECS_AT_ONCE];
+        UNROLL
+        for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+            sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
+        for (uint j = 0; j < count; j++) {
+            UNROLL
+            for (uint i = 0; i < VECS_AT_ONCE; i++) {
+                const vec x = KV_VLOAD(rows->value[j] + (v + i) * LANES);
+                UNROLL
+                for (uint g = 0; g < GROUP; g++)
+                    sum[g][i] = fma((vec)(st->score[g][j]), x, sum[g][i]);
+            }
+        }
+        UNROLL
+        for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+            st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
+    }
+}
+
 /*
- * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets into `data`; qkv is (n, qkv_row); the queries are first + global id 2;
- * partial is (queries of this launch, kv_heads * GROUP, splits, PARTIAL), `splits` being the global size of dimension 0.
+ * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row of qkv is qkv_row floats; the
+ * queries are first + global id 2; partial is (queries of this launch, kv_heads * GROUP, splits, PARTIAL), `splits` being global size 0.
  */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
@@ -145,97 +257,44 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     const __global float *q = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
 
-    vec turned[GROUP][VECS], acc[GROUP][VECS];
-    float top[GROUP], total[GROUP];
+    wide_state st;
+    st.range = 0;
+    st.range_end = begin;
     for (uint g = 0; g < GROUP; g++) {
-        top[g] = -INFINITY;
-        total[g] = 0.0f;
+        st.top[g] = -INFINITY;
+        st.total[g] = 0.0f;
         for (uint v = 0; v < VECS; v++)
-            acc[g][v] = (vec)(0.0f);
+            st.acc[g][v] = (vec)(0.0f);
     }
 
-    uint range = 0, range_end = begin; /* no range is turned yet */
-    for (uint tile = begin; tile < end; tile += TILE) {
+    tile_rows rows[2];
+    uint now = 0, fetched = tile_fetch(kv, view, table, plane_k, plane_v, 0, begin, end, &rows[0]);
+    for (uint tile = begin; tile < end; tile += TILE, now ^= 1) {
         const uint count = min((uint)TILE, end - tile);
-        const __global kv_t *value[TILE];
-        float score[GROUP][TILE];
+        fetched = tile_fetch(kv, view, table, plane_k, plane_v, fetched, tile + TILE, end, &rows[now ^ 1]);
         for (uint g = 0; g < GROUP; g++)
-            vstore16((float16)(-INFINITY), 0, score[g]);
+            vstore16((float16)(-INFINITY), 0, st.score[g]);
         for (uint j = 0; j < count;) {
-            if (tile + j >= range_end) {
-                range = range_of(view, range, tile + j);
-                range_end = range_word(view, range, RANGE_PLACE) + range_word(view, range, RANGE_COUNT);
-                const __global uint *rot = data + query_rot + (token * VIEW_RANGES + range) * HEAD_DIM;
-                float row[HEAD_DIM];
-                for (uint g = 0; g < GROUP; g++) {
-                    for (uint i = 0; i < HEAD_DIM / 2; i += 4)
-                        TURN_PUT(row, i, turn4(q + g * HEAD_DIM, rot, i));
-                    for (uint v = 0; v < VECS; v++)
-                        turned[g][v] = VLOAD(row + v * LANES);
-                }
+            if (tile + j >= st.range_end) {
+                st.range = range_of(view, st.range, tile + j);
+                st.range_end = range_word(view, st.range, RANGE_PLACE) + range_word(view, st.range, RANGE_COUNT);
+                wide_turn(&st, q, data + query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
-            const float bias = as_float(range_word(view, range, RANGE_BIAS));
-            const uint stop = min(count, range_end - tile);
-            for (; j < stop; j++) {
-                const uint slot = range_slot(view, table, range, tile + j);
-                const __global kv_t *key = kv_row(kv, plane_k, slot);
-                value[j] = kv_row(kv, plane_v, slot);
-                vec dot[GROUP];
-                UNROLL
-                for (uint g = 0; g < GROUP; g++)
-                    dot[g] = (vec)(0.0f);
-                UNROLL
-                for (uint v = 0; v < VECS; v++) {
-                    const vec k = KV_VLOAD(key + v * LANES);
-                    UNROLL
-                    for (uint g = 0; g < GROUP; g++)
-                        dot[g] = fma(k, turned[g][v], dot[g]);
-                }
-                UNROLL
-                for (uint g = 0; g < GROUP; g++)
-                    score[g][j] = vsum(dot[g]) + bias;
-            }
+            const float bias = as_float(range_word(view, st.range, RANGE_BIAS));
+            for (const uint stop = min(count, st.range_end - tile); j < stop; j++)
+                wide_score(&st, rows[now].key[j], j, bias);
         }
-        for (uint g = 0; g < GROUP; g++) {
-            const float16 s = vload16(0, score[g]);
-            const float m = fmax(top[g], max16(s));
-            const float16 p = exp(s - m);
-            if (m > top[g]) {
-                const float less = exp(top[g] - m);
-                total[g] *= less;
-                for (uint v = 0; v < VECS; v++)
-                    acc[g][v] *= less;
-                top[g] = m;
-            }
-            total[g] += sum16(p);
-            vstore16(p, 0, score[g]);
-        }
-        for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
-            vec sum[GROUP][VECS_AT_ONCE];
-            UNROLL
-            for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
-                sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
-            for (uint j = 0; j < count; j++) {
-                UNROLL
-                for (uint i = 0; i < VECS_AT_ONCE; i++) {
-                    const vec x = KV_VLOAD(value[j] + (v + i) * LANES);
-                    UNROLL
-                    for (uint g = 0; g < GROUP; g++)
-                        sum[g][i] = fma((vec)(score[g][j]), x, sum[g][i]);
-                }
-            }
-            UNROLL
-            for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
-                acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
-        }
+        wide_softmax(&st);
+        wide_values(&st, &rows[now], count);
     }
 
     for (uint g = 0; g < GROUP; g++) {
-        __global float *to = partial + (((size_t)get_global_id(2) * kv_heads * GROUP + h * GROUP + g) * splits + split) * PARTIAL;
+        const size_t head = get_global_id(2) * kv_heads * GROUP + h * GROUP + g;
+        __global float *to = partial + (head * splits + split) * PARTIAL;
         for (uint v = 0; v < VECS; v++)
-            VSTORE(acc[g][v], to + v * LANES);
-        to[PARTIAL_SUM] = total[g];
-        to[PARTIAL_MAX] = top[g];
+            VSTORE(st.acc[g][v], to + v * LANES);
+        to[PARTIAL_SUM] = st.total[g];
+        to[PARTIAL_MAX] = st.top[g];
     }
 }
 
