@@ -28,6 +28,7 @@ typedef struct dcm_cache_params {
     const char *merge; /* dcm: "mean", "newer", or the path of a safetensors file; NULL: "auto" */
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
+    uint32_t chunk;    /* most tokens read in one step, whatever the policy; 0: 1. The result is the same. dcm: at most L a step */
 } dcm_cache_params;
 
 /*

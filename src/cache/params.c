@@ -1,7 +1,7 @@
 #include "base/error.h"
 #include "cache/cache.h"
 
-enum { DEFAULT_GROUP = 256, DEFAULT_SINKS = 4 };
+enum { DEFAULT_GROUP = 256, DEFAULT_SINKS = 4, MAX_CHUNK = 1 << 16 };
 
 static dcm_status check_dcm(dcm_cache_params *p)
 {
@@ -12,7 +12,11 @@ static dcm_status check_dcm(dcm_cache_params *p)
         return dcm_fail(DCM_ERR_USAGE, "a window of %u units has no effect with the dcm cache", p->window);
     if (!(p->log_r >= -100 && p->log_r <= 100))
         return dcm_fail(DCM_ERR_USAGE, "log-r weight %g is not in -100 .. 100", (double)p->log_r);
-    return dcm_plan_init(&probe, p->group, 0);
+    const dcm_status status = dcm_plan_init(&probe, p->group, 0);
+    /* Sources of a merge are at least L tokens old: in a step of at most L, all merges can come before all attention. */
+    if (p->chunk > p->group)
+        p->chunk = p->group;
+    return status;
 }
 
 static dcm_status check_window(const dcm_cache_params *p)
@@ -29,6 +33,10 @@ dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *par
     *out = params ? *params : (dcm_cache_params){0};
     if (out->kv != DCM_KV_F16 && out->kv != DCM_KV_F32)
         return dcm_fail(DCM_ERR_USAGE, "unknown storage type %d for keys and values", (int)out->kv);
+    if (!out->chunk)
+        out->chunk = 1;
+    if (out->chunk > MAX_CHUNK)
+        return dcm_fail(DCM_ERR_USAGE, "a chunk of %u tokens is above %d", out->chunk, MAX_CHUNK);
     const bool compresses = out->kind == DCM_CACHE_DCM;
     if (!compresses && (out->group || out->merge || out->log_r != 0))
         return dcm_fail(DCM_ERR_USAGE, "group length, merge and log-r weight have no effect without the dcm cache");

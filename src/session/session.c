@@ -37,7 +37,7 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     DCM_TRY(status, fail, cache_check_params(&params, given));
     DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
     s->model = model;
-    s->chunk = 1;
+    s->chunk = params.chunk;
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
     DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn, s->chunk));

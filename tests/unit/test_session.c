@@ -1,0 +1,196 @@
+/* Sessions on tiny models, through the public interface: policies and chunks that must agree bit for bit on the reference, errors, counters. */
+#include <dcm/dcm.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "support/tiny_model.h"
+
+enum { TOKENS = 100 };
+
+static dcm_device *device;
+static dcm_model *model;
+static dcm_model_info info;
+static int32_t tokens[TOKENS];
+
+static int setup(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/dcm-session-XXXXXX";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_true(tiny_model_save(NULL, path));
+    assert_int_equal(dcm_device_open(&device, &(dcm_device_params){.name = "ref", .threads = 1}), DCM_OK);
+    assert_int_equal(dcm_model_open(&model, device, path), DCM_OK);
+    unlink(path);
+    dcm_model_get_info(model, &info);
+    uint64_t seed = 7;
+    for (int i = 0; i < TOKENS; i++)
+        tokens[i] = (int32_t)(rng_next(&seed) % info.vocab);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    dcm_model_close(&model);
+    dcm_device_close(&device);
+    assert_null(model);
+    assert_null(device);
+    return 0;
+}
+
+static dcm_session *open_session(const dcm_cache_params *params)
+{
+    dcm_session *s = NULL;
+    if (dcm_session_open(&s, model, params) != DCM_OK)
+        fail_msg("%s", dcm_error());
+    return s;
+}
+
+/* Logits after n tokens fed as `params` say. */
+static float *logits_after(const dcm_cache_params *params, size_t n)
+{
+    float *logits = malloc(info.vocab * sizeof *logits);
+    dcm_session *s = open_session(params);
+    assert_int_equal(dcm_session_feed(s, tokens, n, logits), DCM_OK);
+    dcm_session_close(&s);
+    return logits;
+}
+
+static void same(const dcm_cache_params *a, const dcm_cache_params *b, size_t n, bool expected)
+{
+    float *x = logits_after(a, n), *y = logits_after(b, n);
+    assert_int_equal(memcmp(x, y, info.vocab * sizeof *x) == 0, expected);
+    free(x);
+    free(y);
+}
+
+static void unmerged_is_full(void **state)
+{
+    (void)state;
+    const dcm_cache_params full = {.kind = DCM_CACHE_FULL};
+    for (uint32_t group = 2; group <= 16; group *= 2)
+        for (int sinks = -1; sinks <= 3; sinks += 2) {
+            const dcm_cache_params dcm = {.group = group, .sinks = sinks, .merge = "newer"};
+            const size_t unmerged = 2 * group - 1 + (sinks < 0 ? 0 : (size_t)sinks);
+            same(&dcm, &full, unmerged, true);
+            same(&dcm, &full, unmerged + 1, false);
+        }
+    same(&(dcm_cache_params){.kind = DCM_CACHE_WINDOW, .window = 20}, &full, 20, true);
+    same(&(dcm_cache_params){.kind = DCM_CACHE_WINDOW, .window = 20}, &full, 21, false);
+}
+
+static void chunks_change_nothing(void **state)
+{
+    (void)state;
+    const dcm_cache_params policies[] = {
+        {.group = 4, .merge = "mean"},   {.group = 8, .sinks = 1, .merge = "newer", .kv = DCM_KV_F32},
+        {.group = 64, .merge = "newer"}, {.kind = DCM_CACHE_FULL},
+        {.group = 16, .sinks = -1, .merge = "mean", .log_r = 1}, {.kind = DCM_CACHE_WINDOW, .window = 24},
+    };
+    for (size_t p = 0; p < sizeof policies / sizeof *policies; p++)
+        for (uint32_t chunk = 2; chunk <= 70; chunk += 1 + chunk / 3) {
+            dcm_cache_params chunked = policies[p];
+            chunked.chunk = chunk;
+            same(&chunked, &policies[p], TOKENS - chunk % 5, true);
+        }
+}
+
+/* One feed of n tokens equals n feeds of one. */
+static void feeds_compose(void **state)
+{
+    (void)state;
+    const dcm_cache_params params = {.group = 8, .merge = "newer", .chunk = 3};
+    float *want = logits_after(&params, TOKENS), *got = malloc(info.vocab * sizeof *got);
+    dcm_session *s = open_session(&params);
+    for (size_t at = 0, n; at < TOKENS; at += n) {
+        n = at % 7 + 1 < TOKENS - at ? at % 7 + 1 : TOKENS - at;
+        assert_int_equal(dcm_session_feed(s, tokens + at, n, at + n == TOKENS ? got : NULL), DCM_OK);
+    }
+    assert_memory_equal(got, want, info.vocab * sizeof *got);
+    dcm_session_stats stats;
+    dcm_session_get_stats(s, &stats);
+    assert_int_equal(stats.tokens, TOKENS);
+    assert_int_equal(stats.units, dcm_units_after(8, 4, TOKENS));
+    assert_int_equal(stats.unit_bytes, 2 * info.layers * info.kv_heads * info.head_dim * 2);
+    assert_int_equal(stats.cache_written, (TOKENS + stats.merges) * stats.unit_bytes);
+    assert_string_equal(stats.merge, "newer");
+    size_t units, bytes;
+    assert_int_equal(dcm_cache_bytes(&info, &params, TOKENS, &units, &bytes), DCM_OK);
+    assert_int_equal(units, stats.units);
+    assert_int_equal(bytes, units * stats.unit_bytes);
+    dcm_session_close(&s);
+    free(want);
+    free(got);
+}
+
+static void errors_are_said(void **state)
+{
+    (void)state;
+    dcm_session *s = NULL;
+    assert_int_equal(dcm_session_open(&s, model, &(dcm_cache_params){.group = 5}), DCM_ERR_USAGE);
+    assert_null(s);
+    assert_non_null(strstr(dcm_error(), "power of two"));
+    assert_int_equal(dcm_session_open(&s, model, &(dcm_cache_params){.merge = "/nowhere/merge.safetensors"}), DCM_ERR_FILE);
+    assert_null(s);
+    s = open_session(&(dcm_cache_params){.merge = "mean"});
+    const int32_t outside[] = {0, (int32_t)info.vocab}, negative = -1;
+    float *logits = malloc(info.vocab * sizeof *logits);
+    assert_int_equal(dcm_session_feed(s, outside, 2, logits), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_feed(s, &negative, 1, logits), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_feed(s, tokens, 0, logits), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_feed(s, tokens, 0, NULL), DCM_OK);
+    dcm_session_stats stats;
+    dcm_session_get_stats(s, &stats);
+    assert_int_equal(stats.tokens, 0); /* nothing was fed */
+    assert_int_equal(dcm_session_feed(s, tokens, 1, logits), DCM_OK);
+    free(logits);
+    dcm_session_close(&s);
+    dcm_session_close(&s);
+}
+
+static void sampling(void **state)
+{
+    (void)state;
+    const float logits[] = {0.0f, 2.0f, 2.0f, -1.0f, 1.0f};
+    uint64_t rng = 1;
+    assert_int_equal(dcm_sample(logits, 5, NULL, &rng), 1);
+    for (int i = 0; i < 50; i++) {
+        assert_int_equal(dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 1, .top_k = 1}, &rng), 1);
+        assert_in_range(dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 1, .top_p = 0.6f}, &rng), 1, 2);
+    }
+    /* Frequencies against the softmax, within four standard deviations. */
+    enum { DRAWS = 200000 };
+    const double weight[] = {1, 7.38905609893065, 7.38905609893065, 0.36787944117144233, 2.718281828459045};
+    const double total = 1 + 2 * weight[1] + weight[3] + weight[4];
+    int count[5] = {0};
+    for (int i = 0; i < DRAWS; i++)
+        count[dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 1}, &rng)]++;
+    for (int i = 0; i < 5; i++) {
+        const double p = weight[i] / total, deviation = count[i] - DRAWS * p;
+        assert_true(deviation * deviation < 16 * DRAWS * p * (1 - p));
+    }
+    uint64_t a = 42, b = 42;
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 2}, &a),
+                         dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 2}, &b));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(unmerged_is_full), cmocka_unit_test(chunks_change_nothing), cmocka_unit_test(feeds_compose),
+        cmocka_unit_test(errors_are_said),  cmocka_unit_test(sampling),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
