@@ -12,7 +12,7 @@
 
 #include "ops/ops.h"
 
-enum { FX_PATTERN = 0x7e7f7e7f }; /* NaN as a float, and twice as a half */
+enum { FX_PATTERN = 0x7fe17fe1 }; /* NaN as a float, and twice as a half */
 
 typedef enum fx_input { FX_NORMAL, FX_TINY, FX_LARGE, FX_EQUAL, FX_OUTLIER, FX_INPUTS } fx_input;
 
