@@ -302,7 +302,8 @@ def test_plan(cli):
     assert table["schema"] == 1
     assert [r["units"] for r in table["rows"]] == [6276, 893, 1209]
     assert all(r["near"] + r["far"] == r["units"] for r in table["rows"])
-    sized = json.loads(cli.ok("plan", "-L", "4", "-n", "1000", "-m", cli.tiny, "--kv", "f32", "--format", "json"))["rows"][0]
+    sizes = cli.ok("plan", "-L", "4", "-n", "1000", "-m", cli.tiny, "--kv", "f32", "--format", "json")
+    sized = json.loads(sizes)["rows"][0]
     assert sized["bytes"] == sized["units"] * sized["unit_bytes"] and sized["full_bytes"] == 1000 * sized["unit_bytes"]
     assert sized["unit_bytes"] == 2 * 2 * 2 * 16 * 4  # layers, KV heads, keys and values, head size, f32
 
