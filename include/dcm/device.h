@@ -23,7 +23,7 @@ typedef struct dcm_device_params {
      * of a device's or platform's name, which must fit exactly one device.
      */
     const char *name;
-    int threads;       /* threads of the reference back end; 0: all processors */
+    int threads;       /* of the reference, or of an OpenCL device that is a CPU; 0: all processors; a GPU ignores it */
     size_t max_memory; /* most bytes this device may hold in all; 0: no limit but the device's own */
 } dcm_device_params;
 

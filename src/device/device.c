@@ -11,6 +11,23 @@ static void CL_CALLBACK notify(const char *text, const void *data, size_t size, 
     dcm_log(DCM_LOG_DEBUG, "OpenCL: %s", text);
 }
 
+/* Use `units` of a CPU's compute units, by a sub-device of that size. */
+static void divide(cldev *device, uint32_t units)
+{
+    const cl_device_partition_property how[] = {CL_DEVICE_PARTITION_BY_COUNTS, units,
+                                                CL_DEVICE_PARTITION_BY_COUNTS_LIST_END, 0};
+    cl_device_id part;
+    const cl_int error = clCreateSubDevices(device->id, how, 1, &part, NULL);
+    if (error != CL_SUCCESS) {
+        dcm_log(DCM_LOG_WARN, "%s: all %u processors are used: it cannot be divided (%s)", device->limits.name,
+                device->limits.compute_units, cldev_error_name(error));
+        return;
+    }
+    device->id = part;
+    device->sub_device = true;
+    device->limits.compute_units = units;
+}
+
 dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
 {
     dcm_status status = DCM_OK;
@@ -27,8 +44,10 @@ dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
     device->platform_id = entry->platform_id;
     device->id = entry->id;
     device->profiling = profiling;
+    if (entry->threads && entry->limits.type & CL_DEVICE_TYPE_CPU && entry->threads < entry->limits.compute_units)
+        divide(device, entry->threads);
     const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)entry->platform_id, 0};
-    device->context = clCreateContext(properties, 1, &entry->id, notify, NULL, &error);
+    device->context = clCreateContext(properties, 1, &device->id, notify, NULL, &error);
     DCM_TRY(status, fail, cldev_check(error, "clCreateContext(...)"));
     device->queue =
         clCreateCommandQueue(device->context, device->id, profiling ? CL_QUEUE_PROFILING_ENABLE : 0, &error);
@@ -51,5 +70,7 @@ void cldev_close(cldev **device)
     }
     if (d->context)
         clReleaseContext(d->context);
+    if (d->sub_device)
+        clReleaseDevice(d->id);
     mem_free(device);
 }

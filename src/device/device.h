@@ -34,6 +34,7 @@ typedef struct cldev_entry {
     unsigned platform, index; /* P.D */
     cl_platform_id platform_id;
     cl_device_id id;
+    uint32_t threads;    /* for cldev_open: most compute units to use of a CPU; 0: all */
     cldev_limits limits; /* without the probed features */
 } cldev_entry;
 
@@ -50,12 +51,14 @@ dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found);
 typedef struct cldev {
     cldev_limits limits;
     cl_platform_id platform_id;
-    cl_device_id id;
+    cl_device_id id;   /* a sub-device where only some of a CPU's units are used */
+    bool sub_device;
     cl_context context;
     cl_command_queue queue;
     bool profiling;
 } cldev;
 
+/* Errors name the device. A CPU that cannot be divided is used whole, and it is said. */
 dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
 
 /* Waits for the queue, then releases; NULL and pointers to NULL are accepted. */

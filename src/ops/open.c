@@ -65,6 +65,7 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
     } else {
         DCM_TRY(status, fail, cldev_choose(params->name, &entry, &found));
         if (found) {
+            entry.threads = (uint32_t)params->threads;
             DCM_TRY(status, fail, open_cl(device, &entry, params));
         } else {
             dcm_log(DCM_LOG_WARN, "no OpenCL platform on this machine: computing with the C reference");

@@ -257,6 +257,35 @@ static void open_close(void **state)
     mem_free(&entries);
 }
 
+/* The driver itself says how many units the opened part has; kernels build and run there. */
+static void some_threads(void **state)
+{
+    (void)state;
+    size_t count, seen = 0;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        cl_uint units = 0;
+        cldev *device;
+        if (!(entries[i].limits.type & CL_DEVICE_TYPE_CPU) || entries[i].limits.compute_units < 2)
+            continue;
+        seen++;
+        entries[i].threads = 1;
+        device = open_with_cache(&entries[i]);
+        assert_int_equal(clGetDeviceInfo(device->id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL), CL_SUCCESS);
+        assert_int_equal(units, 1);
+        assert_int_equal(device->limits.compute_units, 1);
+        assert_int_equal(cldev_probe_features(device), DCM_OK);
+        cldev_close(&device);
+        entries[i].threads = entries[i].limits.compute_units; /* nothing to divide */
+        device = open_with_cache(&entries[i]);
+        assert_ptr_equal(device->id, entries[i].id);
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+    if (!seen)
+        skip_case();
+}
+
 static void features(void **state)
 {
     (void)state;
@@ -346,6 +375,7 @@ static const apart_case cases[] = {
     {"twins", twins, "POCL_DEVICES", "pthread pthread"},
     {"memory_limit", memory_limit, "POCL_MEMORY_LIMIT", "1"},
     {"open_close", open_close},
+    {"some_threads", some_threads},
     {"features", features},
     {"measure", measure},
     {"open_device", open_device},
