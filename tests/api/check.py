@@ -17,7 +17,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 def run(*command, **options):
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace",
+                            **options)
     if result.returncode:
         sys.exit(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout

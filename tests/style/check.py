@@ -53,7 +53,7 @@ class Checker:
         if target.startswith("CL/") and parts[0] in ("src", "include", "tools"):
             if not (parts[:2] == ("src", "device") or (parts[:2] == ("src", "ops") and "_cl" in parts[-1])):
                 self.add(name, line, f"{target}: OpenCL is spoken only in src/device and src/ops/*_cl*")
-        if "clblast" in target:
+        if target == "clblast_c.h":
             self.clblast.append((name, line))
         if kind == '"' and parts[0] == "src":
             folder = target.split("/")[0]
