@@ -420,7 +420,7 @@ float element(__global const uchar *tile, uint row, uint col)
 #elif TYPE == TYPE_BF16
     return as_float((uint)((__global const ushort *)tile)[(size_t)col * TILE + row] << 16);
 #else
-    __global const uchar *p = block_at(tile, col / BLOCK), *s = super_at(tile, col / BLOCK);
+    __global const uchar *p = block_at(tile, col / BLOCK);
     const uint k = col % BLOCK;
 #if BITS == 4
     const int q = p[BLOCK_HEAD + (k % 16) * TILE + row] >> (k / 16 * 4) & 15;
@@ -428,11 +428,10 @@ float element(__global const uchar *tile, uint row, uint col)
     const int q = ((__global const char *)p)[BLOCK_HEAD + k * TILE + row];
 #endif
 #if TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K
-    const float d = vload_half(row, (__global const half *)s) * p[row];
-    const float m = vload_half(TILE + row, (__global const half *)s) * p[TILE + row];
-    return d * q - m;
+    __global const half *s = (__global const half *)super_at(tile, col / BLOCK);
+    return vload_half(row, s) * p[row] * q - vload_half(TILE + row, s) * p[TILE + row];
 #elif TYPE == TYPE_Q6_K
-    return vload_half(row, (__global const half *)s) * ((__global const char *)p)[row] * q;
+    return vload_half(row, (__global const half *)super_at(tile, col / BLOCK)) * ((__global const char *)p)[row] * q;
 #elif TYPE == TYPE_Q4_1
     return vload_half(row, (__global const half *)p) * q + vload_half(TILE + row, (__global const half *)p);
 #elif TYPE == TYPE_Q4_0

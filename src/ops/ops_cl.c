@@ -1,6 +1,7 @@
 #include "ops/ops_cl.h"
 
 #include "base/error.h"
+#include "ops/clblast.h"
 
 #include <string.h>
 
@@ -281,6 +282,7 @@ static void close_backend(backend *b)
 {
     backend_cl *cl = self(b);
     clFinish(cl->device->queue);
+    clblast_clear();
     staging_close(cl);
     for (size_t i = 0; i < CLOP_SCRATCHES; i++)
         clop_buffer_free(&cl->scratch[i]);
