@@ -25,7 +25,10 @@ typedef struct run_options {
     verbosity_options words;
 } run_options;
 
-enum { MESSAGES_MAX = 4 };
+enum {
+    MESSAGES_MAX = 4,
+    PROMPT_CHUNK = 16 /* tokens of the prompt a step; larger ones gain little and take more memory */
+};
 
 /* Stands for an answer that was generated: what the template puts behind it is what has yet to be fed. */
 static const char answer_mark[] = "@dcm-answer@";
@@ -223,6 +226,7 @@ int cmd_run(int argc, char **argv)
         code = check(&a, &o);
     if (code == 0)
         code = options_cache_params(&a, &o.cache, &params);
+    params.chunk = PROMPT_CHUNK;
     if (code == 0)
         code = read_prompt(&a, &o, &prompt, &size);
     if (code == 0)
