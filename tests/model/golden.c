@@ -89,8 +89,8 @@ static void difference_add(difference *d, double value, double expected, size_t 
     }
 }
 
-static bool feed_and_compare(dcm_session *session, size_t vocab, const int32_t *ids, const double *expected, size_t tokens,
-                             size_t chunk, difference *d)
+static bool feed_and_compare(dcm_session *session, size_t vocab, const int32_t *ids, const double *expected,
+                             size_t tokens, size_t chunk, difference *d)
 {
     float *logits = malloc(vocab * sizeof *logits);
     bool ok = logits != NULL;
@@ -140,7 +140,8 @@ bool golden_same_bits(dcm_model *model, const char *device, const char *label, c
     dcm_model_info info;
     dcm_model_get_info(model, &info);
     float *logits = malloc(2 * sizeof *logits * info.vocab);
-    bool ok = logits && dcm_session_open(&session, model, params) == DCM_OK && dcm_session_open(&full, model, &plain) == DCM_OK;
+    bool ok = logits && dcm_session_open(&session, model, params) == DCM_OK &&
+              dcm_session_open(&full, model, &plain) == DCM_OK;
     if (!ok)
         golden_fail("%s %s: %s", device, label, dcm_error());
     for (size_t i = 0; ok && i < count && i <= same; i++) {

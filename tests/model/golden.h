@@ -32,15 +32,16 @@ const char *golden_kv_name(dcm_kv_type kv);
 bool golden_read_ids(const char *folder, int32_t *ids, size_t *count);
 
 /*
- * Feeds the case's tokens but the last, `chunk` at a time, and compares the log-probability of each chunk's next token (log-softmax in
- * double) with FOLDER/PREFIX NAME.csv. Prints one line: the differences and "ok" or what is wrong.
+ * Feeds the case's tokens but the last, `chunk` at a time, and compares the log-probability of each chunk's next token
+ * (log-softmax in double) with FOLDER/PREFIX NAME.csv. Prints one line: the differences and "ok" or what is wrong.
  */
 bool golden_compare(dcm_model *model, const char *device, const char *folder, const char *prefix, const golden_case *c,
                     dcm_kv_type kv, size_t chunk, golden_bounds bounds, const int32_t *ids);
 
 /*
- * Feeds `count` tokens one by one to a session of `params` and to a full one side by side. The logits must be the same bits through token
- * `same`, and at the token after it, where `count` reaches that far, they must not be. Prints one line.
+ * Feeds `count` tokens one by one to a session of `params` and to a full one side by side. The logits must be the same
+ * bits through token `same`, and at the token after it, where `count` reaches that far, they must not be. Prints one
+ * line.
  */
 bool golden_same_bits(dcm_model *model, const char *device, const char *label, const dcm_cache_params *params,
                       const int32_t *ids, size_t count, size_t same);

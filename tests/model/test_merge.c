@@ -1,6 +1,6 @@
 /*
- * Merge MLPs with random weights (tests/golden/merge) against PyTorch, on `ref` and on every OpenCL device, each value within the bound that
- * its golden derives. Many rows and one row take different routes, so both are run.
+ * Merge MLPs with random weights (tests/golden/merge) against PyTorch, on `ref` and on every OpenCL device, each value
+ * within the bound that its golden derives. Many rows and one row take different routes, so both are run.
  */
 #include "golden.h"
 
@@ -53,7 +53,8 @@ static bool rows_read(rows *r, const char *path, uint32_t head_dim)
     *r = (rows){0};
     if (safetensors_open(&file, path) != DCM_OK)
         return golden_fail("%s", dcm_error());
-    bool ok = read_array(file, "x", &r->count, &x_width, &r->x) && read_array(file, "head", &heads, &r->width, &r->head) &&
+    bool ok = read_array(file, "x", &r->count, &x_width, &r->x) &&
+              read_array(file, "head", &heads, &r->width, &r->head) &&
               read_array(file, "bound", &bounds, &bound_width, &r->bound);
     safetensors_close(&file);
     ok = ok && x_width == 2 * head_dim && heads == r->count && bounds == r->count && bound_width == r->width;

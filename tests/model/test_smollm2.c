@@ -1,7 +1,7 @@
 /*
- * SmolLM2-135M-Instruct Q4_1 ($DCM_TEST_MODEL) against PyTorch over 512 tokens of tests/golden/model/text.txt: test_smollm2 [--all] [CASE].
- * Short runs take three cases on `ref` and all on OpenCL devices with f32, and the three with f16; --all takes all of both. CASE: only
- * the golden of that name, or "bits".
+ * SmolLM2-135M-Instruct Q4_1 ($DCM_TEST_MODEL) against PyTorch over 512 tokens of tests/golden/model/text.txt:
+ * test_smollm2 [--all] [CASE]. Short runs take three cases on `ref` and all on OpenCL devices with f32, and there the
+ * three with f16; --all takes all of both. CASE: only the golden of that name, or "bits".
  */
 #include "golden.h"
 
@@ -49,7 +49,8 @@ static bool test_goldens(dcm_model *model, const char *device, bool is_ref, opti
     for (int f16 = 0; f16 < 2; f16++)
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             const golden_case *c = &cases[i];
-            if (o->only ? strcmp(o->only, c->name) != 0 : !(o->all || (f16 ? c->brief && !is_ref : c->brief || !is_ref)))
+            const bool usual = f16 ? c->brief && !is_ref : c->brief || !is_ref;
+            if (o->only ? strcmp(o->only, c->name) != 0 : !(o->all || usual))
                 continue;
             o->ran++;
             ok = golden_compare(model, device, FOLDER, "", c, f16 ? DCM_KV_F16 : DCM_KV_F32, 1,

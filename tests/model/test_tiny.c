@@ -1,6 +1,6 @@
 /*
- * Tiny random models (tests/golden/model/tiny) against PyTorch, on `ref` and on every OpenCL device: each feature of an architecture, each
- * cache policy and merge, both storage types, fed one by one and in chunks.
+ * Tiny random models (tests/golden/model/tiny) against PyTorch, on `ref` and on every OpenCL device: each feature of an
+ * architecture, each cache policy and merge, both storage types, fed one by one and in chunks.
  */
 #include "golden.h"
 
@@ -30,8 +30,8 @@ static const struct {
     size_t cases;
 } models[] = {{"llama3.", 8}, {"linear.", 8}, {"qwen2.", 8}, {"wide.", 8}, {"kquants.", 6}};
 
-/* f32: a wrong frequency, place or order is off by 0.01 and more; rounding of two layers is not. f16 rounds keys and values to 11 bits. */
-static const golden_bounds bounds_f32 = {1e-5, 1e-4}, bounds_f16 = {4e-3, 1e-1};
+/* f32: rounding in one or two layers. f16: keys and values rounded to 11 bits. */
+static const golden_bounds bounds_f32 = {5e-5, 5e-4}, bounds_f16 = {4e-3, 1e-1};
 
 static bool test_bits(dcm_model *model, const char *device, const char *name, dcm_kv_type kv, const int32_t *ids)
 {
@@ -45,7 +45,8 @@ static bool test_bits(dcm_model *model, const char *device, const char *name, dc
     return golden_same_bits(model, device, label, &params, ids, TOKENS, BIT_WINDOW) && ok;
 }
 
-static bool test_model(dcm_device *device, const char *device_name, const char *name, size_t n_cases, const int32_t *ids)
+static bool test_model(dcm_device *device, const char *device_name, const char *name, size_t n_cases,
+                       const int32_t *ids)
 {
     char path[1024];
     dcm_model *model = NULL;
