@@ -1,12 +1,15 @@
 /*
- * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with PROBE_FP16 or
- * PROBE_SUBGROUPS since its build may fail.
+ * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with
+ * PROBE_FP16 or PROBE_SUBGROUPS since its build may fail.
  */
 #if defined(PROBE_FP16)
 
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 
-/* Half arithmetic through every basic operation: x is (n) f16 stored, out (n): x * x + x / 4 - 1/2. Exact for small integers x. */
+/*
+ * Half arithmetic through every basic operation: x is (n) f16 stored, out (n): x * x + x / 4 - 1/2. Exact for small
+ * integers x.
+ */
 __kernel void probe_fp16(__global const half *x, __global half *out)
 {
     const size_t i = get_global_id(0);
@@ -46,7 +49,10 @@ __kernel void probe_read_strided(__global const float4 *x, __global float *out, 
     out[get_global_id(0)] = sum.x + sum.y + sum.z + sum.w;
 }
 
-/* out[i] = the sum of the i-th slice of n / items items of x, (n) float16; n is a multiple of the number of work-items, times 4. */
+/*
+ * out[i] = the sum of the i-th slice of n / items items of x, (n) float16; n is a multiple of the number of
+ * work-items, times 4.
+ */
 __kernel void probe_read_slices(__global const float16 *x, __global float *out, ulong n)
 {
     const size_t slice = n / get_global_size(0), begin = get_global_id(0) * slice;

@@ -15,10 +15,10 @@ typedef struct devices_options {
     verbosity_options verbosity;
 } devices_options;
 
-static const table_column columns[] = {
-    {"device", 0},        {"name", 0},      {"platform", 0},  {"driver", 0},   {"type", 0},
-    {"compute_units", 0}, {"memory", 0},    {"max_alloc", 0}, {"c_version", 0}, {"features", 0},
-    {"status", 0},        {"read_gb_s", 1}, {"launch_us", 2}, {"round_trip_us", 1}, {"largest_alloc", 0}};
+static const table_column columns[] = {{"device", 0},    {"name", 0},          {"platform", 0},     {"driver", 0},
+                                       {"type", 0},      {"compute_units", 0}, {"memory", 0},       {"max_alloc", 0},
+                                       {"c_version", 0}, {"features", 0},      {"status", 0},       {"read_gb_s", 1},
+                                       {"launch_us", 2}, {"round_trip_us", 1}, {"largest_alloc", 0}};
 enum { WITH_PROBE = sizeof columns / sizeof *columns, WITHOUT_PROBE = WITH_PROBE - 4 };
 
 /* Bytes; MiB where people read them. */
@@ -86,10 +86,12 @@ int cmd_devices(int argc, char **argv)
          "that worked."},
         table_format_option(&o.format),
     };
-    args a = {.usage = "[options]",
-              .about = "The OpenCL devices of this machine, with the number that --device takes. Features are found by trying them:\n"
-                       "fp16 (half-precision arithmetic), subgroups (sub-group reductions), and unified (memory shared with the\n"
-                       "host). --device ref, the C reference, needs no device."};
+    args a = {
+        .usage = "[options]",
+        .about =
+            "The OpenCL devices of this machine, with the number that --device takes. Features: fp16 (half-precision\n"
+            "arithmetic) and subgroups (sub-group reductions), both found by trying; unified (memory shared with the\n"
+            "host). --device ref, the C reference, needs no device."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
     options_add_verbosity(&a, &o.verbosity);
     int code = args_parse(&a, argc, argv);
@@ -106,8 +108,7 @@ int cmd_devices(int argc, char **argv)
     if (!count)
         fprintf(stderr, "%s: no OpenCL device on this machine; --device ref computes without one\n", tool_name());
     table t;
-    table_begin(&t, (table_format)o.format, columns, o.probe ? WITH_PROBE : WITHOUT_PROBE,
-                runtime_host_meta());
+    table_begin(&t, (table_format)o.format, columns, o.probe ? WITH_PROBE : WITHOUT_PROBE, runtime_host_meta());
     for (size_t i = 0; i < count; i++) {
         const dcm_status tried = print_device(&t, &entries[i], o.probe);
         if (tried != DCM_OK)

@@ -65,9 +65,9 @@ typedef struct dcm_device_entry {
 } dcm_device_entry;
 
 /*
- * List the OpenCL devices of all platforms, in the order of their numbers. On success *entries is an array of *count entries
- * that the caller frees with dcm_free(); no platform at all is DCM_OK with *count = 0 and *entries = NULL. The C
- * reference is not among them. Errors: DCM_ERR_DEVICE (a platform fails), DCM_ERR_MEMORY.
+ * List the OpenCL devices of all platforms, in the order of their numbers. On success *entries is an array of
+ * *count entries that the caller frees with dcm_free(); no platform at all is DCM_OK with *count = 0 and *entries =
+ * NULL. The C reference is not among them. Errors: DCM_ERR_DEVICE (a platform fails), DCM_ERR_MEMORY.
  */
 DCM_API dcm_status dcm_device_list(dcm_device_entry **entries, size_t *count);
 

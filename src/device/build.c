@@ -24,6 +24,7 @@ dcm_status program_source_init(program_source *source, const cldev *device, cons
         if (!file[i])
             return dcm_fail(DCM_ERR_DEVICE, "kernel family %s is not part of this build of dcm", family);
         const int n = snprintf(source->line[i], sizeof source->line[i], "\n#line 1 \"%s\"\n", file[i]->file);
+        source->file[i] = file[i]->file;
         source->part[2 * i] = source->line[i];
         source->size[2 * i] = (size_t)n;
         source->part[2 * i + 1] = (const char *)file[i]->text;
@@ -38,8 +39,37 @@ dcm_status program_source_init(program_source *source, const cldev *device, cons
     return DCM_OK;
 }
 
+/* File and line of the line `n` of all the parts together, from 1; both parts' texts follow a line feed and a #line. */
+static bool locate(const program_source *source, size_t n, const char **file, size_t *line)
+{
+    size_t before = 0; /* line feeds of the parts before */
+    for (int i = 0; i < PROGRAM_PARTS; i++) {
+        size_t feeds = 0;
+        for (size_t k = 0; k < source->size[i]; k++)
+            feeds += source->part[i][k] == '\n';
+        if (i % 2 == 1 && n > before && n <= before + feeds) {
+            *file = source->file[i / 2];
+            *line = n - before;
+            return true;
+        }
+        before += feeds;
+    }
+    return false;
+}
+
+/* One line of a log. A compiler that passes over #line says "<kernel>:N" or the like: the place is put before it. */
+static void show_line(const program_source *source, const char *text, dcm_log_level level)
+{
+    const char *end = strchr(text, '>'), *file;
+    size_t n, line;
+    if (text[0] == '<' && end && sscanf(end, ">:%zu:", &n) == 1 && locate(source, n, &file, &line))
+        dcm_log(level, "| %s:%zu: %s", file, line, text);
+    else
+        dcm_log(level, "| %s", text);
+}
+
 /* The build log line by line, each as one message. */
-static void show_log(const cldev *device, cl_program program, dcm_log_level level)
+static void show_log(const cldev *device, const program_source *source, cl_program program, dcm_log_level level)
 {
     size_t size = 0;
     char *text = NULL;
@@ -50,7 +80,7 @@ static void show_log(const cldev *device, cl_program program, dcm_log_level leve
     if (clGetProgramBuildInfo(program, device->id, CL_PROGRAM_BUILD_LOG, size, text, NULL) == CL_SUCCESS) {
         char *rest = text;
         for (char *line = strtok_r(text, "\r\n", &rest); line; line = strtok_r(NULL, "\r\n", &rest))
-            dcm_log(level, "| %s", line);
+            show_line(source, line, level);
     }
     mem_free(&text);
 }
@@ -68,7 +98,7 @@ static dcm_status build_from_source(cldev *device, const program_source *source,
         const dcm_log_level level = quiet ? DCM_LOG_DEBUG : DCM_LOG_WARN;
         dcm_log(level, "kernel family %s on %s: build with \"%s\" failed, the compiler says:", source->family,
                 device->limits.name, source->options);
-        show_log(device, program, level);
+        show_log(device, source, program, level);
         /* Whatever the error's name: a build that fails is the device's trouble. */
         cldev_check(error, "clBuildProgram(...)");
         status = dcm_fail_in(DCM_ERR_DEVICE, "kernel family %s does not build on %s (%s, driver %s)", source->family,

@@ -11,19 +11,21 @@ typedef struct program_source {
     const char *family;
     const char *part[PROGRAM_PARTS];
     size_t size[PROGRAM_PARTS];
+    const char *file[2]; /* of the texts, for messages */
     char line[2][128];
     char options[1024];
 } program_source;
 
-/* The parts of `family` and its full options for `device`. DCM_ERR_DEVICE for a family that is not embedded or options too long. */
+/* The parts of `family` and its full options for `device`. DCM_ERR_DEVICE for a family that is not embedded or options
+ * too long. */
 dcm_status program_source_init(program_source *source, const cldev *device, const char *family, const char *options);
 
 /* cldev_build; with `quiet` a failed build's log goes to DCM_LOG_DEBUG. */
 dcm_status program_build(cldev *device, const program_source *source, bool quiet, cl_program *program);
 
 /*
- * A cached binary: the file's header, then the driver's bytes. All fields are in the machine's own byte order: the cache
- * folder is not moved between machines, and a foreign one fails the check of `magic`.
+ * A cached binary: the file's header, then the driver's bytes. All fields are in the machine's own byte order: the
+ * cache folder is not moved between machines, and a foreign one fails the check of `magic`.
  */
 typedef struct binary_header {
     uint32_t magic, version;
@@ -39,8 +41,8 @@ uint64_t binary_key(const cldev *device, const program_source *source);
 dcm_status binary_path(char *path, size_t size, const program_source *source, uint64_t key, bool create);
 
 /*
- * The program built from the cached binary, or NULL in *program: there is none, or it was corrupt or refused by the driver and has
- * been removed (which is logged).
+ * The program built from the cached binary, or NULL in *program: there is none, or it was corrupt or refused by the
+ * driver and has been removed (which is logged).
  */
 void binary_load(cldev *device, const program_source *source, uint64_t key, cl_program *program);
 

@@ -1,4 +1,7 @@
-/* OpenCL devices: finding, opening, programs and buffers. The only folder that sets up OpenCL; src/ops enqueues on it. */
+/*
+ * OpenCL devices: finding, opening, programs and buffers. The only folder that sets up OpenCL; src/ops enqueues on
+ * it.
+ */
 #ifndef DEVICE_DEVICE_H
 #define DEVICE_DEVICE_H
 
@@ -22,9 +25,9 @@ typedef struct cldev_limits {
     size_t cache;      /* bytes of the largest cache before global memory; 0: unknown */
     bool usable;       /* available, with a compiler, little-endian, OpenCL 1.2 or later */
     bool unified;      /* host and device share memory */
-    bool wide_items;   /* a CPU: one work-item per core-sized slice with vector types pays; else coalesced groups */
+    bool wide_items;   /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
     bool exact_divide; /* divisions and square roots can be asked to round correctly */
-    bool own_cache;    /* the driver keeps compiled kernels itself, and giving out a binary costs more than it saves */
+    bool own_cache;    /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool fp16;         /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;    /* sub-group reductions compile, run and are right: set by cldev_probe_features */
 } cldev_limits;
@@ -42,8 +45,9 @@ typedef struct cldev_entry {
 dcm_status cldev_list(cldev_entry **entries, size_t *count);
 
 /*
- * Choose by the rules of dcm_device_params.name ("ref" excluded). *found is false when `name` is "auto" and there is no platform at all.
- * Errors: DCM_ERR_USAGE (several fit; they are listed), DCM_ERR_DEVICE (none fits; all are listed).
+ * Choose by the rules of dcm_device_params.name ("ref" excluded). *found is false when `name` is "auto" and there
+ * is no platform at all. Errors: DCM_ERR_USAGE (several fit; they are listed), DCM_ERR_DEVICE (none fits; all are
+ * listed).
  */
 dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found);
 
@@ -65,23 +69,28 @@ dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
 void cldev_close(cldev **device);
 
 /*
- * Find limits.fp16 and limits.subgroups: those that the driver claims are built, run and compared, with a small kernel each. Takes as long as
- * the builds; a feature that does not build, run or give the right numbers is not there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and
- * DCM_ERR_DEVICE where not even a plain kernel works.
+ * Find limits.fp16 and limits.subgroups: those that the driver claims are built, run and compared, with a small
+ * kernel each. Takes as long as the builds; a feature that does not build, run or give the right numbers is not
+ * there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and DCM_ERR_DEVICE where not even a
+ * plain kernel works.
  */
 dcm_status cldev_probe_features(cldev *device);
 
 /*
- * Build one kernel family: `common` then the family's source (embedded from cl/), with `options` such as "-DHEAD_DIM=64". Binaries are kept in the
- * cache folder under a key of sources, options, platform, device, driver and format version; a corrupt or unreadable
- * one is rebuilt, an unwritable folder is passed over with a word. A failed build is DCM_ERR_DEVICE and the build log is shown.
+ * Build one kernel family: `common` then the family's source (embedded from cl/), with `options` such as
+ * "-DHEAD_DIM=64". Binaries are kept in the cache folder under a key of sources, options, platform, device, driver
+ * and format version; a corrupt or unreadable one is rebuilt, an unwritable folder is passed over with a word. A
+ * failed build is DCM_ERR_DEVICE and the build log is shown.
  */
 dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program);
 
 /* "CL_OUT_OF_RESOURCES" for -5; never NULL. */
 const char *cldev_error_name(cl_int error);
 
-/* DCM_OK for CL_SUCCESS; else the status that fits the error (memory or device), with `call` and the error's name in the message. */
+/*
+ * DCM_OK for CL_SUCCESS; else the status that fits the error (memory or device), with `call` and the error's name
+ * in the message.
+ */
 dcm_status cldev_check(cl_int error, const char *call);
 
 /* Run an OpenCL call that returns its error; its own text stands in the message. */

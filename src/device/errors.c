@@ -3,7 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define NAME(error) {error, #error}
+#define NAME(error)                                                                                                    \
+    {                                                                                                                  \
+        error, #error                                                                                                  \
+    }
 
 static const struct {
     cl_int error;

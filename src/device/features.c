@@ -10,10 +10,7 @@
 
 enum { ITEMS = 256, GROUP = 64 };
 
-static size_t group_size(const cldev *device)
-{
-    return device->limits.max_work_group < GROUP ? 1 : GROUP;
-}
+static size_t group_size(const cldev *device) { return device->limits.max_work_group < GROUP ? 1 : GROUP; }
 
 static dcm_status check_fp16(cldev *device, probe_run *run)
 {
@@ -46,7 +43,8 @@ static dcm_status compare_subgroups(const int *x, const int (*out)[3], int group
                 sum += x[k];
             }
         if (out[i][1] != size || out[i][2] != sum)
-            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: size %d for %d, sum %d for %d", out[i][1], size, out[i][2], sum);
+            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: size %d for %d, sum %d for %d", out[i][1], size, out[i][2],
+                            sum);
     }
     return DCM_OK;
 }
@@ -67,8 +65,8 @@ fail:
 }
 
 /*
- * Some compilers complain on stderr, past the build log, about what the device does not claim; so only what it claims by
- * one of `extensions` is tried.
+ * Some compilers complain on stderr, past the build log, about what the device does not claim; so only what it claims
+ * by one of `extensions` is tried.
  */
 static bool claims(const cldev *device, const char *const *extensions)
 {

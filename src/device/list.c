@@ -143,10 +143,7 @@ dcm_status cldev_list(cldev_entry **entries, size_t *count)
 /* A device of several types, as simulators are, counts as a CPU. */
 int cldev_type_rank(cl_device_type type)
 {
-    return type & CL_DEVICE_TYPE_CPU           ? 1
-           : type & CL_DEVICE_TYPE_GPU         ? 3
-           : type & CL_DEVICE_TYPE_ACCELERATOR ? 2
-                                               : 0;
+    return type & CL_DEVICE_TYPE_CPU ? 1 : type & CL_DEVICE_TYPE_GPU ? 3 : type & CL_DEVICE_TYPE_ACCELERATOR ? 2 : 0;
 }
 
 static bool contains(const char *text, const char *part)
@@ -187,8 +184,8 @@ static void describe(const cldev_entry *entries, size_t count, const char *name,
     for (size_t i = 0; i < count && used < size; i++) {
         const cldev_entry *e = &entries[i];
         if (!name || fits(e, name))
-            used += (size_t)snprintf(out + used, size - used, "%s%u.%u %s (%s)", used ? ", " : "", e->platform, e->index,
-                                     e->limits.name, e->limits.platform);
+            used += (size_t)snprintf(out + used, size - used, "%s%u.%u %s (%s)", used ? ", " : "", e->platform,
+                                     e->index, e->limits.name, e->limits.platform);
     }
 }
 
@@ -230,12 +227,16 @@ dcm_status cldev_pick(const char *name, const cldev_entry *entries, size_t count
         *chosen = best_device(entries, count);
         if (*chosen || !platforms)
             return DCM_OK;
-        return dcm_fail(DCM_ERR_DEVICE, "OpenCL platforms: %u, and no usable device on any; see `dcm devices`, or use "
-                                        "--device ref", platforms);
+        return dcm_fail(DCM_ERR_DEVICE,
+                        "OpenCL platforms: %u, and no usable device on any; see `dcm devices`, or use "
+                        "--device ref",
+                        platforms);
     }
     if (!count)
-        return dcm_fail(DCM_ERR_DEVICE, "no OpenCL device fits \"%s\": there is no OpenCL %s; install a driver or PoCL, "
-                                        "or use --device ref", name, platforms ? "device" : "platform");
+        return dcm_fail(DCM_ERR_DEVICE,
+                        "no OpenCL device fits \"%s\": there is no OpenCL %s; install a driver or PoCL, "
+                        "or use --device ref",
+                        name, platforms ? "device" : "platform");
     return pick_named(name, entries, count, chosen);
 }
 

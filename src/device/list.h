@@ -7,7 +7,8 @@
 /* 3 for a GPU, 2 for an accelerator, 1 for a CPU, 0 for any other. */
 int cldev_type_rank(cl_device_type type);
 
-/* cldev_choose among `entries` of `platforms` platforms; *chosen points into them, and is NULL for "auto" without any platform. */
+/* cldev_choose among `entries` of `platforms` platforms; *chosen points into them, and is NULL for "auto" without any
+ * platform. */
 dcm_status cldev_pick(const char *name, const cldev_entry *entries, size_t count, unsigned platforms,
                       const cldev_entry **chosen);
 

@@ -8,10 +8,10 @@
 
 enum {
     READ_REPEATS = 5,
-    LAUNCHES = 1000,      /* a full queue */
+    LAUNCHES = 1000, /* a full queue */
     LAUNCH_REPEATS = 3,
     ROUND_TRIPS = 200,
-    ALLOC_PLACES = 17,    /* where a large buffer is written and read back */
+    ALLOC_PLACES = 17, /* where a large buffer is written and read back */
     ALLOC_MIN = 1 << 20
 };
 
@@ -60,8 +60,8 @@ static dcm_status check_sum(cldev *device, const probe_run *run, const read_shap
     float *out = NULL;
     double sum = 0;
     DCM_TRY(status, fail, mem_new(&out, shape->items, sizeof *out, "partial sums"));
-    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, shape->items * sizeof *out, out, 0,
-                                             NULL, NULL));
+    CL_TRY(status, fail,
+           clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, shape->items * sizeof *out, out, 0, NULL, NULL));
     for (size_t i = 0; i < shape->items; i++)
         sum += out[i];
     if (sum != (double)(shape->bytes / sizeof(float)))
@@ -133,7 +133,8 @@ fail:
     return status;
 }
 
-/* Memory may be given only when it is touched: write different numbers at places over the whole buffer, then read them back. */
+/* Memory may be given only when it is touched: write different numbers at places over the whole buffer, then read them
+ * back. */
 static bool allocation_works(cldev *device, size_t bytes)
 {
     cl_int error;

@@ -22,7 +22,8 @@ void cldev_apply_quirks(cldev_limits *limits)
 {
     for (size_t i = 0; i < sizeof quirks / sizeof *quirks; i++) {
         const quirk *q = &quirks[i];
-        if ((q->platform && !strstr(limits->platform, q->platform)) || (q->vendor && !strstr(limits->vendor, q->vendor)))
+        if ((q->platform && !strstr(limits->platform, q->platform)) ||
+            (q->vendor && !strstr(limits->vendor, q->vendor)))
             continue;
         if (q->own_cache)
             limits->own_cache = true;

@@ -9,8 +9,8 @@
 struct cldev;
 
 struct dcm_device {
-    backend *ops;          /* where ops run: device->ops->ops->linear(device->ops, ...) */
-    struct cldev *cl;      /* NULL for the reference */
+    backend *ops;     /* where ops run: device->ops->ops->linear(device->ops, ...) */
+    struct cldev *cl; /* NULL for the reference */
     dcm_device_info info;
 };
 

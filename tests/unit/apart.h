@@ -1,6 +1,7 @@
 /*
- * Cases that each run in a process of their own, since OpenCL reads its environment once a process: without arguments the program starts
- * itself once a case, with the case's environment; with a case's name it runs that case. Included once, by a test program.
+ * Cases that each run in a process of their own, since OpenCL reads its environment once a process: without arguments
+ * the program starts itself once a case, with the case's environment; with a case's name it runs that case. Included
+ * once, by a test program.
  */
 #ifndef APART_H
 #define APART_H

@@ -57,22 +57,25 @@ static void pick(void **state)
     static const struct {
         const char *name;
         int expected; /* place in the list */
-    } found[] = {{NULL, 3}, {"auto", 3}, {"0.0", 0}, {"2.1", 4}, {"xeon", 0}, {"EMUL", 1}, {"90", 4}, {"oclgrind", 2}, {"tor", -1}};
+    } found[] = {{NULL, 3},   {"auto", 3}, {"0.0", 0},      {"2.1", 4}, {"xeon", 0},
+                 {"EMUL", 1}, {"90", 4},   {"oclgrind", 2}, {"tor", -1}};
     for (size_t i = 0; i + 1 < sizeof found / sizeof *found; i++) {
         assert_int_equal(cldev_pick(found[i].name, list, n, 3, &chosen), DCM_OK);
         assert_ptr_equal(chosen, &list[found[i].expected]);
     }
     assert_int_equal(cldev_pick("acme", list, n, 3, &chosen), DCM_ERR_USAGE);
     assert_null(chosen);
-    assert_string_equal(dcm_error(), "several OpenCL devices fit \"acme\": 0.0 Xeon (Acme CPU), 0.1 Emulator (Acme CPU); name "
-                                     "one by its number");
+    assert_string_equal(dcm_error(),
+                        "several OpenCL devices fit \"acme\": 0.0 Xeon (Acme CPU), 0.1 Emulator (Acme CPU); name "
+                        "one by its number");
     assert_int_equal(cldev_pick("tor", list, n, 3, &chosen), DCM_ERR_USAGE);
     assert_int_equal(cldev_pick("", list, n, 3, &chosen), DCM_ERR_USAGE);
     static const char *const none[] = {"2.2", "3.0", "1.", "0.0 ", ".0", "0.0x", "radiant  9", "autor"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         assert_int_equal(cldev_pick(none[i], list, n, 3, &chosen), DCM_ERR_DEVICE);
     assert_int_equal(cldev_pick("cuda", list, 2, 1, &chosen), DCM_ERR_DEVICE);
-    assert_string_equal(dcm_error(), "no OpenCL device fits \"cuda\"; there are: 0.0 Xeon (Acme CPU), 0.1 Emulator (Acme CPU)");
+    assert_string_equal(dcm_error(),
+                        "no OpenCL device fits \"cuda\"; there are: 0.0 Xeon (Acme CPU), 0.1 Emulator (Acme CPU)");
 
     /* GPU, then accelerator, then CPU; what cannot be used is not chosen unless named. */
     list[3].limits.usable = list[4].limits.usable = false;
@@ -85,7 +88,8 @@ static void pick(void **state)
     assert_ptr_equal(chosen, &list[0]);
     list[0].limits.usable = list[2].limits.usable = false;
     assert_int_equal(cldev_pick("auto", list, n, 3, &chosen), DCM_ERR_DEVICE);
-    assert_string_equal(dcm_error(), "OpenCL platforms: 3, and no usable device on any; see `dcm devices`, or use --device ref");
+    assert_string_equal(dcm_error(),
+                        "OpenCL platforms: 3, and no usable device on any; see `dcm devices`, or use --device ref");
 }
 
 static void no_platform(void **state)
@@ -105,8 +109,9 @@ static void no_platform(void **state)
     assert_int_equal(cldev_choose("auto", &entry, &found), DCM_OK);
     assert_false(found);
     assert_int_equal(cldev_choose("pocl", &entry, &found), DCM_ERR_DEVICE);
-    assert_string_equal(dcm_error(), "no OpenCL device fits \"pocl\": there is no OpenCL platform; install a driver or PoCL, or use "
-                                     "--device ref");
+    assert_string_equal(dcm_error(),
+                        "no OpenCL device fits \"pocl\": there is no OpenCL platform; install a driver or PoCL, or use "
+                        "--device ref");
     capture_begin();
     const dcm_status status = dcm_device_open(&device, NULL);
     const char *said = capture_end();
@@ -185,8 +190,9 @@ static void twins(void **state)
         skip_case();
     assert_true(pocl + 1 < count);
     const cldev_entry *a = &entries[pocl], *b = a + 1;
-    snprintf(expected, sizeof expected, "several OpenCL devices fit \"PORTABLE\": %u.0 %s (%s), %u.1 %s (%s); name one by its number",
-             a->platform, a->limits.name, a->limits.platform, b->platform, b->limits.name, b->limits.platform);
+    snprintf(expected, sizeof expected,
+             "several OpenCL devices fit \"PORTABLE\": %u.0 %s (%s), %u.1 %s (%s); name one by its number", a->platform,
+             a->limits.name, a->limits.platform, b->platform, b->limits.name, b->limits.platform);
     assert_int_equal(cldev_choose("PORTABLE", &entry, &found), DCM_ERR_USAGE);
     assert_string_equal(dcm_error(), expected);
     assert_int_equal(dcm_device_open(&device, &(dcm_device_params){.name = "PORTABLE"}), DCM_ERR_USAGE);
@@ -271,7 +277,8 @@ static void some_threads(void **state)
         seen++;
         entries[i].threads = 1;
         device = open_with_cache(&entries[i]);
-        assert_int_equal(clGetDeviceInfo(device->id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL), CL_SUCCESS);
+        assert_int_equal(clGetDeviceInfo(device->id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL),
+                         CL_SUCCESS);
         assert_int_equal(units, 1);
         assert_int_equal(device->limits.compute_units, 1);
         assert_int_equal(cldev_probe_features(device), DCM_OK);
