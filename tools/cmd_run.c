@@ -27,7 +27,7 @@ typedef struct run_options {
 
 enum {
     MESSAGES_MAX = 4,
-    PROMPT_CHUNK = 16 /* tokens of the prompt a step; larger ones gain little and take more memory */
+    FULL_CHUNK = 16 /* tokens of the prompt a step; a compressed cache would hold more units than it counts meanwhile */
 };
 
 /* Stands for an answer that was generated: what the template puts behind it is what has yet to be fed. */
@@ -226,7 +226,8 @@ int cmd_run(int argc, char **argv)
         code = check(&a, &o);
     if (code == 0)
         code = options_cache_params(&a, &o.cache, &params);
-    params.chunk = PROMPT_CHUNK;
+    if (code == 0 && params.kind == DCM_CACHE_FULL)
+        params.chunk = FULL_CHUNK;
     if (code == 0)
         code = read_prompt(&a, &o, &prompt, &size);
     if (code == 0)
