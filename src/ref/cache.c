@@ -9,7 +9,7 @@ void ref_kv_store(const ref_pool *pool, uint32_t layer, const float *qkv, uint32
                   const uint32_t *slots, const float *key_rot, int threads)
 {
     const size_t d = pool->head_dim, row = (heads + 2 * (size_t)pool->kv_heads) * d;
-#pragma omp parallel for collapse(2) num_threads(threads)
+#pragma omp parallel for collapse(2) num_threads(threads) if (n * row > REF_SHARED_MIN)
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t i = 0; i < 2 * pool->kv_heads; i++) {
             const int which = i < pool->kv_heads ? REF_KEYS : REF_VALUES;
@@ -90,7 +90,7 @@ dcm_status ref_attention(const ref_pool *pool, uint32_t layer, const ref_range *
     double *scores = NULL;
     dcm_status status;
     DCM_TRY(status, fail, mem_new(&scores, (size_t)threads, units * sizeof *scores, "attention scores"));
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (heads * units * d > REF_SHARED_MIN)
     for (uint32_t h = 0; h < heads; h++) {
         const head_args head = {pool, layer, h / (heads / pool->kv_heads), ranges, n_ranges, q + h * d};
         attend_head(&head, scores + (size_t)ref_thread() * units, out + h * d);

@@ -27,15 +27,16 @@ static void input_row(const ref_linear_args *a, uint32_t t, double *out)
 dcm_status ref_linear(const ref_linear_args *a, int threads)
 {
     const size_t row_bytes = quant_row_bytes(a->type, a->cols);
+    const size_t products = (size_t)a->n * a->rows * a->cols;
     double *input = NULL;
     float *row = NULL;
     dcm_status status;
     DCM_TRY(status, fail, mem_new(&input, a->n, (size_t)a->cols * sizeof *input, "a linear map's input"));
     DCM_TRY(status, fail, mem_new(&row, (size_t)threads, (size_t)a->cols * sizeof *row, "a matrix row a thread"));
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (a->n > 1 && products > REF_SHARED_MIN)
     for (uint32_t t = 0; t < a->n; t++)
         input_row(a, t, input + (size_t)t * a->cols);
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (products > REF_SHARED_MIN)
     for (uint32_t r = 0; r < a->rows; r++) {
         float *w = row + (size_t)ref_thread() * a->cols;
         quant_to_float(a->type, (const char *)a->w + r * row_bytes, w, a->cols);

@@ -49,7 +49,7 @@ void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float
                       int threads)
 {
     const size_t rows = count_rows(pool, n), d = pool->head_dim;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
         const merge_row row = row_at(pool, merges, rotations, r);
         for (int source = 0; source < 2; source++) {
@@ -65,7 +65,7 @@ void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float 
                      ref_merge_mode mode, float weight, const float *head, int threads)
 {
     const size_t rows = count_rows(pool, n), d = pool->head_dim;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
         const merge_row row = row_at(pool, merges, rotations, r);
         const double wa = mode == REF_GATE ? 1 / (1 + exp(-(double)head[r])) : weight;

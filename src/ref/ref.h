@@ -19,6 +19,9 @@
 /* Threads to use when `asked` were asked for: itself, or all processors for 0 and less. At least 1. */
 int ref_threads(int asked);
 
+/* Fewest products that are shared among threads: below, waking them costs more than it saves. */
+enum { REF_SHARED_MIN = 1 << 15 };
+
 /* Number of the calling thread in a parallel loop, from 0. */
 int ref_thread(void);
 

@@ -218,7 +218,7 @@ static void run_store(const fx_spec *spec, uint64_t seed)
 static void store(void **state)
 {
     static const fx_spec specs[] = {{1, 1, 1, 2, KV_F32, ROPE_INTERLEAVED, .n = 1},
-                                    {3, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 7},
+                                    {3, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 60},
                                     {3, 2, 4, 48, KV_F32, ROPE_HALF, .n = 19},
                                     {2, 1, 5, 18, KV_F16, ROPE_HALF, .n = 3}};
     (void)state;

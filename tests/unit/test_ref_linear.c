@@ -145,7 +145,7 @@ static void every_input(void **state)
     for (int input = INPUT_PLAIN; input <= INPUT_SWIGLU; input++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
             for (int flags = 0; flags < 4; flags++)
-                run_linear(&(problem){QUANT_F32, 1 + 4 * (uint32_t)flags, sizes[s], 1 + (uint32_t)flags,
+                run_linear(&(problem){QUANT_F32, 1 + 8 * (uint32_t)flags, sizes[s], 1 + (uint32_t)flags,
                                       (linear_input)input, flags & 1, flags & 2},
                            7 + s);
 }

@@ -13,7 +13,7 @@
 #include "support/fixture.h"
 
 static const fx_spec specs[] = {{1, 1, 1, 2, KV_F32, ROPE_INTERLEAVED, .n_merges = 1},
-                                {3, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n_merges = 7},
+                                {3, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n_merges = 40},
                                 {2, 2, 4, 48, KV_F32, ROPE_HALF, .n_merges = 5},
                                 {2, 1, 5, 18, KV_F32, ROPE_INTERLEAVED, .n_merges = 3},
                                 {2, 3, 3, 20, KV_F16, ROPE_HALF, .n_merges = 4}};
