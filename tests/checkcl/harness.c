@@ -267,7 +267,9 @@ static void bench(ck *c, ck_op op, const void *what, char *note, size_t size)
     int used = describe(note, size, "events", event, n);
     used += snprintf(note + used, size - (size_t)used, ", %zu launches, ", launches);
     used += describe(note + used, size - (size_t)used, "wall", wall, n);
-    const double us = event[n / 2] > 0 ? event[n / 2] : wall[n / 2], gb_s = (double)c->traffic / us * 1e-3;
+    /* CLBlast's own launches do not pass through here. */
+    const bool all_seen = launches > 0 && clop_get_dense(c->side[CK_CL]) != CLOP_DENSE_CLBLAST;
+    const double us = all_seen ? event[n / 2] : wall[n / 2], gb_s = (double)c->traffic / us * 1e-3;
     snprintf(note + used, size - (size_t)used, ", %.2f GB/s (%.0f %% of %.1f), empty launch %.1f us", gb_s,
              100 * gb_s / c->read_gb_s, c->read_gb_s, c->launch_us);
 }
