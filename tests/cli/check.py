@@ -155,6 +155,17 @@ def test_eval_usage(cli):
         cli.fails(2, message, "eval", "ppl", *args)
 
 
+def test_tokenize_usage(cli):
+    for args, message in [
+        (["-p", "x"], "--model .* is required"),
+        (["-m", cli.tiny], "exactly one of -p"),
+        (["-m", cli.tiny, "-p", "x", "-f", cli.text], "exactly one of -p"),
+        (["-m", cli.tiny, "-p", "1,2,x", "--decode"], "item 3"),
+        (["-m", cli.tiny, "-p", "1,99999999", "--decode"], "99999999"),
+    ]:
+        cli.fails(2, message, "tokenize", *args)
+
+
 # ---- Files ----
 
 
@@ -262,6 +273,14 @@ def test_device_not_found(cli):
     cli.fails(4, "no such", "run", "-m", cli.tiny, "-p", "x", DCM_DEVICE="no such")
 
 
+def test_device_ambiguous(cli):
+    rows = json.loads(cli.ok("devices", "--format", "json"))["rows"]
+    if len(rows) < 2:
+        return print("        (a single OpenCL device: no ambiguous name)")
+    common = next(c for c in "aeiou" if all(c in (r["name"] + r["platform"]).lower() for r in rows))
+    cli.fails(2, "several.*" + re.escape(rows[1]["device"]), "run", "-m", cli.tiny, "-p", "x", "--device", common)
+
+
 def test_no_platform_at_all(cli):
     (cli.folder / "no-vendors").mkdir()
     nothing = {"OCL_ICD_VENDORS": str(cli.folder / "no-vendors"), "DCM_DEVICE": ""}
@@ -320,6 +339,22 @@ def test_plan_steps(cli):
     lines = [json.loads(l) for l in cli.ok("plan", "-L", "4", "--steps", "3", "--format", "jsonl").splitlines()]
     assert [l["token"] for l in lines] == [1, 2, 3] and all(l["schema"] == 1 for l in lines)
     assert cli.ok("plan", "-L", "4", "--steps", "1", "--format", "md").startswith(b"| token | action |")
+
+
+def test_devices(cli):
+    table = json.loads(cli.ok("devices", "--format", "json"))
+    assert table["schema"] == 1 and table["commit"] and table["date"]
+    for row in table["rows"]:
+        assert re.fullmatch(r"\d+\.\d+", row["device"]) and row["max_alloc"] <= row["memory"], row
+
+
+def test_tokenize(cli):
+    text = bytes(range(1, 256)) + TEXT.encode() + b"\0 and NUL\n"
+    ids = cli.ok("tokenize", "-m", cli.tiny, "-", "--ids", stdin=text)
+    assert re.fullmatch(rb"\d+(,\d+)*\n", ids) and ids.count(b",") < len(text)
+    assert cli.ok("tokenize", "-m", cli.tiny, "-", "--decode", stdin=ids) == text
+    pieces = cli.ok("tokenize", "-m", cli.tiny, "-", "--format", "csv", stdin=text).decode()
+    assert [int(i) for i in ids.split(b",")] == [int(r["id"]) for r in csv.DictReader(io.StringIO(pieces))]
 
 
 def test_run(cli):

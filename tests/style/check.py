@@ -13,6 +13,7 @@ import tempfile
 LAYERS = ["base", "plan", "io", "token", "ref", "device", "ops", "merge", "cache", "model", "session"]
 MAX_COLUMNS = 120
 MAX_LINES = 450  # "about 400"
+MAX_KERNEL_LINES = 600  # a family of kernels is one file
 MAX_FUNCTION = 75  # "about 60"
 
 INCLUDE = re.compile(r'\s*#\s*include\s*(["<])([^">]+)[">]')
@@ -119,8 +120,9 @@ class Checker:
             lines = read(path)
             self.lines(name, lines)
             if name.endswith((".c", ".h", ".cl")):
-                if len(lines) > MAX_LINES:
-                    self.add(name, len(lines), f"{len(lines)} lines, at most {MAX_LINES}")
+                most = MAX_KERNEL_LINES if name.endswith(".cl") else MAX_LINES
+                if len(lines) > most:
+                    self.add(name, len(lines), f"{len(lines)} lines, at most {most}")
                 self.functions(name, lines)
         self.cycles()
         for name, line in self.clblast:
@@ -152,6 +154,7 @@ PLANTED = {
     "tests/wide.c": ("x" * 121 + "\n", "121 columns"),
     "cl/home.cl": ("/* see /" + "home/me */\n", "an absolute path"),
     "src/plan/long.c": ("int x;\n" * 451, "451 lines"),
+    "cl/long.cl": ("int x;\n" * 601, "601 lines"),
     "src/plan/function.c": ("{\n" + "    ;\n" * 76 + "}\n", "a function of 76 lines"),
 }
 
