@@ -7,29 +7,45 @@
 #include <stdio.h>
 #include <string.h>
 
-static const cl_source *find_source(const char *family)
+/* The embedded text whose name is the first `size` bytes of `name`. */
+static const cl_source *find_source(const char *name, size_t size)
 {
     for (const cl_source *s = cl_sources; s->family; s++)
-        if (strcmp(s->family, family) == 0)
+        if (strlen(s->family) == size && memcmp(s->family, name, size) == 0)
             return s;
     return NULL;
 }
 
+/* Add text `i`: its #line, then itself. */
+static dcm_status add_text(program_source *source, int i, const char *name, size_t size)
+{
+    const cl_source *file = find_source(name, size);
+    if (!file)
+        return dcm_fail(DCM_ERR_DEVICE, "kernel family %.*s is not part of this build of dcm", (int)size, name);
+    const int n = snprintf(source->line[i], sizeof source->line[i], "\n#line 1 \"%s\"\n", file->file);
+    source->file[i] = file->file;
+    source->part[2 * i] = source->line[i];
+    source->size[2 * i] = (size_t)n;
+    source->part[2 * i + 1] = (const char *)file->text;
+    source->size[2 * i + 1] = file->size;
+    return DCM_OK;
+}
+
 dcm_status program_source_init(program_source *source, const cldev *device, const char *family, const char *options)
 {
-    const cl_source *const file[2] = {find_source("common"), find_source(family)};
     memset(source, 0, sizeof *source);
+    for (int i = 0; i < PROGRAM_PARTS; i++)
+        source->part[i] = "";
     source->family = family;
-    for (int i = 0; i < 2; i++) {
-        if (!file[i])
-            return dcm_fail(DCM_ERR_DEVICE, "kernel family %s is not part of this build of dcm", family);
-        const int n = snprintf(source->line[i], sizeof source->line[i], "\n#line 1 \"%s\"\n", file[i]->file);
-        source->file[i] = file[i]->file;
-        source->part[2 * i] = source->line[i];
-        source->size[2 * i] = (size_t)n;
-        source->part[2 * i + 1] = (const char *)file[i]->text;
-        source->size[2 * i + 1] = file[i]->size;
+    dcm_status status = add_text(source, 0, "common", strlen("common"));
+    const char *name = family;
+    for (int i = 1; i < PROGRAM_TEXTS && *name && status == DCM_OK; i++) {
+        const size_t size = strcspn(name, "+");
+        status = add_text(source, i, name, size);
+        name += size + (name[size] == '+');
     }
+    if (status != DCM_OK)
+        return status;
     /* Never fast-math: the bounds of the kernels' tests count on IEEE arithmetic. */
     const int n = snprintf(source->options, sizeof source->options, "-cl-std=CL1.2%s%s%s",
                            device->limits.exact_divide ? " -cl-fp32-correctly-rounded-divide-sqrt" : "",

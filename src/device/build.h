@@ -4,15 +4,16 @@
 
 #include "device/device.h"
 
-enum { PROGRAM_PARTS = 4 }; /* a #line and a text, for common.cl and for the family */
+/* Texts of a program: common.cl and the files its family names; each comes behind a #line of its own. */
+enum { PROGRAM_TEXTS = 3, PROGRAM_PARTS = 2 * PROGRAM_TEXTS };
 
 /* All that a program is made of. Strings are not NUL-terminated where they are texts of cl/. */
 typedef struct program_source {
     const char *family;
     const char *part[PROGRAM_PARTS];
     size_t size[PROGRAM_PARTS];
-    const char *file[2]; /* of the texts, for messages */
-    char line[2][128];
+    const char *file[PROGRAM_TEXTS]; /* for messages; NULL where there are fewer */
+    char line[PROGRAM_TEXTS][128];
     char options[1024];
 } program_source;
 

@@ -27,6 +27,7 @@ typedef struct cldev_limits {
     bool unified;      /* host and device share memory */
     bool wide_items;   /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
     bool exact_divide; /* divisions and square roots can be asked to round correctly */
+    uint32_t vector_floats; /* floats in a vector register, as the driver says */
     bool own_cache;    /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool fp16;         /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;    /* sub-group reductions compile, run and are right: set by cldev_probe_features */
@@ -77,8 +78,8 @@ void cldev_close(cldev **device);
 dcm_status cldev_probe_features(cldev *device);
 
 /*
- * Build one kernel family: `common` then the family's source (embedded from cl/), with `options` such as
- * "-DHEAD_DIM=64". Binaries are kept in the cache folder under a key of sources, options, platform, device, driver
+ * Build one kernel family: cl/common.cl, then cl/FAMILY.cl, with `options` such as "-DHEAD_DIM=64"; "weights+linear" is
+ * cl/weights.cl, then cl/linear.cl. Binaries are kept in the cache folder under a key of sources, options, platform, device, driver
  * and format version; a corrupt or unreadable one is rebuilt, an unwritable folder is passed over with a word. A
  * failed build is DCM_ERR_DEVICE and the build log is shown.
  */

@@ -80,6 +80,7 @@ static void query_limits(cl_platform_id platform, cl_device_id id, cldev_limits 
                 device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool)) && at_least_1_2(l->version);
     l->wide_items = l->type & CL_DEVICE_TYPE_CPU;
+    l->vector_floats = (uint32_t)device_number(id, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
     cldev_apply_quirks(l);
 }
 

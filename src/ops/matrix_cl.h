@@ -30,7 +30,7 @@ typedef struct matrix_part {
 typedef struct matrix_cl {
     matrix base;
     size_t tile_bytes;
-    char options[160]; /* of family "linear" for this type */
+    char options[160]; /* of the families behind cl/weights.cl for this type */
     uint32_t n_parts;
     matrix_part *part;
 } matrix_cl;
@@ -42,6 +42,12 @@ size_t matrix_work_floats(const matrix *m);
 
 /* True where the type's product needs the sums of x over the blocks. */
 bool matrix_has_min(quant_type type);
+
+/* From how many tokens on a product unpacks the weights once for all of them. */
+enum { MATMUL_TOKENS = 4 };
+
+/* cl_linear for that many tokens. */
+dcm_status cl_matmul(backend *b, const linear_args *args);
 
 /* Work-items of a group of the family's group kernels: options define GROUP as this. */
 size_t matrix_group_size(const backend *b);

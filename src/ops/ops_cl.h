@@ -34,7 +34,14 @@ dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_
                        const size_t *global, const size_t *local);
 
 /* Scratch buffers of a back end, one for each purpose; freed by close. */
-typedef enum clop_scratch_id { CLOP_SCRATCH_ATTENTION, CLOP_SCRATCH_LINEAR, CLOP_SCRATCH_DENSE, CLOP_SCRATCHES } clop_scratch_id;
+typedef enum clop_scratch_id {
+    CLOP_SCRATCH_ATTENTION,
+    CLOP_SCRATCH_LINEAR,
+    CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
+    CLOP_SCRATCH_UNPACKED, /* its tiles as floats */
+    CLOP_SCRATCH_DENSE,
+    CLOP_SCRATCHES
+} clop_scratch_id;
 
 /* The scratch buffer `id`, grown to at least `bytes` by replacing it (contents are lost); counted as MEM_SCRATCH. */
 dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out);
