@@ -1,0 +1,119 @@
+/*
+ * Weight matrices: products with many vectors, as when a prompt is read. Built behind cl/weights.cl, whose tiles of 16 rows are unpacked
+ * to floats once for all tokens of an item.
+ *
+ * The inputs are brought into panels of PANEL tokens by matmul_prepare: value k of token t of a panel is at k * PANEL + t; tokens past
+ * the last are zero.
+ */
+#ifndef PANEL
+#define PANEL 12 /* tokens of a panel; the wide shape keeps 2 * PANEL vectors of 16 rows in registers */
+#endif
+
+/* ---- Wide: one work-item ---- */
+
+/* Item p: the tokens of panel p into `panels`; `rows` has room for one prepared row of each panel. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+matmul_prepare(uint n, uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx, __global const float *gain,
+               float eps, __global float *rows, __global float *panels)
+{
+    const uint first = (uint)get_global_id(0) * PANEL;
+    rows += get_global_id(0) * cols;
+    panels += (size_t)first * cols;
+    x += x_offset;
+    for (uint t = 0; t < PANEL; t++) {
+        __global const float *row = x + (first + t) * ldx;
+        const bool inside = first + t < n;
+        if (inside && input == INPUT_RMSNORM)
+            normalise(row, gain, eps, cols, rows);
+        else if (inside && input == INPUT_SWIGLU)
+            swiglu(row, cols, rows);
+        if (input != INPUT_PLAIN)
+            row = rows;
+        for (uint k = 0; k < cols; k++)
+            panels[(size_t)k * PANEL + t] = inside ? row[k] : 0.0f;
+    }
+}
+
+/* A tile as floats: column k's 16 rows at out + k * 32. */
+void unpack_tile(__global const uchar *tile, uint cols, __global float *out)
+{
+#if QUANTIZED
+    for (uint b = 0; b < cols / BLOCK; b++, out += BLOCK * 32) {
+        __global const uchar *p = block_at(tile, b);
+        const float16 d = SCALES(16, 0, p, super_at(tile, b));
+#if HAS_MIN
+        const float16 m = MINIMUMS(16, 0, p, super_at(tile, b), d);
+#else
+        const float16 m = 0;
+#endif
+#if BITS == 4
+        for (uint k = 0; k < 16; k++) {
+            const int16 pair = convert_int16(vload16(k, p + BLOCK_HEAD));
+            vstore16(fma(convert_float16(pair & 15), d, m), 0, out + k * 32);
+            vstore16(fma(convert_float16(pair >> 4), d, m), 0, out + (k + 16) * 32);
+        }
+#else
+        for (uint k = 0; k < BLOCK; k++) {
+            const char16 q = vload16(k, (__global const char *)(p + BLOCK_HEAD));
+            vstore16(fma(convert_float16(convert_int16(q)), d, m), 0, out + k * 32);
+        }
+#endif
+    }
+#else
+    for (uint k = 0; k < cols; k++)
+        vstore16(column16(tile, k), 0, out + k * 32);
+#endif
+}
+
+/* A pair of unpacked tiles times a panel: the rows' products with token t in low[t] and high[t]. */
+void panel_product(__global const float *w, __global const float *panel, uint cols, float16 *low, float16 *high)
+{
+    float16 a[PANEL], b[PANEL];
+#pragma unroll
+    for (int t = 0; t < PANEL; t++)
+        a[t] = b[t] = 0;
+    for (uint k = 0; k < cols; k++) {
+        const float16 wa = vload16(0, w + (size_t)k * 32), wb = vload16(1, w + (size_t)k * 32);
+#pragma unroll
+        for (int t = 0; t < PANEL; t++) {
+            const float16 x = (float16)(panel[(size_t)k * PANEL + t]);
+            a[t] = fma(wa, x, a[t]);
+            b[t] = fma(wb, x, b[t]);
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < PANEL; t++) {
+        low[t] = a[t];
+        high[t] = b[t];
+    }
+}
+
+/*
+ * Item (i, j): the i-th share of the pairs of tiles of one part of the matrix (tile0: its first tile), the j-th share of the panels. `work`: room for
+ * an unpacked pair of tiles, 32 cols floats, for each item.
+ */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+matmul_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint n,
+            __global const float *panels, __global float *work, __global const float *bias, __global float *y, ulong y_offset,
+            ulong ldy, uint flags)
+{
+    const size_t item = get_global_id(0), items = get_global_size(0), share = get_global_id(1), shares = get_global_size(1);
+    const size_t pairs = (tiles + 1) / 2, all = (n + PANEL - 1) / PANEL;
+    work += (share * items + item) * 32 * cols;
+    y += y_offset;
+    for (size_t pair = item * pairs / items; pair < (item + 1) * pairs / items; pair++) {
+        const uint tile = 2 * (uint)pair, other = min(tile + 1, tiles - 1);
+        unpack_tile(w + tile * tile_bytes, cols, work);
+        unpack_tile(w + other * tile_bytes, cols, work + 16);
+        for (size_t p = share * all / shares; p < (share + 1) * all / shares; p++) {
+            float16 low[PANEL], high[PANEL];
+            panel_product(work, panels + p * PANEL * cols, cols, low, high);
+            for (uint t = 0; t < PANEL && p * PANEL + t < n; t++) {
+                __global float *to = y + (p * PANEL + t) * ldy;
+                store16(low[t], (tile0 + tile) * TILE, rows, bias, to, flags);
+                if (other != tile)
+                    store16(high[t], (tile0 + other) * TILE, rows, bias, to, flags);
+            }
+        }
+    }
+}

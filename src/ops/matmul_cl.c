@@ -1,0 +1,102 @@
+#include "ops/matrix_cl.h"
+
+#include <stdio.h>
+
+enum {
+    ITEMS_PER_UNIT = 4, /* as in linear_cl.c */
+    PANEL_WIDE = 12,    /* tokens of a panel on CPUs with vectors of 16 floats: 24 sums in 32 registers */
+    PANEL_NARROW = 4
+};
+
+/* What both kernels need beside the matrix. */
+typedef struct matmul {
+    char options[192];
+    cl_uint n, cols, rows, input, flags;
+    cl_float eps;
+    cl_ulong tile_bytes, x_offset, ldx, y_offset, ldy;
+    uint32_t panel;      /* tokens of a panel */
+    size_t panels;
+    const buffer *x, *gain, *bias, *y; /* absent ones stand for by x */
+    buffer *panel_data;
+} matmul;
+
+static matmul matmul_of(backend *b, const linear_args *args)
+{
+    const matrix_cl *m = matrix_cl_of(args->w);
+    matmul p = {.n = args->n,
+                .cols = m->base.cols,
+                .rows = m->base.rows,
+                .input = args->input,
+                .flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0),
+                .eps = args->eps,
+                .tile_bytes = m->tile_bytes,
+                .x_offset = args->x_offset,
+                .ldx = (cl_ulong)m->base.cols * (args->input == INPUT_SWIGLU ? 2 : 1),
+                .y_offset = args->y_offset,
+                .ldy = args->ldy,
+                .x = args->x,
+                .gain = args->gain ? args->gain : args->x,
+                .bias = args->bias ? args->bias : args->x,
+                .y = args->y};
+    p.panel = clop_device(b)->limits.vector_floats >= 16 ? PANEL_WIDE : PANEL_NARROW;
+    p.panels = (p.n + p.panel - 1) / p.panel;
+    snprintf(p.options, sizeof p.options, "%s -DPANEL=%u", m->options, p.panel);
+    return p;
+}
+
+/* All tokens' inputs, transformed, into panels. */
+static dcm_status prepare(backend *b, matmul *p)
+{
+    static const size_t local[] = {1};
+    buffer *rows;
+    cl_kernel kernel;
+    dcm_status status;
+    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_LINEAR, p->panels * p->cols * sizeof(float), &rows));
+    DCM_TRY(status, fail,
+            clop_scratch(b, CLOP_SCRATCH_PANELS, p->panels * p->panel * p->cols * sizeof(float), &p->panel_data));
+    DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p->options, "matmul_prepare", &kernel));
+    const clop_arg a[] = {CLOP_VAR(p->n),    CLOP_VAR(p->cols), CLOP_VAR(p->input), CLOP_MEM(p->x),
+                          CLOP_VAR(p->x_offset), CLOP_VAR(p->ldx), CLOP_MEM(p->gain), CLOP_VAR(p->eps),
+                          CLOP_MEM(rows),    CLOP_MEM(p->panel_data)};
+    return clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, &p->panels, local);
+fail:
+    return status;
+}
+
+/* Shares of the pairs of tiles and of the panels, so that there are enough items for all compute units. */
+static void shares(backend *b, const matmul *p, uint32_t tiles, size_t *global)
+{
+    const uint32_t units = clop_device(b)->limits.compute_units;
+    const size_t pairs = (tiles + 1) / 2, most = (units ? units : 1) * (size_t)ITEMS_PER_UNIT;
+    global[0] = pairs < most ? pairs : most;
+    global[1] = (most + pairs - 1) / pairs;
+    if (global[1] > p->panels)
+        global[1] = p->panels;
+}
+
+dcm_status cl_matmul(backend *b, const linear_args *args)
+{
+    static const size_t local[] = {1, 1};
+    const matrix_cl *m = matrix_cl_of(args->w);
+    matmul p = matmul_of(b, args);
+    cl_kernel kernel;
+    dcm_status status;
+    DCM_TRY(status, fail, prepare(b, &p));
+    DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p.options, "matmul_wide", &kernel));
+    for (uint32_t i = 0; i < m->n_parts; i++) {
+        const matrix_part *part = &m->part[i];
+        size_t global[2];
+        buffer *unpacked;
+        shares(b, &p, part->tiles, global);
+        DCM_TRY(status, fail,
+                clop_scratch(b, CLOP_SCRATCH_UNPACKED, global[0] * global[1] * 32 * p.cols * sizeof(float), &unpacked));
+        const clop_arg a[] = {CLOP_MEM(part->data), CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(part->tiles),
+                              CLOP_VAR(p.cols),     CLOP_VAR(p.rows),       CLOP_VAR(p.n),         CLOP_MEM(p.panel_data),
+                              CLOP_MEM(unpacked),   CLOP_MEM(p.bias),       CLOP_MEM(p.y),         CLOP_VAR(p.y_offset),
+                              CLOP_VAR(p.ldy),      CLOP_VAR(p.flags)};
+        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
+    }
+    return DCM_OK;
+fail:
+    return status;
+}
