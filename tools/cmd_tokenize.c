@@ -17,7 +17,8 @@ typedef struct tokenize_options {
     int format;
 } tokenize_options;
 
-/* Token bytes for the eye: whole printable UTF-8 as it is, C escapes, \xNN for every other byte. `out` holds 4 * size + 1. */
+/* Token bytes for the eye: whole printable UTF-8 as it is, C escapes, \xNN for every other byte. `out` holds 4 * size
+ * + 1. */
 static void escape(const char *bytes, size_t size, char *out)
 {
     for (size_t at = 0; at < size;) {
@@ -61,7 +62,8 @@ static int print_tokens(const dcm_tokenizer *tokenizer, const int32_t *ids, size
         const dcm_status status = dcm_token_text(tokenizer, ids[i], true, &bytes, &size);
         char *text = status == DCM_OK ? malloc(4 * size + 1) : NULL;
         if (!text) {
-            code = status == DCM_OK ? tool_fail(DCM_ERR_MEMORY, "no room for a token's text") : tool_fail_library(status);
+            code =
+                status == DCM_OK ? tool_fail(DCM_ERR_MEMORY, "no room for a token's text") : tool_fail_library(status);
             break;
         }
         escape(bytes, size, text);
@@ -80,8 +82,8 @@ static int encode(const dcm_tokenizer *tokenizer, const tokenize_options *o, con
 {
     int32_t *ids;
     size_t count;
-    const unsigned flags = (o->bos ? DCM_TOKENIZE_BOS : 0) | (o->special ? DCM_TOKENIZE_SPECIAL : 0) |
-                           (o->lossy ? DCM_TOKENIZE_LOSSY : 0);
+    const unsigned flags =
+        (o->bos ? DCM_TOKENIZE_BOS : 0) | (o->special ? DCM_TOKENIZE_SPECIAL : 0) | (o->lossy ? DCM_TOKENIZE_LOSSY : 0);
     const dcm_status status = dcm_tokenize(tokenizer, text, size, flags, &ids, &count);
     if (status != DCM_OK)
         return tool_fail_library(status);
@@ -97,8 +99,8 @@ static int encode(const dcm_tokenizer *tokenizer, const tokenize_options *o, con
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 /*
- * Ids between commas, white space around each allowed, into `ids` (room for size / 2 + 1). `wrong` is the exit code for what is no id of the
- * vocabulary: the user's words are wrong usage, a file's are a bad file.
+ * Ids between commas, white space around each allowed, into `ids` (room for size / 2 + 1). `wrong` is the exit code for
+ * what is no id of the vocabulary: the user's words are wrong usage, a file's are a bad file.
  */
 static int read_ids(const char *text, size_t size, size_t vocabulary, int wrong, int32_t *ids, size_t *count)
 {
@@ -116,8 +118,9 @@ static int read_ids(const char *text, size_t size, size_t vocabulary, int wrong,
         if (end == start || value >= vocabulary || (at < size && text[at] != ',')) {
             for (end = start; end < size && text[end] && text[end] != ',' && !is_space(text[end]); end++)
                 continue;
-            return tool_fail(wrong, "item %zu (\"%.*s\", byte %zu) is no token id: ids are 0 to %zu, with commas between", *count + 1,
-                             (int)(end - start < 40 ? end - start : 40), text + start, start, vocabulary - 1);
+            return tool_fail(
+                wrong, "item %zu (\"%.*s\", byte %zu) is no token id: ids are 0 to %zu, with commas between",
+                *count + 1, (int)(end - start < 40 ? end - start : 40), text + start, start, vocabulary - 1);
         }
         ids[(*count)++] = (int32_t)value;
         if (at == size)
@@ -137,7 +140,8 @@ static int decode(const dcm_tokenizer *tokenizer, const tokenize_options *o, con
     int32_t *ids = malloc((size / 2 + 1) * sizeof *ids);
     if (!ids)
         return tool_fail(DCM_ERR_MEMORY, "no room for %zu bytes of token ids", size);
-    int code = read_ids(text, size, dcm_vocab_size(tokenizer), o->input.text ? DCM_ERR_USAGE : DCM_ERR_FILE, ids, &count);
+    int code =
+        read_ids(text, size, dcm_vocab_size(tokenizer), o->input.text ? DCM_ERR_USAGE : DCM_ERR_FILE, ids, &count);
     if (code == 0) {
         const dcm_status status = dcm_detokenize(tokenizer, ids, count, true, &bytes, &len);
         if (status == DCM_OK)
@@ -168,12 +172,15 @@ int cmd_tokenize(int argc, char **argv)
         {"ids", 0, ARG_FLAG, &o.ids, NULL, "Print one line of comma-separated ids."},
         {"decode", 0, ARG_FLAG, &o.decode, NULL, "The input is comma-separated ids: print the bytes they stand for."},
         {"bos", 0, ARG_FLAG, &o.bos, NULL, "Put the BOS token first where the model asks for one."},
-        {"special", 0, ARG_FLAG, &o.special, NULL, "Read the text of special tokens, such as <|im_start|>, as those tokens."},
-        {"lossy", 0, ARG_FLAG, &o.lossy, NULL, "Leave out bytes that the vocabulary has no token for; else they are an error."},
+        {"special", 0, ARG_FLAG, &o.special, NULL,
+         "Read the text of special tokens, such as <|im_start|>, as those tokens."},
+        {"lossy", 0, ARG_FLAG, &o.lossy, NULL,
+         "Leave out bytes that the vocabulary has no token for; else they are an error."},
         table_format_option(&o.format),
     };
     args a = {.usage = "-m MODEL [-p TEXT | -f FILE | -] [options]",
-              .about = "A text's tokens, one a line: id, tab, text (\\n, \\t, \\xNN for bytes that are no printable character). With --ids and\n"
+              .about = "A text's tokens, one a line: id, tab, text (\\n, \\t, \\xNN for bytes that are no printable "
+                       "character). With --ids and\n"
                        "--decode, byte for byte to ids and back.",
               .stdin_dash = true};
     input_add_model(&a, &o.model);

@@ -16,10 +16,10 @@ extern "C" {
  * A tokenizer read from a GGUF file's metadata. Immutable after opening: any number of threads may use it.
  *
  * Byte-level BPE (tokenizer.ggml.model "gpt2") with the pre-tokenizers "smollm", "llama-bpe", "qwen2" and "gpt-2", and
- * SentencePiece's BPE ("llama"). Ids are those of the models' own tokenizers, without the normalisation that some of those do first
- * (Qwen2's NFC): decoding gives back the bytes that were encoded. Invalid UTF-8: pre-tokenizer expressions see each longest run
- * of valid UTF-8 as a text of its own; each run of other bytes between is one word. SentencePiece: U+2581, which its tokens use for a space, is
- * encoded as three byte tokens.
+ * SentencePiece's BPE ("llama"). Ids are those of the models' own tokenizers, without the normalisation that some of
+ * those do first (Qwen2's NFC): decoding gives back the bytes that were encoded. Invalid UTF-8: pre-tokenizer
+ * expressions see each longest run of valid UTF-8 as a text of its own; each run of other bytes between is one word.
+ * SentencePiece: U+2581, which its tokens use for a space, is encoded as three byte tokens.
  */
 typedef struct dcm_tokenizer dcm_tokenizer;
 
@@ -35,15 +35,16 @@ DCM_API void dcm_tokenizer_close(dcm_tokenizer **tokenizer);
 enum {
     DCM_TOKENIZE_BOS = 1,     /* put BOS first where the model's metadata asks for it */
     DCM_TOKENIZE_SPECIAL = 2, /* read the text of special tokens, such as <|im_start|>, as those tokens */
-    DCM_TOKENIZE_LOSSY = 4    /* leave out bytes that the vocabulary has no token for, as Hugging Face's tokenizers do */
+    DCM_TOKENIZE_LOSSY = 4 /* leave out bytes that the vocabulary has no token for, as Hugging Face's tokenizers do */
 };
 
 /*
  * Encode `len` bytes (any bytes: NUL and invalid UTF-8 included). On success *ids is an array of *count ids that
- * the caller frees with dcm_free(); it is NULL when *count is 0. `flags`: DCM_TOKENIZE_*. Where several special tokens match
- * at one place, the longest counts; user-defined ones match without DCM_TOKENIZE_SPECIAL too.
- * Errors: DCM_ERR_FILE, naming the byte, where the vocabulary has no token for a byte of the text (SmolLM2's lacks 21 of the 256: some control
- * characters, and bytes that begin rare or no UTF-8) and DCM_TOKENIZE_LOSSY is not given; DCM_ERR_USAGE for 2^31 bytes or more.
+ * the caller frees with dcm_free(); it is NULL when *count is 0. `flags`: DCM_TOKENIZE_*. Where several special tokens
+ * match at one place, the longest counts; user-defined ones match without DCM_TOKENIZE_SPECIAL too. Errors:
+ * DCM_ERR_FILE, naming the byte, where the vocabulary has no token for a byte of the text (SmolLM2's lacks 21 of the
+ * 256: some control characters, and bytes that begin rare or no UTF-8) and DCM_TOKENIZE_LOSSY is not given;
+ * DCM_ERR_USAGE for 2^31 bytes or more.
  */
 DCM_API dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t len, unsigned flags,
                                 int32_t **ids, size_t *count);
@@ -58,11 +59,13 @@ DCM_API dcm_status dcm_detokenize(const dcm_tokenizer *tokenizer, const int32_t 
                                   char **text, size_t *len);
 
 /*
- * The bytes of one token as it stands inside a text, for output that streams: *text points to *len bytes owned by the tokenizer, without a NUL
- * behind them; possibly a part of a UTF-8 character. Nothing is taken off: the first token of a SentencePiece text may begin with the
- * model's own space. Special tokens as for dcm_detokenize. Errors: DCM_ERR_USAGE for an id outside the vocabulary.
+ * The bytes of one token as it stands inside a text, for output that streams: *text points to *len bytes owned by the
+ * tokenizer, without a NUL behind them; possibly a part of a UTF-8 character. Nothing is taken off: the first token of
+ * a SentencePiece text may begin with the model's own space. Special tokens as for dcm_detokenize. Errors:
+ * DCM_ERR_USAGE for an id outside the vocabulary.
  */
-DCM_API dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool special, const char **text, size_t *len);
+DCM_API dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool special, const char **text,
+                                  size_t *len);
 
 /* Free what dcm_tokenize, dcm_detokenize or dcm_chat_render returned; NULL is accepted. */
 DCM_API void dcm_free(void *pointer);
@@ -82,7 +85,8 @@ typedef struct dcm_chat_message {
     const char *content;
 } dcm_chat_message;
 
-/* The recognised chat template's name ("chatml", "smollm2", "llama3", "llama2", "mistral" ...), or NULL when there is none or it is unknown. */
+/* The recognised chat template's name ("chatml", "smollm2", "llama3", "llama2", "mistral" ...), or NULL when there is
+ * none or it is unknown. */
 DCM_API const char *dcm_chat_template(const dcm_tokenizer *tokenizer);
 
 /*

@@ -37,8 +37,8 @@ static const bpe_merge *find(const bpe *b, int32_t left, int32_t right)
 
 static dcm_status bad_merge(size_t rank, gguf_string text, const char *what)
 {
-    return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.merges: item %zu (\"%.*s\") %s", rank, (int)(text.size < 80 ? text.size : 80),
-                    text.data, what);
+    return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.merges: item %zu (\"%.*s\") %s", rank,
+                    (int)(text.size < 80 ? text.size : 80), text.data, what);
 }
 
 /* "a b": the ids of a, b and ab. `buffer` holds text.size bytes. Of two merges of one pair the first counts. */
@@ -103,8 +103,8 @@ void bpe_work_free(bpe_work *work)
 }
 
 /*
- * A binary heap of rank << 32 | place of the left symbol, the least on top. At most n - 1 pairs at the start and two more per merge: 3 n
- * entries in all.
+ * A binary heap of rank << 32 | place of the left symbol, the least on top. At most n - 1 pairs at the start and two
+ * more per merge: 3 n entries in all.
  */
 static void push(uint64_t *queue, size_t *count, uint64_t entry)
 {
@@ -155,7 +155,8 @@ static dcm_status start_word(const vocab *v, const char *word, size_t size, bpe_
             work->symbols[n] = (bpe_symbol){v->byte[byte], n - 1, n + 1, NO_RANK};
             n++;
         } else if (!work->lossy) {
-            return dcm_fail(DCM_ERR_FILE, "byte 0x%02x has no token in this model's vocabulary", byte);
+            work->lacking = word + i;
+            return dcm_fail(DCM_ERR_FILE, "byte 0x%02x has no token", byte);
         }
     }
     if (n > 0)

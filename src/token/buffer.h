@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-/* `data` has a NUL behind its `size` bytes once anything was added; the first failure is kept and later additions do nothing. */
+/* `data` has a NUL behind its `size` bytes once anything was added; the first failure is kept and later additions do
+ * nothing. */
 typedef struct buffer {
     char *data;
     size_t size, room;

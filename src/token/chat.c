@@ -9,26 +9,33 @@
 #include <stdbool.h>
 #include <time.h>
 
-typedef enum chat_family { FAMILY_CHATML, FAMILY_LLAMA3, FAMILY_LLAMA2, FAMILY_MISTRAL, FAMILY_MISTRAL_V7, FAMILY_ZEPHYR } chat_family;
+typedef enum chat_family {
+    FAMILY_CHATML,
+    FAMILY_LLAMA3,
+    FAMILY_LLAMA2,
+    FAMILY_MISTRAL,
+    FAMILY_MISTRAL_V7,
+    FAMILY_ZEPHYR
+} chat_family;
 
 /* Where templates of one family differ. */
 enum {
-    WITH_BOS = 1,          /* ChatML behind the BOS token */
-    WITH_DATE = 2,         /* Llama 3.1: a system message always, with the dates */
-    WITH_TODAY = 4,        /* Llama 3.2: today's */
-    SYSTEM_TURNS = 8,      /* Llama 2: system messages later on are rendered */
-    NO_SYSTEM = 16,        /* Mistral: system messages are refused */
-    SYSTEM_LAST = 32,      /* Mistral: the system message goes into the last turn, not the first */
-    SPACE_BEFORE = 64,     /* Mistral: " [INST] " and " " before answers */
-    SPACE_ANSWER = 128,    /* Mistral: " " before answers */
-    SPACE_AFTER = 256,     /* Mistral: " " behind answers */
-    TIGHT_END = 512,       /* Mistral: "[/INST]", not " [/INST]" */
-    TRIM_ANSWER = 1024     /* Mistral: answers are trimmed */
+    WITH_BOS = 1,       /* ChatML behind the BOS token */
+    WITH_DATE = 2,      /* Llama 3.1: a system message always, with the dates */
+    WITH_TODAY = 4,     /* Llama 3.2: today's */
+    SYSTEM_TURNS = 8,   /* Llama 2: system messages later on are rendered */
+    NO_SYSTEM = 16,     /* Mistral: system messages are refused */
+    SYSTEM_LAST = 32,   /* Mistral: the system message goes into the last turn, not the first */
+    SPACE_BEFORE = 64,  /* Mistral: " [INST] " and " " before answers */
+    SPACE_ANSWER = 128, /* Mistral: " " before answers */
+    SPACE_AFTER = 256,  /* Mistral: " " behind answers */
+    TIGHT_END = 512,    /* Mistral: "[/INST]", not " [/INST]" */
+    TRIM_ANSWER = 1024  /* Mistral: answers are trimmed */
 };
 
 /*
- * The templates that are known, by the digest of their canonical form without their default system message (see chat_open). The
- * tests hold the texts, and what Jinja makes of them.
+ * The templates that are known, by the digest of their canonical form without their default system message (see
+ * chat_open). The tests hold the texts, and what Jinja makes of them.
  */
 struct chat_kind {
     uint64_t digest;
@@ -57,11 +64,9 @@ static const chat_kind kinds[] = {
     {0x66b359c3c6bf4042, "zephyr", FAMILY_ZEPHYR, 0},
 };
 
-
-
 /*
- * The default system message of a ChatML template: what stands between the opening and the end of a system turn inside one
- * literal of the canonical form. NULL where there is none.
+ * The default system message of a ChatML template: what stands between the opening and the end of a system turn inside
+ * one literal of the canonical form. NULL where there is none.
  */
 static char *find_default(char *canonical, size_t *size)
 {
@@ -235,7 +240,8 @@ static dcm_status check_turns(const dcm_chat_message *m, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (role_is(&m[i], "user") != (i % 2 == 0))
-            return dcm_fail(DCM_ERR_USAGE, "chat template: turns must alternate, user first; turn %zu is \"%s\"", i + 1, m[i].role);
+            return dcm_fail(DCM_ERR_USAGE, "chat template: turns must alternate, user first; turn %zu is \"%s\"", i + 1,
+                            m[i].role);
     return DCM_OK;
 }
 
@@ -361,13 +367,15 @@ static dcm_status render(const chat *c, const dcm_chat_message *m, size_t count,
     buffer_text(b, "");
     for (size_t i = 0; i < count; i++)
         if (!role_is(&m[i], "user") && !role_is(&m[i], "system") && !role_is(&m[i], "assistant"))
-            return dcm_fail(DCM_ERR_USAGE, "chat: the role of message %zu is \"%s\"; roles are system, user and assistant", i + 1,
+            return dcm_fail(DCM_ERR_USAGE,
+                            "chat: the role of message %zu is \"%s\"; roles are system, user and assistant", i + 1,
                             m[i].role);
     const dcm_status status = count > 0 ? renderers[c->kind->family](c, m, count, generate, b) : DCM_OK;
     return status == DCM_OK ? b->status : status;
 }
 
-dcm_status chat_render(const chat *c, const dcm_chat_message *messages, size_t first, size_t count, bool generate, char **text)
+dcm_status chat_render(const chat *c, const dcm_chat_message *messages, size_t first, size_t count, bool generate,
+                       char **text)
 {
     dcm_status status;
     buffer whole = {0}, before = {0};
@@ -377,13 +385,17 @@ dcm_status chat_render(const chat *c, const dcm_chat_message *messages, size_t f
     if (c->digest == 0)
         return dcm_fail(DCM_ERR_FILE, "the model has no chat template; give the whole prompt as text");
     if (!c->kind)
-        return dcm_fail(DCM_ERR_FILE, "the model's chat template is not one of those known (digest %016llx); give the whole prompt as text",
-                        (unsigned long long)c->digest);
+        return dcm_fail(
+            DCM_ERR_FILE,
+            "the model's chat template is not one of those known (digest %016llx); give the whole prompt as text",
+            (unsigned long long)c->digest);
     DCM_TRY(status, fail, render(c, messages, count, generate, &whole));
     DCM_TRY(status, fail, render(c, messages, first, false, &before));
     if (before.size > whole.size || memcmp(before.data, whole.data, before.size) != 0) {
-        status = dcm_fail(DCM_ERR_USAGE, "chat template \"%s\": a new turn changes the text of earlier ones; render the whole conversation",
-                          c->name);
+        status =
+            dcm_fail(DCM_ERR_USAGE,
+                     "chat template \"%s\": a new turn changes the text of earlier ones; render the whole conversation",
+                     c->name);
         goto fail;
     }
     memmove(whole.data, whole.data + before.size, whole.size - before.size + 1);

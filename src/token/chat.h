@@ -10,11 +10,11 @@ typedef struct chat_kind chat_kind;
 
 /* A model's chat template and the texts it needs. Zeroed: the model has none. */
 typedef struct chat {
-    const chat_kind *kind;  /* NULL: none, or unknown */
-    const char *name;       /* of the kind, NULL when unknown */
-    char *default_system;   /* the system message that the template adds where a conversation has none, or NULL */
-    uint64_t digest;        /* of the template's canonical form, 0 when the model has none */
-    const char *bos, *eos;  /* their texts, not owned, "" where the model has none */
+    const chat_kind *kind; /* NULL: none, or unknown */
+    const char *name;      /* of the kind, NULL when unknown */
+    char *default_system;  /* the system message that the template adds where a conversation has none, or NULL */
+    uint64_t digest;       /* of the template's canonical form, 0 when the model has none */
+    const char *bos, *eos; /* their texts, not owned, "" where the model has none */
 } chat;
 
 /* Recognise the template; an unknown one is no error here. Only DCM_ERR_MEMORY. */
@@ -24,13 +24,14 @@ dcm_status chat_open(chat *c, gguf_string text);
 void chat_close(chat *c);
 
 /* See dcm_chat_render. */
-dcm_status chat_render(const chat *c, const dcm_chat_message *messages, size_t first, size_t count, bool generate, char **text);
+dcm_status chat_render(const chat *c, const dcm_chat_message *messages, size_t first, size_t count, bool generate,
+                       char **text);
 
 /*
- * A template's canonical form into *out (freed with mem_free, NUL-terminated): what Jinja's lexer makes of the text with the settings that Hugging
- * Face's libraries use (trim_blocks, lstrip_blocks), printed in one way. Texts that differ only in white space inside tags, in
- * line breaks that the settings remove, in kinds of quotes, escapes, a['b'] for a.b or 'a' + 'b' for 'ab' have the same form,
- * and render alike.
+ * A template's canonical form into *out (freed with mem_free, NUL-terminated): what Jinja's lexer makes of the text
+ * with the settings that Hugging Face's libraries use (trim_blocks, lstrip_blocks), printed in one way. Texts that
+ * differ only in white space inside tags, in line breaks that the settings remove, in kinds of quotes, escapes, a['b']
+ * for a.b or 'a' + 'b' for 'ab' have the same form, and render alike.
  */
 dcm_status chat_canonical(gguf_string text, char **out);
 

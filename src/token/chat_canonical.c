@@ -29,7 +29,8 @@ static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 static bool is_word(char c)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || (unsigned char)c >= 0x80;
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+           (unsigned char)c >= 0x80;
 }
 
 static void print_string(buffer *out, const char *text, size_t size)
@@ -183,7 +184,8 @@ static void print_tag(lexer *l)
     }
 }
 
-/* Literal output before a tag: all white space goes before "-", white space from the start of the line before a block or comment. */
+/* Literal output before a tag: all white space goes before "-", white space from the start of the line before a block
+ * or comment. */
 static void add_literal(lexer *l, size_t start, size_t end, bool strip, bool strip_line)
 {
     if (strip) {

@@ -11,8 +11,8 @@
 #include <pcre2.h>
 
 /*
- * White space is Unicode's White_Space property, spelt out: PCRE2's own \s has U+180E beside it. In a class [..]: WS; as an item: S.
- * Each expression matches at every place of every text, so words leave no gaps.
+ * White space is Unicode's White_Space property, spelt out: PCRE2's own \s has U+180E beside it. In a class [..]: WS;
+ * as an item: S. Each expression matches at every place of every text, so words leave no gaps.
  */
 #define WS "\\t-\\r \\x{85}\\p{Z}"
 #define S "[" WS "]"
@@ -21,12 +21,13 @@
 /* GPT-2's: S+(?!\S) leaves a run's last space to the word behind it. */
 #define GPT2 CONTRACTION "| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|" S "+(?![^" WS "])|" S "+"
 
-/* Every digit is cut out first and GPT-2's expression sees the parts between them: for it a text ends before a digit. */
+/* Every digit is cut out first and GPT-2's expression sees the parts between them: for it a text ends before a digit.
+ */
 #define SMOLLM "\\p{N}|" CONTRACTION "| ?\\p{L}+| ?[^" WS "\\p{L}\\p{N}]+|" S "+(?![^" WS "\\p{N}])|" S "+"
 
-#define LLAMA3(digits)                                                                                          \
-    "(?i:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" S "*[\\r\\n]+|" S \
-    "+(?![^" WS "])|" S "+"
+#define LLAMA3(digits)                                                                                                 \
+    "(?i:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" S               \
+    "*[\\r\\n]+|" S "+(?![^" WS "])|" S "+"
 
 typedef struct split_rule {
     const char *name;
@@ -53,12 +54,13 @@ static dcm_status compile(split *s, const split_rule *rule)
 {
     int error;
     PCRE2_SIZE at;
-    s->code = pcre2_compile((PCRE2_SPTR)rule->pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &error, &at, NULL);
+    s->code =
+        pcre2_compile((PCRE2_SPTR)rule->pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &error, &at, NULL);
     if (!s->code) {
         PCRE2_UCHAR text[128];
         pcre2_get_error_message(error, text, sizeof text);
-        return dcm_fail(DCM_ERR_FILE, "pre-tokenizer \"%s\": PCRE2 refuses its expression at %zu: %s", rule->name, (size_t)at,
-                        (const char *)text);
+        return dcm_fail(DCM_ERR_FILE, "pre-tokenizer \"%s\": PCRE2 refuses its expression at %zu: %s", rule->name,
+                        (size_t)at, (const char *)text);
     }
     /* Where there is no just-in-time compiler, matching interprets. */
     pcre2_jit_compile(s->code, PCRE2_JIT_COMPLETE);
@@ -110,12 +112,12 @@ static dcm_status split_valid(const split *s, const char *text, size_t size, pcr
                               void *context)
 {
     for (size_t at = 0; at < size;) {
-        const int found =
-            pcre2_match(s->code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK, match, s->limits);
+        const int found = pcre2_match(s->code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK, match, s->limits);
         if (found < 1) {
             PCRE2_UCHAR reason[128];
             pcre2_get_error_message(found, reason, sizeof reason);
-            return dcm_fail(DCM_ERR_MEMORY, "pre-tokenizer: PCRE2 gave up at byte %zu of %zu: %s", at, size, (const char *)reason);
+            return dcm_fail(DCM_ERR_MEMORY, "pre-tokenizer: PCRE2 gave up at byte %zu of %zu: %s", at, size,
+                            (const char *)reason);
         }
         const size_t end = pcre2_get_ovector_pointer(match)[1];
         const dcm_status status = word(context, text + at, end - at);

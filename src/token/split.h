@@ -27,8 +27,9 @@ void split_close(split **s);
 typedef dcm_status split_word(void *context, const char *word, size_t size);
 
 /*
- * Cut `size` bytes into words. The text is first cut into its longest runs of valid UTF-8 and the runs of other bytes between; the
- * expression sees each valid run as a text of its own, and each invalid run is one word. Safe from any number of threads.
+ * Cut `size` bytes into words. The text is first cut into its longest runs of valid UTF-8 and the runs of other bytes
+ * between; the expression sees each valid run as a text of its own, and each invalid run is one word. Safe from any
+ * number of threads.
  */
 dcm_status split_text(const split *s, const char *text, size_t size, split_word *word, void *context);
 

@@ -39,7 +39,8 @@ dcm_status spm_open(spm *s, const vocab *v, const gguf *file, int32_t unknown)
     size_t count;
     DCM_TRY(status, fail, gguf_get_f32_array(file, "tokenizer.ggml.scores", &data, &count));
     if (count != v->count) {
-        status = dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.scores has %zu items, tokenizer.ggml.tokens %zu", count, v->count);
+        status =
+            dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.scores has %zu items, tokenizer.ggml.tokens %zu", count, v->count);
         goto fail;
     }
     DCM_TRY(status, fail, mem_new(&s->score, count, sizeof *s->score, "token scores"));
@@ -159,7 +160,8 @@ static void merge_all(const spm *s, const vocab *v, const char *text, spm_work *
 }
 
 /* The token of one final symbol, or its bytes' tokens. */
-static dcm_status emit(const spm *s, const vocab *v, const char *text, spm_symbol symbol, bool lossy, token_ids *ids)
+static dcm_status emit(const spm *s, const vocab *v, const char *text, spm_symbol symbol, spm_work *work,
+                       token_ids *ids)
 {
     const int32_t id = vocab_find(v, text + symbol.start, symbol.size);
     if (id >= 0) {
@@ -172,8 +174,10 @@ static dcm_status emit(const spm *s, const vocab *v, const char *text, spm_symbo
             ids->data[ids->count++] = v->byte[byte];
             continue;
         }
-        if (!lossy)
-            return dcm_fail(DCM_ERR_FILE, "byte 0x%02x has no token in this model's vocabulary", byte);
+        if (!work->lossy) {
+            work->lacking = text + symbol.start + i;
+            return dcm_fail(DCM_ERR_FILE, "byte 0x%02x has no token", byte);
+        }
         if (s->unknown >= 0)
             ids->data[ids->count++] = s->unknown;
         return DCM_OK;
@@ -181,14 +185,15 @@ static dcm_status emit(const spm *s, const vocab *v, const char *text, spm_symbo
     return DCM_OK;
 }
 
-static dcm_status encode_part(const spm *s, const vocab *v, const char *text, size_t size, spm_work *work, token_ids *ids)
+static dcm_status encode_part(const spm *s, const vocab *v, const char *text, size_t size, spm_work *work,
+                              token_ids *ids)
 {
     dcm_status status;
     DCM_TRY(status, fail, reserve(work, size));
     const uint32_t count = start_text(text, size, work);
     merge_all(s, v, text, work, count);
     for (uint32_t i = 0; i != none; i = work->symbols[i].next)
-        DCM_TRY(status, fail, emit(s, v, text, work->symbols[i], work->lossy, ids));
+        DCM_TRY(status, fail, emit(s, v, text, work->symbols[i], work, ids));
 fail:
     return status;
 }

@@ -4,8 +4,8 @@
 #include "base/memory.h"
 #include "token/bpe.h"
 #include "token/chat.h"
-#include "token/spm.h"
 #include "token/split.h"
+#include "token/spm.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +23,10 @@ struct dcm_tokenizer {
     chat chat;
 };
 
-static bool string_is(gguf_string s, const char *text) { return s.size == strlen(text) && memcmp(s.data, text, s.size) == 0; }
+static bool string_is(gguf_string s, const char *text)
+{
+    return s.size == strlen(text) && memcmp(s.data, text, s.size) == 0;
+}
 
 /* Id of an optional key; `otherwise` where it is missing. */
 static dcm_status read_id(const gguf *file, const char *key, size_t count, int32_t otherwise, int32_t *id)
@@ -179,7 +182,10 @@ size_t dcm_vocab_size(const dcm_tokenizer *tokenizer) { return tokenizer->v.coun
 
 static bool id_exists(const dcm_tokenizer *t, int32_t id) { return id >= 0 && (size_t)id < t->v.count; }
 
-bool dcm_is_end_token(const dcm_tokenizer *tokenizer, int32_t id) { return id_exists(tokenizer, id) && tokenizer->ends[id]; }
+bool dcm_is_end_token(const dcm_tokenizer *tokenizer, int32_t id)
+{
+    return id_exists(tokenizer, id) && tokenizer->ends[id];
+}
 
 int32_t dcm_bos_token(const dcm_tokenizer *tokenizer) { return tokenizer->add_bos ? tokenizer->bos : -1; }
 
@@ -193,10 +199,20 @@ typedef struct encoder {
     char *prefixed; /* SentencePiece: a part of the text with its space before it */
 } encoder;
 
+/* `status` of encoding; where a byte of the text has no token, the message says which. */
+static dcm_status name_byte(const encoder *e, dcm_status status, const char *lacking)
+{
+    if (status != DCM_ERR_FILE)
+        return status;
+    return dcm_fail(status, "byte 0x%02x at offset %zu of the text has no token in this model's vocabulary",
+                    (unsigned char)*lacking, (size_t)(lacking - e->text));
+}
+
 static dcm_status encode_word(void *context, const char *word, size_t size)
 {
     encoder *e = context;
-    return bpe_encode(&e->t->bpe, &e->t->v, word, size, &e->bpe, &e->ids);
+    const dcm_status status = bpe_encode(&e->t->bpe, &e->t->v, word, size, &e->bpe, &e->ids);
+    return name_byte(e, status, e->bpe.lacking);
 }
 
 /* A part of the text without special tokens. */
@@ -205,12 +221,16 @@ static dcm_status encode_part(encoder *e, const char *part, size_t size)
     dcm_status status;
     if (e->t->split)
         return split_text(e->t->split, part, size, encode_word, e);
-    if (!e->t->space_prefix)
-        return spm_encode(&e->t->spm, &e->t->v, part, size, &e->spm, &e->ids);
+    if (!e->t->space_prefix) {
+        status = spm_encode(&e->t->spm, &e->t->v, part, size, &e->spm, &e->ids);
+        return name_byte(e, status, e->spm.lacking);
+    }
     DCM_TRY(status, fail, mem_resize(&e->prefixed, size + 1, 1, "a text"));
     e->prefixed[0] = ' ';
     memcpy(e->prefixed + 1, part, size);
     status = spm_encode(&e->t->spm, &e->t->v, e->prefixed, size + 1, &e->spm, &e->ids);
+    if (status == DCM_ERR_FILE)
+        status = name_byte(e, status, part + (e->spm.lacking > e->prefixed ? e->spm.lacking - e->prefixed - 1 : 0));
 fail:
     return status;
 }
@@ -241,7 +261,8 @@ fail:
     return status;
 }
 
-dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t len, unsigned flags, int32_t **ids, size_t *count)
+dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t len, unsigned flags, int32_t **ids,
+                        size_t *count)
 {
     *ids = NULL;
     *count = 0;
@@ -275,7 +296,8 @@ dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool speci
     return DCM_OK;
 }
 
-dcm_status dcm_detokenize(const dcm_tokenizer *tokenizer, const int32_t *ids, size_t count, bool special, char **text, size_t *len)
+dcm_status dcm_detokenize(const dcm_tokenizer *tokenizer, const int32_t *ids, size_t count, bool special, char **text,
+                          size_t *len)
 {
     dcm_status status = DCM_OK;
     char *out = NULL;

@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bytes of the character at `p` (1 to 4) and its code point into *code, or 0 where the `n` bytes there do not start with a valid one. */
+/* Bytes of the character at `p` (1 to 4) and its code point into *code, or 0 where the `n` bytes there do not start
+ * with a valid one. */
 static inline size_t utf8_read(const char *p, size_t n, uint32_t *code)
 {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};

@@ -9,8 +9,8 @@
 #include <string.h>
 
 /*
- * GPT-2's alphabet: the printable bytes of Latin-1 (21-7E, A1-AC, AE-FF) stand for themselves, the others, in order, for U+0100 to
- * U+0143.
+ * GPT-2's alphabet: the printable bytes of Latin-1 (21-7E, A1-AC, AE-FF) stand for themselves, the others, in order,
+ * for U+0100 to U+0143.
  */
 static bool byte_of_character(uint32_t code, unsigned char *byte)
 {
@@ -77,8 +77,8 @@ static dcm_status add_token(vocab *v, vocab_form form, size_t id, gguf_string te
     if (v->type[id] == TOKEN_BYTE) {
         unsigned char byte;
         if (!byte_token(text, &byte))
-            return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.tokens: token %zu is a byte token, but its text is \"%.*s\"", id,
-                            (int)(text.size < 40 ? text.size : 40), text.data);
+            return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.tokens: token %zu is a byte token, but its text is \"%.*s\"",
+                            id, (int)(text.size < 40 ? text.size : 40), text.data);
         *out = (char)byte;
         size = 1;
         v->byte[byte] = (int32_t)id;
@@ -210,7 +210,8 @@ static dcm_status read_types(vocab *v, const gguf *file)
     if (status != DCM_OK)
         return status;
     if (count != v->count)
-        return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.token_type has %zu items, tokenizer.ggml.tokens %zu", count, v->count);
+        return dcm_fail(DCM_ERR_FILE, "tokenizer.ggml.token_type has %zu items, tokenizer.ggml.tokens %zu", count,
+                        v->count);
     for (size_t i = 0; i < count; i++) {
         int32_t type;
         memcpy(&type, (const char *)data + 4 * i, sizeof type);

@@ -20,19 +20,20 @@ typedef enum token_type {
     TOKEN_BYTE = 6
 } token_type;
 
-/* How a normal token's text stands for bytes: GPT-2's alphabet of 256 characters, or SentencePiece's U+2581 for a space. */
+/* How a normal token's text stands for bytes: GPT-2's alphabet of 256 characters, or SentencePiece's U+2581 for a
+ * space. */
 typedef enum vocab_form { VOCAB_BYTE_LEVEL, VOCAB_SENTENCEPIECE } vocab_form;
 
 typedef struct vocab {
     size_t count;
-    char *bytes;      /* of all tokens, in the order of ids */
-    size_t *start;    /* count + 1: token i is bytes[start[i] .. start[i + 1]) */
-    uint8_t *type;    /* token_type, count */
-    int32_t *slots;   /* ids of the normal tokens, hashed by their bytes; -1 free */
-    size_t mask;      /* slots - 1, a power of two less one */
-    size_t longest;   /* bytes of the longest normal token */
-    int32_t byte[256]; /* the token of each single byte, -1 where the vocabulary has none */
-    int32_t *special;  /* control, unknown and user-defined tokens, by first byte, then the longest first */
+    char *bytes;               /* of all tokens, in the order of ids */
+    size_t *start;             /* count + 1: token i is bytes[start[i] .. start[i + 1]) */
+    uint8_t *type;             /* token_type, count */
+    int32_t *slots;            /* ids of the normal tokens, hashed by their bytes; -1 free */
+    size_t mask;               /* slots - 1, a power of two less one */
+    size_t longest;            /* bytes of the longest normal token */
+    int32_t byte[256];         /* the token of each single byte, -1 where the vocabulary has none */
+    int32_t *special;          /* control, unknown and user-defined tokens, by first byte, then the longest first */
     size_t special_first[257]; /* those that start with byte b: special[special_first[b] .. special_first[b + 1]) */
 } vocab;
 
@@ -58,12 +59,13 @@ static inline bool vocab_is_special(const vocab *v, int32_t id)
 int32_t vocab_find(const vocab *v, const char *bytes, size_t size);
 
 /*
- * The longest special token that `text` starts with, or -1. User-defined tokens always count, control and unknown ones when
- * `control`.
+ * The longest special token that `text` starts with, or -1. User-defined tokens always count, control and unknown ones
+ * when `control`.
  */
 int32_t vocab_special_at(const vocab *v, const char *text, size_t size, bool control);
 
-/* Bytes that `size` bytes of GPT-2's alphabet stand for, into `out` (at most `size` bytes); false for a character outside it. */
+/* Bytes that `size` bytes of GPT-2's alphabet stand for, into `out` (at most `size` bytes); false for a character
+ * outside it. */
 bool vocab_from_byte_level(const char *text, size_t size, char *out, size_t *out_size);
 
 #endif

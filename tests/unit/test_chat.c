@@ -1,6 +1,6 @@
 /*
- * Chat templates: what they render to against goldens from Jinja (tests/golden/token/make_chat.py), in one go and turn by turn; ways of
- * writing one template that must be recognised, and changed ones that must not.
+ * Chat templates: what they render to against goldens from Jinja (tests/golden/token/make_chat.py), in one go and turn
+ * by turn; ways of writing one template that must be recognised, and changed ones that must not.
  */
 #include "base/error.h"
 #include "base/memory.h"
@@ -46,8 +46,8 @@ static size_t read_talk(const json_t *talk, dcm_chat_message *messages)
     size_t i;
     json_t *message;
     assert_true(json_array_size(talk) <= MESSAGES_MAX);
-    json_array_foreach(talk, i, message)
-        messages[i] = (dcm_chat_message){json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message, 1))};
+    json_array_foreach(talk, i, message) messages[i] = (dcm_chat_message){
+        json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message, 1))};
     return json_array_size(talk);
 }
 
@@ -67,9 +67,10 @@ static char *with_today(const char *text)
     return out;
 }
 
-/* Every way of cutting the conversation in two gives the whole text again, or is refused because earlier text would change. */
-static void check_increments(const chat *c, const dcm_chat_message *messages, size_t count, bool generate, const char *whole,
-                             size_t *refused)
+/* Every way of cutting the conversation in two gives the whole text again, or is refused because earlier text would
+ * change. */
+static void check_increments(const chat *c, const dcm_chat_message *messages, size_t count, bool generate,
+                             const char *whole, size_t *refused)
 {
     for (size_t first = 0; first <= count; first++) {
         char *head = NULL, *tail = NULL, joined[8192];
@@ -96,9 +97,11 @@ static void test_goldens(void **state)
     json_error_t error;
     json_t *item, *root = json_load_file(TEST_GOLDEN "/token/chat.json", 0, &error);
     assert_non_null(root);
-    json_array_foreach(json_object_get(root, "cases"), i, item) {
+    json_array_foreach(json_object_get(root, "cases"), i, item)
+    {
         dcm_chat_message messages[MESSAGES_MAX];
-        const char *name = json_string_value(json_array_get(item, 0)), *golden = json_string_value(json_array_get(item, 3));
+        const char *name = json_string_value(json_array_get(item, 0)),
+                   *golden = json_string_value(json_array_get(item, 3));
         const size_t talk = (size_t)json_integer_value(json_array_get(item, 1));
         const bool generate = json_is_true(json_array_get(item, 2));
         const size_t count = read_talk(json_array_get(json_object_get(root, "talks"), talk), messages);
@@ -137,9 +140,9 @@ static void test_names(void **state)
 {
     (void)state;
     static const char *const names[][2] = {
-        {"chatml.jinja", "chatml"},       {"smollm2.jinja", "smollm2"},       {"qwen2.jinja", "chatml"},
-        {"qwen25.jinja", "qwen2.5"},      {"llama3.jinja", "llama3"},         {"llama31.jinja", "llama3.1"},
-        {"llama32.jinja", "llama3.2"},    {"llama2.jinja", "llama2"},         {"mistral.jinja", "mistral"},
+        {"chatml.jinja", "chatml"},         {"smollm2.jinja", "smollm2"},       {"qwen2.jinja", "chatml"},
+        {"qwen25.jinja", "qwen2.5"},        {"llama3.jinja", "llama3"},         {"llama31.jinja", "llama3.1"},
+        {"llama32.jinja", "llama3.2"},      {"llama2.jinja", "llama2"},         {"mistral.jinja", "mistral"},
         {"mistral_v1.jinja", "mistral-v1"}, {"mistral_v3.jinja", "mistral-v3"}, {"mistral_v7.jinja", "mistral-v7"},
         {"zephyr.jinja", "zephyr"},
     };
@@ -158,9 +161,11 @@ static void test_other_writing(void **state)
 {
     (void)state;
     static const char *const same[] = {
-        "{%- for message in messages %}\n    {{- \"<|im_start|>\" + message.role + \"\\n\" + message.content + '<|im_end|>\\n' }}\n"
+        "{%- for message in messages %}\n    {{- \"<|im_start|>\" + message.role + \"\\n\" + message.content + "
+        "'<|im_end|>\\n' }}\n"
         "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n",
-        "{# ChatML #}\n{% for message in messages %}\r\n  {{- '<|im_start|>' + message [ 'role' ]+ '\n' +message[\"content\"]+ '<|im_end|>' + '\n'}}{% "
+        "{# ChatML #}\n{% for message in messages %}\r\n  {{- '<|im_start|>' + message [ 'role' ]+ '\n' "
+        "+message[\"content\"]+ '<|im_end|>' + '\n'}}{% "
         "endfor %}\n  {% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}",
     };
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
@@ -200,7 +205,8 @@ static void test_changed(void **state)
         char *template = read_template(changes[i][0]);
         const char *at = strstr(template, changes[i][1]);
         assert_non_null(at);
-        snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - template), template, changes[i][2], at + strlen(changes[i][1]));
+        snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - template), template, changes[i][2],
+                 at + strlen(changes[i][1]));
         open_template(&c, changed);
         if (c.name)
             fail_msg("change %zu of %s is taken for %s", i, changes[i][0], c.name);
@@ -217,8 +223,10 @@ static void test_default_system(void **state)
 {
     (void)state;
     static const char template[] =
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nSay \"yes\" \\\\ '"
-        " + 'no.<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
+        "'<|im_start|>system\\nSay \"yes\" \\\\ '"
+        " + 'no.<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n'}}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
     const dcm_chat_message hi = {"user", "hi"};
     char *text = NULL;

@@ -1,13 +1,15 @@
 /*
- * Tokenizers: ids against goldens from Hugging Face's tokenizers and from sentencepiece (tests/golden/token/make_tokens.py), decoding as
- * the inverse of encoding on any bytes, special tokens, BOS, end tokens, long words. The case on SmolLM2's own vocabulary
- * needs DCM_TEST_MODEL, the path of SmolLM2-135M-Instruct.Q4_1.gguf; tests/run sets it.
+ * Tokenizers: ids against goldens from Hugging Face's tokenizers and from sentencepiece
+ * (tests/golden/token/make_tokens.py), decoding as the inverse of encoding on any bytes, special tokens, BOS, end
+ * tokens, long words. The case on SmolLM2's own vocabulary needs DCM_TEST_MODEL, the path of
+ * SmolLM2-135M-Instruct.Q4_1.gguf; tests/run sets it.
  */
 #include <dcm/tokenizer.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
+#include "token/utf8.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -97,6 +99,35 @@ static void test_fixtures(void **state)
     }
 }
 
+/* Every code point written with every length, and cut short, against the standard's own definition. */
+static void test_utf8(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code < 0x120000; code++) {
+        for (size_t size = 1; size <= 4; size++) {
+            static const uint32_t first[] = {0, 0x00, 0xc0, 0xe0, 0xf0}, least[] = {0, 0, 0x80, 0x800, 0x10000};
+            char text[4];
+            uint32_t rest = code, got = 0;
+            for (size_t i = size; i-- > 1; rest >>= 6)
+                text[i] = (char)(0x80 | (rest & 0x3f));
+            if (size == 1 ? code >= 0x80 : rest >= (0x80u >> size))
+                continue;
+            text[0] = (char)(first[size] | rest);
+            const bool valid = code >= least[size] && code < 0x110000 && !(code >= 0xd800 && code < 0xe000);
+            assert_int_equal(utf8_read(text, size, &got), valid ? size : 0);
+            assert_true(!valid || got == code);
+            assert_int_equal(size > 1 ? utf8_read(text, size - 1, &got) : 0, 0);
+            if (size > 1) {
+                text[size - 1] ^= 0x40;
+                assert_int_equal(utf8_read(text, size, &got), 0);
+            }
+        }
+    }
+    uint32_t got;
+    assert_int_equal(utf8_read("\x80", 1, &got), 0);
+    assert_int_equal(utf8_read("\xf8\x88\x80\x80\x80", 5, &got), 0);
+}
+
 /* Encode, decode, compare; false where the vocabulary lacks a byte. */
 static bool round_trip(const dcm_tokenizer *t, const char *text, size_t size, unsigned flags)
 {
@@ -122,8 +153,26 @@ static bool round_trip(const dcm_tokenizer *t, const char *text, size_t size, un
 /* Random mixtures of whole characters, parts of some, special tokens, spaces and any bytes. */
 static size_t random_text(uint64_t *rng, char *text, size_t parts)
 {
-    static const char *const some[] = {" ", "  ", "\n", "the", " fox", "12", "\xe4\xb8\xad", "\xe2\x96\x81", "\xf0\x9f\x98\x80", "\xe4\xb8", "\xf0\x9f",
-                                       "\xc0\xaf", "\xed\xa0\x80", "<|im_end|>", "<|im_start|>", "<tool>", "</s>", "<s>", "<0x41>", "'s"};
+    static const char *const some[] = {" ",
+                                       "  ",
+                                       "\n",
+                                       "the",
+                                       " fox",
+                                       "12",
+                                       "\xe4\xb8\xad",
+                                       "\xe2\x96\x81",
+                                       "\xf0\x9f\x98\x80",
+                                       "\xe4\xb8",
+                                       "\xf0\x9f",
+                                       "\xc0\xaf",
+                                       "\xed\xa0\x80",
+                                       "<|im_end|>",
+                                       "<|im_start|>",
+                                       "<tool>",
+                                       "</s>",
+                                       "<s>",
+                                       "<0x41>",
+                                       "'s"};
     size_t size = 0;
     for (size_t i = 0; i < parts; i++) {
         const uint64_t r = rng_next(rng);
@@ -239,7 +288,8 @@ static void test_bos_and_ends(void **state)
     dcm_tokenizer_close(&t);
 }
 
-/* SentencePiece puts a space before the text at the start and behind special tokens, and decoding takes it off again. */
+/* SentencePiece puts a space before the text at the start and behind special tokens, and decoding takes it off again.
+ */
 static void test_space_prefix(void **state)
 {
     (void)state;
@@ -369,7 +419,7 @@ static void test_smollm2(void **state)
     int32_t *ids;
     size_t count;
     assert_int_equal(dcm_tokenize(t, "a\x04", 2, 0, &ids, &count), DCM_ERR_FILE);
-    assert_non_null(strstr(dcm_error(), "byte 0x04"));
+    assert_non_null(strstr(dcm_error(), "byte 0x04 at offset 1 "));
     char text[1024];
     uint64_t rng = 5;
     size_t exact = 0;
@@ -382,10 +432,10 @@ static void test_smollm2(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fixtures),     cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_invalid_utf8),
-        cmocka_unit_test(test_special),      cmocka_unit_test(test_bos_and_ends), cmocka_unit_test(test_space_prefix),
-        cmocka_unit_test(test_wrong_calls),  cmocka_unit_test(test_long_words),   cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_smollm2),
+        cmocka_unit_test(test_fixtures),    cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_invalid_utf8),
+        cmocka_unit_test(test_special),     cmocka_unit_test(test_bos_and_ends), cmocka_unit_test(test_space_prefix),
+        cmocka_unit_test(test_wrong_calls), cmocka_unit_test(test_long_words),   cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_smollm2),     cmocka_unit_test(test_utf8),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,6 +24,7 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind; it's the fox's morning run.",
     "She'll say they've done it, I'm sure you'd agree we're right. SHE'LL SAY THEY'VE DONE IT, I'M SURE.",
+    "REDO REDEEM VELVET VERY LLAMA LLAMAS SALT SAND TEA TEAM DOG DOING MAP",
     "In 2024 there were 1234567 tokens, 3.14159 of them round, and 42% of 100 were new.",
     "for (int i = 0; i < n; i++) {\n\tsum += values[i];  // add\n}\n\nreturn sum;\r\n",
     "    four spaces\n        eight spaces\n\n\n\ttab\n",
@@ -43,7 +44,7 @@ TEXTS = CORPUS + [
     "!!! ??? ... --- === *** ###", "(a)[b]{c}<d> \"e\" 'f' `g`", "path/to/file.c:12:34 https://example.org/?q=a&b=c#d", "x=1;y=2;;\n;;z",
     "\x00\x01\x02 nul\x00inside\x7f", "\u2581 not here".replace("\u2581", "_"), "\ue000\U000f0000\U0010ffff\ufffe",
     "\U00020000\U0002a6d6 \uff21\uff22\uff23\uff11\uff12", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "thethethethethe thethe", "unreachable unreachables UNREACHABLE", " " * 70 + "x", "\n" * 33 + "x", "- [ ] item\n- [x] done\n  1. one\n",
+    "thethethethethe thethe", "an unreachable unreachables", "UNREACHABLE", "x'REDO'VERY'LLAMAS'SALT'TEAM'DOING'MAP'\u017fAND", " " * 70 + "x", "\n" * 33 + "x", "- [ ] item\n- [x] done\n  1. one\n",
     "\U0001f44d\U0001f3fd\u2764\ufe0f\U0001f600", "na\u00efve caf\u00e9 \u1e9e\ufb01", "\u05e9\u05dc\u05d5\u05dd 123 \u05e2\u05d5\u05dc\u05dd",
 ]
 SPECIAL_TEXTS = [
