@@ -25,10 +25,7 @@ typedef struct run_options {
     verbosity_options words;
 } run_options;
 
-enum {
-    MESSAGES_MAX = 4,
-    FULL_CHUNK = 16 /* tokens of the prompt a step; a compressed cache would hold more units than it counts meanwhile */
-};
+enum { MESSAGES_MAX = 4 };
 
 /* Stands for an answer that was generated: what the template puts behind it is what has yet to be fed. */
 static const char answer_mark[] = "@dcm-answer@";
@@ -226,8 +223,6 @@ int cmd_run(int argc, char **argv)
         code = check(&a, &o);
     if (code == 0)
         code = options_cache_params(&a, &o.cache, &params);
-    if (code == 0 && params.kind == DCM_CACHE_FULL)
-        params.chunk = FULL_CHUNK;
     if (code == 0)
         code = read_prompt(&a, &o, &prompt, &size);
     if (code == 0)

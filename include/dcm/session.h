@@ -28,7 +28,12 @@ typedef struct dcm_cache_params {
     const char *merge; /* dcm: "mean", "newer", or the path of a safetensors file; NULL: "auto" */
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
-    uint32_t chunk;    /* most tokens read in one step, whatever the policy; 0: 1. The result is the same. dcm: at most L a step */
+    /*
+     * Most tokens read in one step, whatever the policy; 0: what suits the device, for dcm at most L/2. Above L, dcm takes
+     * steps of L. Units, levels and places are the same for every chunk; on the reference all bits are, elsewhere sums
+     * may round differently. While a step runs, the cache holds up to two units more for each of its tokens.
+     */
+    uint32_t chunk;
 } dcm_cache_params;
 
 /*
@@ -65,6 +70,15 @@ DCM_API void dcm_session_close(dcm_session **session);
  * can only be closed or asked for its counters.
  */
 DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
+
+/*
+ * The same with the logits after each token: `logits` is (count, vocab), row i after tokens[i]. For scoring a text; the
+ * vocabulary product is done for all tokens of a step together.
+ */
+DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
+
+/* Tokens that one step of this session takes at most: feeds of a multiple of it lose nothing. */
+DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 
 DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);
 

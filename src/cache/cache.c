@@ -293,11 +293,9 @@ void cache_step_done(cache *c)
 
 size_t cache_units(const cache *c) { return (size_t)dcm_plan_units(&c->plan); }
 
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope,
-                      uint32_t max_chunk)
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope)
 {
-    *c = (cache){.ops = ops, .kind = params->kind, .window = params->window, .log_r = params->log_r, .rope = rope,
-                 .max_chunk = max_chunk};
+    *c = (cache){.ops = ops, .kind = params->kind, .window = params->window, .log_r = params->log_r, .rope = rope};
     slots_init(&c->slots, ops, model->layers, model->kv_heads, model->head_dim,
                params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
     if (params->kind == DCM_CACHE_DCM)

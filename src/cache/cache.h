@@ -36,7 +36,6 @@ typedef struct cache {
     rope rope;
     dcm_plan plan;  /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
     slot_pool slots;
-    uint32_t max_chunk;
     cache_ring ring[DCM_LEVELS_MAX + 1]; /* the last one is the sinks' */
     uint32_t *table;                     /* host copy of slots.pool.table */
     size_t table_size;
@@ -50,18 +49,16 @@ typedef struct cache {
 } cache;
 
 /*
- * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. `max_chunk`: the most tokens a step may
- * have; for dcm at most `group`. Zero *c first: cache_close accepts what a failed open leaves.
+ * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. Zero *c first: cache_close accepts what a failed open leaves.
  */
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope,
-                      uint32_t max_chunk);
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
 void cache_close(cache *c);
 
 /* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
 
 /*
- * Plan a step of n tokens (1 .. max_chunk) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a merge goes into
+ * Plan a step of n tokens (for dcm at most L: all its merges come before its attention, and their sources are at least L tokens old) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a merge goes into
  * its older source's slot and the new token takes the newer one's; for longer steps sources stay readable until cache_step_done.
  */
 dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n);

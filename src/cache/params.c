@@ -12,11 +12,7 @@ static dcm_status check_dcm(dcm_cache_params *p)
         return dcm_fail(DCM_ERR_USAGE, "a window of %u units has no effect with the dcm cache", p->window);
     if (!(p->log_r >= -100 && p->log_r <= 100))
         return dcm_fail(DCM_ERR_USAGE, "log-r weight %g is not in -100 .. 100", (double)p->log_r);
-    const dcm_status status = dcm_plan_init(&probe, p->group, 0);
-    /* Sources of a merge are at least L tokens old: in a step of at most L, all merges can come before all attention. */
-    if (p->chunk > p->group)
-        p->chunk = p->group;
-    return status;
+    return dcm_plan_init(&probe, p->group, 0);
 }
 
 static dcm_status check_window(const dcm_cache_params *p)
@@ -33,8 +29,6 @@ dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *par
     *out = params ? *params : (dcm_cache_params){0};
     if (out->kv != DCM_KV_F16 && out->kv != DCM_KV_F32)
         return dcm_fail(DCM_ERR_USAGE, "unknown storage type %d for keys and values", (int)out->kv);
-    if (!out->chunk)
-        out->chunk = 1;
     if (out->chunk > MAX_CHUNK)
         return dcm_fail(DCM_ERR_USAGE, "a chunk of %u tokens is above %d", out->chunk, MAX_CHUNK);
     const bool compresses = out->kind == DCM_CACHE_DCM;

@@ -20,7 +20,6 @@ dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tok
     DCM_TRY(status, fail, new_scratch(model, tokens, qkv_columns(m), &a->qkv));
     DCM_TRY(status, fail, new_scratch(model, tokens, (size_t)m->heads * m->head_dim, &a->attn));
     DCM_TRY(status, fail, new_scratch(model, tokens, 2 * (size_t)m->ffn, &a->gate_up));
-    DCM_TRY(status, fail, new_scratch(model, 1, m->vocab, &a->logits));
     return DCM_OK;
 fail:
     activations_close(a);
@@ -84,16 +83,23 @@ dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, 
     return status;
 }
 
-dcm_status model_logits(const dcm_model *model, activations *a, uint32_t i)
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n)
 {
+    const dcm_model_info *m = &model->config.info;
+    if (!a->logits || a->logits->bytes < (size_t)n * m->vocab * sizeof(float)) {
+        buffer_free(&a->logits);
+        const dcm_status status = new_scratch(model, n, m->vocab, &a->logits);
+        if (status != DCM_OK)
+            return status;
+    }
     const linear_args args = {.w = model->output,
-                              .n = 1,
+                              .n = n,
                               .input = INPUT_RMSNORM,
                               .x = a->x,
-                              .x_offset = (size_t)i * model->config.info.hidden,
+                              .x_offset = (size_t)first * m->hidden,
                               .gain = model->output_norm,
                               .eps = model->config.norm_eps,
                               .y = a->logits,
-                              .ldy = model->config.info.vocab};
+                              .ldy = m->vocab};
     return model->ops->ops->linear(model->ops, &args);
 }

@@ -59,7 +59,7 @@ typedef struct activations {
     buffer *qkv;     /* (n, (heads + 2 kv_heads) head_dim) */
     buffer *attn;    /* (n, heads head_dim) */
     buffer *gate_up; /* (n, 2 ffn) */
-    buffer *logits;  /* (vocab) */
+    buffer *logits;  /* (rows asked for so far at most, vocab) */
 } activations;
 
 dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens);
@@ -68,7 +68,7 @@ void activations_close(activations *a);
 /* Issue the forward pass of a step whose merges are done: units are appended, a->x holds the last layer's output. */
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s);
 
-/* Issue the vocabulary product for token `i` of the step into a->logits. */
-dcm_status model_logits(const dcm_model *model, activations *a, uint32_t i);
+/* Issue the vocabulary product for tokens first .. first + n - 1 of the step into a->logits, (n, vocab). */
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n);
 
 #endif

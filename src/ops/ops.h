@@ -240,6 +240,7 @@ struct backend {
     mem_counter memory;
     size_t max_alloc;  /* largest buffer */
     size_t max_memory; /* most bytes in all */
+    uint32_t chunk;    /* tokens of a step that suit the device when a prompt is read */
 };
 
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */

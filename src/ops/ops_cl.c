@@ -8,7 +8,9 @@
 enum {
     STAGE_COUNT = 4,
     STAGE_BYTES = 256 << 10,
-    KERNELS_MAX = 24 /* of one program */
+    KERNELS_MAX = 24, /* of one program */
+    CHUNK_WIDE = 96,  /* panels of 12 tokens: the weights are unpacked once for all */
+    CHUNK_GROUP = 256
 };
 
 /* A piece of pinned host memory that a write is copied into; `done` is the write that last read it. */
@@ -321,6 +323,7 @@ dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memor
     cl->base.ops = &table;
     cl->device = device;
     cl->base.max_alloc = device->limits.max_alloc ? device->limits.max_alloc : SIZE_MAX;
+    cl->base.chunk = device->limits.wide_items ? CHUNK_WIDE : CHUNK_GROUP;
     cl->base.max_memory = device->limits.memory ? device->limits.memory : SIZE_MAX;
     if (max_memory && max_memory < cl->base.max_memory)
         cl->base.max_memory = max_memory;

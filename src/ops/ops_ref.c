@@ -25,6 +25,8 @@ typedef struct matrix_ref {
     unsigned char *data; /* as in the file */
 } matrix_ref;
 
+enum { REF_CHUNK = 32 }; /* a row of weights is unpacked once for a step */
+
 static int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
 static const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
 static float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
@@ -269,6 +271,7 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     made->base.ops = &ref_ops;
     made->base.max_memory = max_memory ? max_memory : host_memory();
     made->base.max_alloc = made->base.max_memory;
+    made->base.chunk = REF_CHUNK;
     made->threads = ref_threads(threads);
     *out = &made->base;
     return DCM_OK;

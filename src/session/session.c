@@ -28,6 +28,15 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
     return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
 }
 
+/* Tokens of a step: as asked for, or what suits the device; dcm does all merges of a step before its attention, so at most L. */
+static uint32_t chunk_of(const dcm_cache_params *params, const backend *ops)
+{
+    const bool dcm = params->kind == DCM_CACHE_DCM;
+    const uint32_t most = dcm ? (params->chunk ? params->group : params->group / 2) : UINT32_MAX;
+    const uint32_t chunk = params->chunk ? params->chunk : ops->chunk;
+    return chunk < most ? chunk : most;
+}
+
 dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache_params *given)
 {
     dcm_session *s = NULL;
@@ -37,10 +46,10 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     DCM_TRY(status, fail, cache_check_params(&params, given));
     DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
     s->model = model;
-    s->chunk = params.chunk;
+    s->chunk = chunk_of(&params, model->ops);
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
-    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn, s->chunk));
+    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn));
     if (params.kind == DCM_CACHE_DCM)
         DCM_TRY(status, fail, open_merge(s, &params));
     DCM_TRY(status, fail, activations_open(&s->act, model, s->chunk));
@@ -63,8 +72,22 @@ void dcm_session_close(dcm_session **out)
     mem_free(out);
 }
 
-/* One step of n tokens: merges by level, then all layers; the logits of its last token where they are asked for. */
-static dcm_status run_step(dcm_session *s, const int32_t *tokens, uint32_t n, float *logits)
+/* Which logits a feed wants. */
+typedef enum wanted { LOGITS_NONE, LOGITS_LAST, LOGITS_EACH } wanted;
+
+static dcm_status read_logits(dcm_session *s, uint32_t n, wanted want, float *logits)
+{
+    const dcm_model *model = s->model;
+    const uint32_t first = want == LOGITS_EACH ? 0 : n - 1, count = n - first;
+    dcm_status status;
+    DCM_TRY(status, fail, model_logits(model, &s->act, first, count));
+    status = model->ops->ops->read(s->act.logits, 0, logits, (size_t)count * model->config.info.vocab * sizeof *logits);
+fail:
+    return status;
+}
+
+/* One step of n tokens: merges by level, then all layers, then the logits that are wanted. */
+static dcm_status run_step(dcm_session *s, const int32_t *tokens, uint32_t n, wanted want, float *logits)
 {
     const dcm_model *model = s->model;
     kv_pool *pool = &s->cache.slots.pool;
@@ -76,16 +99,14 @@ static dcm_status run_step(dcm_session *s, const int32_t *tokens, uint32_t n, fl
     }
     DCM_TRY(status, fail, model_forward(model, &s->act, pool, &s->cache.step));
     cache_step_done(&s->cache);
-    if (logits) {
-        DCM_TRY(status, fail, model_logits(model, &s->act, n - 1));
-        DCM_TRY(status, fail, model->ops->ops->read(s->act.logits, 0, logits, model->config.info.vocab * sizeof *logits));
-    }
+    if (want != LOGITS_NONE)
+        DCM_TRY(status, fail, read_logits(s, n, want, logits));
     s->tokens += n;
 fail:
     return status;
 }
 
-dcm_status dcm_session_feed(dcm_session *s, const int32_t *tokens, size_t count, float *logits)
+static dcm_status feed(dcm_session *s, const int32_t *tokens, size_t count, wanted want, float *logits)
 {
     const uint32_t vocab = s->model->config.info.vocab;
     if (s->failed)
@@ -93,11 +114,11 @@ dcm_status dcm_session_feed(dcm_session *s, const int32_t *tokens, size_t count,
     for (size_t i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
             return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i], vocab);
-    if (!count && logits)
-        return dcm_fail(DCM_ERR_USAGE, "logits were asked for, but no token was fed");
     for (size_t at = 0, n; at < count; at += n) {
         n = count - at < s->chunk ? count - at : s->chunk;
-        const dcm_status status = run_step(s, tokens + at, (uint32_t)n, at + n == count ? logits : NULL);
+        const wanted now = want == LOGITS_LAST && at + n < count ? LOGITS_NONE : want;
+        float *to = now == LOGITS_EACH ? logits + at * vocab : logits;
+        const dcm_status status = run_step(s, tokens + at, (uint32_t)n, now, to);
         if (status != DCM_OK) {
             s->failed = true;
             return dcm_fail_in(status, "token %llu", (unsigned long long)(s->tokens + 1));
@@ -105,6 +126,20 @@ dcm_status dcm_session_feed(dcm_session *s, const int32_t *tokens, size_t count,
     }
     return DCM_OK;
 }
+
+dcm_status dcm_session_feed(dcm_session *s, const int32_t *tokens, size_t count, float *logits)
+{
+    if (!count && logits)
+        return dcm_fail(DCM_ERR_USAGE, "logits were asked for, but no token was fed");
+    return feed(s, tokens, count, logits ? LOGITS_LAST : LOGITS_NONE, logits);
+}
+
+dcm_status dcm_session_feed_each(dcm_session *s, const int32_t *tokens, size_t count, float *logits)
+{
+    return feed(s, tokens, count, LOGITS_EACH, logits);
+}
+
+uint32_t dcm_session_chunk(const dcm_session *s) { return s->chunk; }
 
 void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)
 {

@@ -51,12 +51,12 @@ static int teardown(void **state)
     return 0;
 }
 
-static void open_cache(cache *c, const dcm_cache_params *given, uint32_t chunk)
+static void open_cache(cache *c, const dcm_cache_params *given)
 {
     dcm_cache_params params;
     assert_int_equal(cache_check_params(&params, given), DCM_OK);
     const rope turn = {ROPE_HALF, PAIRS, frequency};
-    assert_int_equal(cache_open(c, ref, &shape, &params, turn, chunk), DCM_OK);
+    assert_int_equal(cache_open(c, ref, &shape, &params, turn), DCM_OK);
 }
 
 /* The history as the paper has it: an array of units, oldest first. */
@@ -178,7 +178,7 @@ static void run(const dcm_cache_params *params, uint32_t chunk, uint64_t tokens)
     const int32_t ids[512] = {0};
     assert_non_null(d);
     assert_non_null(h);
-    open_cache(&c, params, chunk);
+    open_cache(&c, params);
     const uint32_t sinks = c.plan.sinks;
     uint64_t seed = chunk * 977 + params->group;
     while (h->tokens < tokens) {
@@ -254,7 +254,7 @@ static void allocations_fail(void **state)
     bool done = false;
     for (long at_call = 1; !done; at_call++) {
         cache c;
-        open_cache(&c, &(dcm_cache_params){.group = 4}, 4);
+        open_cache(&c, &(dcm_cache_params){.group = 4});
         mem_fail_at(at_call);
         dcm_status status = DCM_OK;
         for (int i = 0; i < 200 && status == DCM_OK; i++)
