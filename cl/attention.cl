@@ -135,28 +135,30 @@ static inline float sum16(float16 x)
 #ifndef FETCH_LINE
 #define FETCH_LINE(p) prefetch(p, (size_t)1)
 #endif
-#define LINE (64 / sizeof(kv_t))
-
 /* Where the units of a tile are. */
 typedef struct tile_rows {
     const __global kv_t *key[TILE], *value[TILE];
 } tile_rows;
 
-/* Find the units of the tile at `tile`, which may be past the end, and have them fetched; `range` is that of a place before them. */
-static inline uint tile_fetch(const __local kv_table *kv, const __global uint *view, const __global uint *table,
-                              uint plane_k, uint plane_v, uint range, uint tile, uint end, tile_rows *rows)
+/* Find the units of the tile at `tile`, the unit at `last` in place of those past it; `range` is that of a place before them. Returns the last range. */
+static inline uint tile_find(const __local kv_table *kv, const __global uint *view, const __global uint *table,
+                             uint plane_k, uint plane_v, uint range, uint tile, uint last, tile_rows *rows)
 {
-    for (uint j = 0; j < TILE && tile + j < end; j++) {
-        range = range_of(view, range, tile + j);
-        const uint slot = range_slot(view, table, range, tile + j);
+    for (uint j = 0; j < TILE; j++) {
+        const uint place = min(tile + j, last);
+        range = range_of(view, range, place);
+        const uint slot = range_slot(view, table, range, place);
         rows->key[j] = kv_row(kv, plane_k, slot);
         rows->value[j] = kv_row(kv, plane_v, slot);
-        for (uint c = 0; c < HEAD_DIM; c += LINE) {
-            FETCH_LINE(rows->key[j] + c);
-            FETCH_LINE(rows->value[j] + c);
-        }
     }
     return range;
+}
+
+static inline void row_fetch(const __global kv_t *row)
+{
+    UNROLL
+    for (uint c = 0; c < HEAD_DIM; c += 64 / sizeof(kv_t))
+        FETCH_LINE(row + c);
 }
 
 /* What a work-item has found so far, and its queries turned for one range. */
@@ -215,8 +217,8 @@ static inline void wide_softmax(wide_state *st)
     }
 }
 
-/* Add the tile's values by their weights. */
-static inline void wide_values(wide_state *st, const tile_rows *rows, uint count)
+/* Add the tile's values by their weights; have the next tile's fetched. */
+static inline void wide_values(wide_state *st, const tile_rows *rows, const tile_rows *next, uint count)
 {
     for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
         vec sum[GROUP][VECS_AT_ONCE];
@@ -224,6 +226,8 @@ static inline void wide_values(wide_state *st, const tile_rows *rows, uint count
         for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
             sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
         for (uint j = 0; j < count; j++) {
+            if (v == 0)
+                row_fetch(next->value[j]);
             UNROLL
             for (uint i = 0; i < VECS_AT_ONCE; i++) {
                 const vec x = KV_VLOAD(rows->value[j] + (v + i) * LANES);
@@ -268,10 +272,10 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     }
 
     tile_rows rows[2];
-    uint now = 0, fetched = tile_fetch(kv, view, table, plane_k, plane_v, 0, begin, end, &rows[0]);
+    uint now = 0, found = tile_find(kv, view, table, plane_k, plane_v, 0, begin, end - 1, &rows[0]);
     for (uint tile = begin; tile < end; tile += TILE, now ^= 1) {
         const uint count = min((uint)TILE, end - tile);
-        fetched = tile_fetch(kv, view, table, plane_k, plane_v, fetched, tile + TILE, end, &rows[now ^ 1]);
+        found = tile_find(kv, view, table, plane_k, plane_v, found, tile + TILE, end - 1, &rows[now ^ 1]);
         for (uint g = 0; g < GROUP; g++)
             vstore16((float16)(-INFINITY), 0, st.score[g]);
         for (uint j = 0; j < count;) {
@@ -281,11 +285,13 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
                 wide_turn(&st, q, data + query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
             const float bias = as_float(range_word(view, st.range, RANGE_BIAS));
-            for (const uint stop = min(count, st.range_end - tile); j < stop; j++)
+            for (const uint stop = min(count, st.range_end - tile); j < stop; j++) {
+                row_fetch(rows[now ^ 1].key[j]);
                 wide_score(&st, rows[now].key[j], j, bias);
+            }
         }
         wide_softmax(&st);
-        wide_values(&st, &rows[now], count);
+        wide_values(&st, &rows[now], &rows[now ^ 1], count);
     }
 
     for (uint g = 0; g < GROUP; g++) {
@@ -298,18 +304,17 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     }
 }
 
-#define COMBINE_CHANNELS HEAD_DIM
 #else
 /* ---- One work-group for a split: 8 channels a work-item, a row of units at a time ---- */
 
 #define ITEMS 128
 #define LANES (HEAD_DIM / 8)
-#define TILE_FITS(t) (GROUP * (t) * (LANES + 1) <= 4096)
+#define STEPS_MAX (KV_F32 ? 4 : 8) /* keys and values of a tile that an item holds in registers */
+#define TILE_FITS(t) (GROUP * (t) * (LANES + 1) <= 4096 && (t) <= STEPS_MAX * (ITEMS / LANES))
 #define TILE (TILE_FITS(64) ? 64 : TILE_FITS(32) ? 32 : TILE_FITS(16) ? 16 : 8)
 #define ROWS (ITEMS / LANES < TILE ? ITEMS / LANES : TILE)
 #define STEPS ((TILE + ROWS - 1) / ROWS)
 
-/* Eight channels as stored, 16 or 32 bytes, so that they can wait in registers. */
 #if KV_F32
 typedef float8 kv8;
 static inline float8 kv_float8(kv8 x) { return x; }
@@ -340,86 +345,123 @@ static inline float tile_max(const __local float *score)
     return fmax(fmax(m.x, m.y), fmax(m.z, m.w));
 }
 
-/* Arguments as of attention_wide; here groups where there global ids. */
+/* Channels 8 lane .. 8 lane + 7 of a query head, turned. */
+static inline float8 turn8(const __global float *q, const __global uint *rot, uint lane)
+{
+#if ROPE_HALF
+    const uint c = 8 * lane, d = c + 4;
+    const float4 x = c < HEAD_DIM / 2 ? turn4(q, rot, c).lo : turn4(q, rot, c - HEAD_DIM / 2).hi;
+    const float4 y = d < HEAD_DIM / 2 ? turn4(q, rot, d).lo : turn4(q, rot, d - HEAD_DIM / 2).hi;
+    return (float8)(x, y);
+#else
+    return turn4(q, rot, 4 * lane).s04152637;
+#endif
+}
+
+/* Where the units of a tile are, and their ranges; filled a tile ahead of their use. */
+typedef struct tile_units {
+    uint slot[TILE], range[TILE];
+    float bias[TILE];
+} tile_units;
+
+static inline void tile_find(__local tile_units *to, const __local uint *view, const __global uint *table, uint tile, uint end)
+{
+    for (uint u = get_local_id(0); u < TILE && tile + u < end; u += ITEMS) {
+        uint r = 0;
+        while (tile + u - view[VIEW_RANGE_0 + r * VIEW_RANGE_WORDS + RANGE_PLACE] >=
+               view[VIEW_RANGE_0 + r * VIEW_RANGE_WORDS + RANGE_COUNT])
+            r++;
+        const __local uint *range = view + VIEW_RANGE_0 + r * VIEW_RANGE_WORDS;
+        to->slot[u] = table[range[RANGE_RING] + ((range[RANGE_BEGIN] + tile + u - range[RANGE_PLACE]) & range[RANGE_MASK])];
+        to->range[u] = r;
+        to->bias[u] = as_float(range[RANGE_BIAS]);
+    }
+}
+
+/* This item's eight channels of its units of a tile of `count` units; the last unit in place of those past it, so that all are defined. */
+static inline void tile_load(const __local kv_table *kv, const __local tile_units *units, uint plane, uint count, kv8 *to)
+{
+    const uint lane = get_local_id(0) % LANES, row = get_local_id(0) / LANES;
+    for (uint s = 0; s < STEPS; s++)
+        to[s] = kv_fetch8(kv_row(kv, plane, units->slot[min(s * ROWS + row, count - 1)]) + lane * 8);
+}
+
+/* Sum the parts of each score of a tile of `count` units; -INFINITY past them. */
+static inline void tile_scores(const __local float *part, const __local tile_units *units, uint count, __local float *score)
+{
+    for (uint t = get_local_id(0); t < GROUP * TILE; t += ITEMS) {
+        float sum = -INFINITY;
+        if (t % TILE < count) {
+            sum = part[t * (LANES + 1)];
+            UNROLL
+            for (uint i = 1; i < LANES; i++)
+                sum += part[t * (LANES + 1) + i];
+            sum += units->bias[t % TILE];
+        }
+        score[t] = sum;
+    }
+}
+
+/* Arguments as of attention_wide; a group for each of its work-items. */
 __kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void
 attention_group(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
                 const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial)
 {
-    KV_TABLE(kv);
-    __local float turned[GROUP * HEAD_DIM], part[GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE];
-    __local float rows[ROWS * (HEAD_DIM + 1)], bias[TILE];
-    __local uint slot[TILE];
+    __local float part[GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE], rows[ROWS * (HEAD_DIM + 1)];
+    __local tile_units tiles[2];
+    __local uint view[VIEW_WORDS];
     const uint item = get_local_id(0), lane = item % LANES, row = item / LANES;
     const uint split = get_group_id(0), splits = get_num_groups(0), h = get_group_id(1), kv_heads = get_num_groups(1);
     const size_t token = first + get_group_id(2);
-    const __global uint *view = data + views + token * VIEW_WORDS;
+    for (uint i = item; i < VIEW_WORDS; i += ITEMS)
+        view[i] = data[views + token * VIEW_WORDS + i];
+    KV_TABLE(kv);
     const uint units = view[VIEW_UNITS], begin = split * SPLIT(units), end = min(begin + SPLIT(units), units);
     if (begin >= units)
         return;
     const __global float *query = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
+    const __global uint *rot = data + query_rot + token * VIEW_RANGES * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
 
     float8 q[GROUP], acc[GROUP];
     float top[GROUP], total[GROUP];
+    UNROLL
     for (uint g = 0; g < GROUP; g++) {
         top[g] = -INFINITY;
         total[g] = 0.0f;
         acc[g] = (float8)(0.0f);
     }
+    uint turned = VIEW_RANGES; /* the range that q is turned for: none */
+    tile_find(&tiles[0], view, table, begin, end);
+    barrier(CLK_LOCAL_MEM_FENCE);
 
-    uint range = 0, range_end = begin; /* no range is turned yet */
-    for (uint tile = begin; tile < end; tile += TILE) {
+    for (uint tile = begin, now = 0; tile < end; tile += TILE, now ^= 1) {
         const uint count = min((uint)TILE, end - tile);
-        for (uint u = item; u < count; u += ITEMS) {
-            const uint r = range_of(view, 0, tile + u);
-            slot[u] = range_slot(view, table, r, tile + u);
-            bias[u] = as_float(range_word(view, r, RANGE_BIAS));
-        }
-        barrier(CLK_LOCAL_MEM_FENCE);
-
-        for (uint j = 0; j < count;) {
-            if (tile + j >= range_end) {
-                range = range_of(view, range, tile + j);
-                range_end = range_word(view, range, RANGE_PLACE) + range_word(view, range, RANGE_COUNT);
-                const __global uint *rot = data + query_rot + (token * VIEW_RANGES + range) * HEAD_DIM;
-                barrier(CLK_LOCAL_MEM_FENCE);
-                for (uint i = item; i < GROUP * HEAD_DIM / 8; i += ITEMS) {
-                    const uint at = i / LANES * HEAD_DIM, pair = i % LANES * 4;
-                    TURN_PUT(turned + at, pair, turn4(query + at, rot, pair));
-                }
-                barrier(CLK_LOCAL_MEM_FENCE);
-                for (uint g = 0; g < GROUP; g++)
-                    q[g] = vload8(0, turned + g * HEAD_DIM + lane * 8);
-            }
-            const uint stop = min(count, range_end - tile);
-            for (uint s = 0; s < STEPS; s++) {
-                const uint u = s * ROWS + row;
-                if (row < ROWS && u >= j && u < stop) {
-                    const float8 k = kv_float8(kv_fetch8(kv_row(kv, plane_k, slot[u]) + lane * 8));
+        kv8 key[STEPS], value[STEPS];
+        tile_load(kv, &tiles[now], plane_k, count, key);
+        UNROLL
+        for (uint s = 0; s < STEPS; s++) {
+            const uint u = s * ROWS + row;
+            if (row < ROWS && u < count) {
+                if (tiles[now].range[u] != turned) {
+                    turned = tiles[now].range[u];
+                    UNROLL
                     for (uint g = 0; g < GROUP; g++)
-                        part[(g * TILE + u) * (LANES + 1) + lane] = dot8(k, q[g]);
+                        q[g] = turn8(query + g * HEAD_DIM, rot + turned * HEAD_DIM, lane);
                 }
+                UNROLL
+                for (uint g = 0; g < GROUP; g++)
+                    part[(g * TILE + u) * (LANES + 1) + lane] = dot8(kv_float8(key[s]), q[g]);
             }
-            j = stop;
         }
-        kv8 value[STEPS];
-        for (uint s = 0; s < STEPS; s++)
-            if (row < ROWS && s * ROWS + row < count)
-                value[s] = kv_fetch8(kv_row(kv, plane_v, slot[s * ROWS + row]) + lane * 8);
+        tile_load(kv, &tiles[now], plane_v, count, value);
+        tile_find(&tiles[now ^ 1], view, table, tile + TILE, end);
         barrier(CLK_LOCAL_MEM_FENCE);
 
-        for (uint t = item; t < GROUP * TILE; t += ITEMS) {
-            float sum = -INFINITY;
-            if (t % TILE < count) {
-                sum = part[t * (LANES + 1)];
-                for (uint i = 1; i < LANES; i++)
-                    sum += part[t * (LANES + 1) + i];
-                sum += bias[t % TILE];
-            }
-            score[t] = sum;
-        }
+        tile_scores(part, &tiles[now], count, score);
         barrier(CLK_LOCAL_MEM_FENCE);
 
+        UNROLL
         for (uint g = 0; g < GROUP; g++) {
             const float m = fmax(top[g], tile_max(score + g * TILE));
             for (uint u = item; u < TILE; u += ITEMS)
@@ -431,10 +473,12 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         }
         barrier(CLK_LOCAL_MEM_FENCE);
 
+        UNROLL
         for (uint s = 0; s < STEPS; s++) {
             const uint u = s * ROWS + row;
             if (row < ROWS && u < count) {
                 const float8 v = kv_float8(value[s]);
+                UNROLL
                 for (uint g = 0; g < GROUP; g++) {
                     const float p = weight[g * TILE + u];
                     total[g] += p;
@@ -444,13 +488,23 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         }
     }
 
-    for (uint g = 0; g < GROUP; g++) {
-        __global float *to = partial + (((size_t)get_group_id(2) * kv_heads * GROUP + h * GROUP + g) * splits + split) * PARTIAL;
+    for (uint g = 0; g < GROUP; g++) { /* not unrolled: barriers inside */
+        const size_t head = get_group_id(2) * kv_heads * GROUP + h * GROUP + g;
+        __global float *to = partial + (head * splits + split) * PARTIAL;
+        float8 a = acc[0];
+        float sum_p = total[0], m = top[0];
+        UNROLL
+        for (uint i = 1; i < GROUP; i++)
+            if (i == g) {
+                a = acc[i];
+                sum_p = total[i];
+                m = top[i];
+            }
         if (row < ROWS) {
             __local float *mine = rows + row * (HEAD_DIM + 1);
-            vstore8(acc[g], lane, mine);
+            vstore8(a, lane, mine);
             if (lane == 0)
-                mine[PARTIAL_SUM] = total[g];
+                mine[PARTIAL_SUM] = sum_p;
         }
         barrier(CLK_LOCAL_MEM_FENCE);
         for (uint c = item; c <= HEAD_DIM; c += ITEMS) {
@@ -460,39 +514,58 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
             to[c] = sum;
         }
         if (item == 0)
-            to[PARTIAL_MAX] = top[g];
+            to[PARTIAL_MAX] = m;
         barrier(CLK_LOCAL_MEM_FENCE);
     }
 }
 
-#define COMBINE_CHANNELS 8
 #endif
 
+/* ---- The partial results of a query head, added ---- */
+
+#define COMBINE_ITEMS (WIDE ? 1 : 64)
+#define SPLITS_MAX 64
+
 /*
- * Ids: COMBINE_CHANNELS channels, query head, query of this launch. out is (n, heads * HEAD_DIM); `partial` as attention_wide left it, with `splits`
- * places for each query head, of which a query's own view may fill fewer.
+ * Groups: query head, query of this launch. out is (n, heads * HEAD_DIM); `partial` as the kernels above left it, with `splits` places for each
+ * query head, of which a query's own view may fill fewer.
  */
-__kernel void attention_combine(const __global float *partial, uint splits, const __global uint *data, ulong views, uint first,
-                                __global float *out)
+__kernel __attribute__((reqd_work_group_size(COMBINE_ITEMS, 1, 1))) void
+attention_combine(const __global float *partial, uint splits, const __global uint *data, ulong views, uint first,
+                  __global float *out)
 {
-    const uint channel = get_global_id(0) * COMBINE_CHANNELS, head = get_global_id(1), heads = get_global_size(1);
+    __local float top[SPLITS_MAX], weight[SPLITS_MAX];
+    const uint item = get_local_id(0), head = get_global_id(1), heads = get_global_size(1);
     const size_t token = first + get_global_id(2);
     const uint units = data[views + token * VIEW_WORDS + VIEW_UNITS], used = (units + SPLIT(units) - 1) / SPLIT(units);
     const __global float *from = partial + (get_global_id(2) * heads + head) * splits * PARTIAL;
-    float top = -INFINITY, total = 0.0f;
+    for (uint s = item; s < used; s += COMBINE_ITEMS)
+        top[s] = from[s * PARTIAL + PARTIAL_MAX];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    float m = -INFINITY;
     for (uint s = 0; s < used; s++)
-        top = fmax(top, from[s * PARTIAL + PARTIAL_MAX]);
-    float8 sum[COMBINE_CHANNELS / 8];
-    for (uint v = 0; v < COMBINE_CHANNELS / 8; v++)
-        sum[v] = (float8)(0.0f);
-    for (uint s = 0; s < used; s++) {
-        const __global float *p = from + s * PARTIAL;
-        const float w = exp(p[PARTIAL_MAX] - top);
-        total = fma(w, p[PARTIAL_SUM], total);
-        for (uint v = 0; v < COMBINE_CHANNELS / 8; v++)
-            sum[v] = fma((float8)(w), vload8(v, p + channel), sum[v]);
+        m = fmax(m, top[s]);
+    for (uint s = item; s < used; s += COMBINE_ITEMS)
+        weight[s] = exp(top[s] - m);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    float total = 0.0f;
+    for (uint s = 0; s < used; s++)
+        total = fma(weight[s], from[s * PARTIAL + PARTIAL_SUM], total);
+    __global float *to = out + (token * heads + head) * HEAD_DIM;
+#if WIDE
+    for (uint v = 0; v < VECS; v++) {
+        vec sum = (vec)(0.0f);
+        for (uint s = 0; s < used; s++)
+            sum = fma((vec)(weight[s]), VLOAD(from + s * PARTIAL + v * LANES), sum);
+        VSTORE(sum / total, to + v * LANES);
     }
-    __global float *to = out + (token * heads + head) * HEAD_DIM + channel;
-    for (uint v = 0; v < COMBINE_CHANNELS / 8; v++)
-        vstore8(sum[v] / total, v, to);
+#else
+    for (uint c = item; c < HEAD_DIM; c += COMBINE_ITEMS) {
+        float sum = 0.0f;
+        _Pragma("unroll 8")
+        for (uint s = 0; s < used; s++)
+            sum = fma(weight[s], from[s * PARTIAL + c], sum);
+        to[c] = sum / total;
+    }
+#endif
 }

@@ -86,9 +86,9 @@ typedef struct kv_table {
     __local kv_table *const NAME = &kv_table_;                                                           \
     if (get_local_id(0) == 0) {                                                                          \
         KV_EACH(KV_SET, KV_SEMICOLON);                                                                   \
-        for (uint kv_i_ = 0; kv_i_ < KV_BLOCKS; kv_i_++)                                                 \
-            kv_table_.units[kv_i_] = kv_sizes_.units[kv_i_];                                             \
     }                                                                                                    \
+    for (uint kv_i_ = get_local_id(0); kv_i_ < KV_BLOCKS; kv_i_ += get_local_size(0))                    \
+        kv_table_.units[kv_i_] = kv_sizes_.units[kv_i_];                                                 \
     barrier(CLK_LOCAL_MEM_FENCE)
 
 /* Channel 0 of a slot's unit in plane (layer * 2 + w) * kv_heads + h. */

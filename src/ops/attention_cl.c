@@ -4,7 +4,8 @@
 #include <stdio.h>
 
 enum {
-    GROUP_ITEMS = 128, /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
+    GROUP_ITEMS = 128,  /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
+    COMBINE_ITEMS = 64, /* and of attention_combine */
     PARTIAL_BYTES = 16 << 20 /* most bytes of partial results at a time, unless one query needs more */
 };
 
@@ -58,7 +59,7 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
 
     const clop_arg combine_args[] = {CLOP_MEM(partial),  CLOP_VAR(l->splits), CLOP_MEM(a->step->data),
                                      CLOP_VAR(l->views), CLOP_VAR(l->first),  CLOP_MEM(a->out)};
-    const size_t parts = l->wide ? 1 : pool->head_dim / 8;
+    const size_t parts = l->wide ? 1 : COMBINE_ITEMS;
     const size_t combine_local[3] = {parts, 1, 1}, combine_global[3] = {parts, a->heads, count};
     DCM_TRY(status, fail, clop_launch(b, l->combine, combine_args, sizeof combine_args / sizeof *combine_args, 3,
                                       combine_global, combine_local));
