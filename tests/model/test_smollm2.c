@@ -37,6 +37,20 @@ static const golden_case cases[] = {
 
 static const golden_bounds bounds_f32 = {1e-3, 1e-2}, bounds_f16 = {4e-3, 1e-1};
 
+/*
+ * Averaging the first tokens away leaves a model that hangs on the last bits (perplexity 231): llama.py itself, in float64
+ * with nothing but its keys and values rounded to f16, is 6.9e-3 (mean) and 0.163 (max) off within 230 tokens.
+ */
+static const char sensitive_f16[] = "dcm_L4_S0_mean";
+static const golden_bounds bounds_sensitive = {2e-2, 5e-1};
+
+static golden_bounds bounds_of(const golden_case *c, bool f16)
+{
+    if (!f16)
+        return bounds_f32;
+    return strcmp(c->name, sensitive_f16) ? bounds_f16 : bounds_sensitive;
+}
+
 typedef struct options {
     bool all;
     const char *only; /* NULL: every case */
@@ -53,8 +67,8 @@ static bool test_goldens(dcm_model *model, const char *device, bool is_ref, opti
             if (o->only ? strcmp(o->only, c->name) != 0 : !(o->all || usual))
                 continue;
             o->ran++;
-            ok = golden_compare(model, device, FOLDER, "", c, f16 ? DCM_KV_F16 : DCM_KV_F32, 1,
-                                f16 ? bounds_f16 : bounds_f32, ids) && ok;
+            ok = golden_compare(model, device, FOLDER, "", c, f16 ? DCM_KV_F16 : DCM_KV_F32, 1, bounds_of(c, f16),
+                                ids) && ok;
         }
     return ok;
 }
