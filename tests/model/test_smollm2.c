@@ -38,8 +38,8 @@ static const golden_case cases[] = {
 static const golden_bounds bounds_f32 = {1e-3, 1e-2}, bounds_f16 = {4e-3, 1e-1};
 
 /*
- * Averaging the first tokens away leaves a model that hangs on the last bits (perplexity 231): llama.py itself, in float64
- * with nothing but its keys and values rounded to f16, is 6.9e-3 (mean) and 0.163 (max) off within 230 tokens.
+ * Averaging the first tokens away leaves a model that hangs on the last bits (perplexity 231): llama.py itself, in
+ * float64 with nothing but its keys and values rounded to f16, is 6.9e-3 (mean) and 0.163 (max) off within 230 tokens.
  */
 static const char sensitive_f16[] = "dcm_L4_S0_mean";
 static const golden_bounds bounds_sensitive = {2e-2, 5e-1};
