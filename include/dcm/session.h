@@ -12,9 +12,9 @@ extern "C" {
 typedef struct dcm_session dcm_session;
 
 typedef enum dcm_cache_kind {
-    DCM_CACHE_DCM,    /* distance-based compression: the older, the more tokens share a unit */
-    DCM_CACHE_FULL,   /* one unit a token */
-    DCM_CACHE_WINDOW  /* sinks and the most recent tokens */
+    DCM_CACHE_DCM,   /* distance-based compression: the older, the more tokens share a unit */
+    DCM_CACHE_FULL,  /* one unit a token */
+    DCM_CACHE_WINDOW /* sinks and the most recent tokens */
 } dcm_cache_kind;
 
 typedef enum dcm_kv_type { DCM_KV_F16, DCM_KV_F32 } dcm_kv_type;
@@ -29,29 +29,29 @@ typedef struct dcm_cache_params {
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*
-     * Most tokens read in one step, whatever the policy; 0: what suits the device, for dcm at most L/2. Above L, dcm takes
-     * steps of L. Units, levels and places are the same for every chunk; on the reference all bits are, elsewhere sums
-     * may round differently. While a step runs, the cache holds up to two units more for each of its tokens.
+     * Most tokens read in one step, whatever the policy; 0: what suits the device, for dcm at most L/2. Above L, dcm
+     * takes steps of L. Units, levels and places are the same for every chunk; on the reference all bits are, elsewhere
+     * sums may round differently. While a step runs, the cache holds up to two units more for each of its tokens.
      */
     uint32_t chunk;
 } dcm_cache_params;
 
 /*
- * Counters of a session since it was opened. Bytes are on the device; those of tables, scratch and weights and the peak are the
- * device's own, all its sessions and models together.
+ * Counters of a session since it was opened. Bytes are on the device; those of tables, scratch and weights and the peak
+ * are the device's own, all its sessions and models together.
  */
 typedef struct dcm_session_stats {
-    uint64_t tokens;         /* fed */
+    uint64_t tokens; /* fed */
     uint64_t merges;
-    size_t units;            /* in the cache now, sinks included */
-    size_t unit_bytes;       /* keys and values of one unit, all layers */
-    size_t cache_bytes;      /* allocated for units */
-    size_t table_bytes;      /* allocated for slot tables and per-step data */
-    size_t scratch_bytes;    /* allocated for activations and partial results */
-    size_t weight_bytes;     /* the model's weights, and the merge model's */
-    size_t peak_bytes;       /* most bytes of all categories at one time */
-    uint64_t cache_written;  /* bytes written into units: appends and merges */
-    const char *merge;       /* the merge in use: "newer", "mean", "gate" or "direct"; "" for full and window */
+    size_t units;           /* in the cache now, sinks included */
+    size_t unit_bytes;      /* keys and values of one unit, all layers */
+    size_t cache_bytes;     /* allocated for units */
+    size_t table_bytes;     /* allocated for slot tables and per-step data */
+    size_t scratch_bytes;   /* allocated for activations and partial results */
+    size_t weight_bytes;    /* the model's weights, and the merge model's */
+    size_t peak_bytes;      /* most bytes of all categories at one time */
+    uint64_t cache_written; /* bytes written into units: appends and merges */
+    const char *merge;      /* the merge in use: "newer", "mean", "gate" or "direct"; "" for full and window */
 } dcm_session_stats;
 
 /*
@@ -64,10 +64,10 @@ DCM_API dcm_status dcm_session_open(dcm_session **session, dcm_model *model, con
 DCM_API void dcm_session_close(dcm_session **session);
 
 /*
- * Feed `count` tokens. With `logits` not NULL the logits after the last token are written there: `vocab` floats, natural
- * order of ids. Errors: DCM_ERR_USAGE (an id outside the vocabulary: nothing is fed), DCM_ERR_MEMORY (the message says how
- * many bytes and what would fit), DCM_ERR_DEVICE, DCM_ERR_INTERRUPTED. After an error other than DCM_ERR_USAGE the session
- * can only be closed or asked for its counters.
+ * Feed `count` tokens. With `logits` not NULL the logits after the last token are written there: `vocab` floats,
+ * natural order of ids. Errors: DCM_ERR_USAGE (an id outside the vocabulary: nothing is fed), DCM_ERR_MEMORY (the
+ * message says how many bytes and what would fit), DCM_ERR_DEVICE, DCM_ERR_INTERRUPTED. After an error other than
+ * DCM_ERR_USAGE the session can only be closed or asked for its counters.
  */
 DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
 
@@ -93,7 +93,10 @@ typedef struct dcm_sample_params {
     float top_p;       /* keep the smallest set whose probability reaches p; 0 or 1: all */
 } dcm_sample_params;
 
-/* Choose a token. `rng` is the caller's generator state, any value to begin with; the same state and logits give the same token. */
+/*
+ * Choose a token. `rng` is the caller's generator state, any value to begin with; the same state and logits give the
+ * same token. -1 where memory runs out (never when greedy).
+ */
 DCM_API int32_t dcm_sample(const float *logits, size_t vocab, const dcm_sample_params *params, uint64_t *rng);
 
 #ifdef __cplusplus

@@ -1,6 +1,8 @@
-/* Sessions on tiny models, through the public interface: policies and chunks that must agree bit for bit on the reference, errors, counters. */
+/* Sessions on tiny models, through the public interface: policies and chunks that must agree bit for bit on the
+ * reference, errors, counters. */
 #include <dcm/dcm.h>
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -94,9 +96,12 @@ static void chunks_change_nothing(void **state)
 {
     (void)state;
     const dcm_cache_params policies[] = {
-        {.group = 4, .merge = "mean"},   {.group = 8, .sinks = 1, .merge = "newer", .kv = DCM_KV_F32},
-        {.group = 64, .merge = "newer"}, {.kind = DCM_CACHE_FULL},
-        {.group = 16, .sinks = -1, .merge = "mean", .log_r = 1}, {.kind = DCM_CACHE_WINDOW, .window = 24},
+        {.group = 4, .merge = "mean"},
+        {.group = 8, .sinks = 1, .merge = "newer", .kv = DCM_KV_F32},
+        {.group = 64, .merge = "newer"},
+        {.kind = DCM_CACHE_FULL},
+        {.group = 16, .sinks = -1, .merge = "mean", .log_r = 1},
+        {.kind = DCM_CACHE_WINDOW, .window = 24},
     };
     for (size_t p = 0; p < sizeof policies / sizeof *policies; p++)
         for (uint32_t chunk = 2; chunk <= 70; chunk += 1 + chunk / 3) {
@@ -141,7 +146,8 @@ static void errors_are_said(void **state)
     assert_int_equal(dcm_session_open(&s, model, &(dcm_cache_params){.group = 5}), DCM_ERR_USAGE);
     assert_null(s);
     assert_non_null(strstr(dcm_error(), "power of two"));
-    assert_int_equal(dcm_session_open(&s, model, &(dcm_cache_params){.merge = "/nowhere/merge.safetensors"}), DCM_ERR_FILE);
+    assert_int_equal(dcm_session_open(&s, model, &(dcm_cache_params){.merge = "/nowhere/merge.safetensors"}),
+                     DCM_ERR_FILE);
     assert_null(s);
     s = open_session(&(dcm_cache_params){.merge = "mean"});
     const int32_t outside[] = {0, (int32_t)info.vocab}, negative = -1;
@@ -180,6 +186,33 @@ static void sampling(void **state)
         const double p = weight[i] / total, deviation = count[i] - DRAWS * p;
         assert_true(deviation * deviation < 16 * DRAWS * p * (1 - p));
     }
+    /* What top-k and top-p keep of many candidates, against a full sort. */
+    enum { MANY = 1000 };
+    float many[MANY];
+    int rank[MANY];
+    for (int i = 0; i < MANY; i++)
+        many[i] = (float)(rng_uniform(&rng) * 8);
+    double mass = 0, all = 0;
+    for (int i = 0; i < MANY; i++) {
+        all += exp(many[i]);
+        rank[i] = 0;
+        for (int j = 0; j < MANY; j++)
+            rank[i] += many[j] > many[i] || (many[j] == many[i] && j < i);
+    }
+    int nucleus = 0;
+    for (; mass < 0.5 * all; nucleus++)
+        for (int i = 0; i < MANY; i++)
+            if (rank[i] == nucleus)
+                mass += exp(many[i]);
+    bool seen_k[MANY] = {false}, seen_p[MANY] = {false};
+    for (int i = 0; i < 20000; i++) {
+        seen_k[rank[dcm_sample(many, MANY, &(dcm_sample_params){.temperature = 1, .top_k = 17}, &rng)]] = true;
+        seen_p[rank[dcm_sample(many, MANY, &(dcm_sample_params){.temperature = 1, .top_p = 0.5f}, &rng)]] = true;
+    }
+    for (int i = 0; i < MANY; i++) {
+        assert_int_equal(seen_k[i], i < 17);
+        assert_int_equal(seen_p[i], i < nucleus);
+    }
     uint64_t a = 42, b = 42;
     for (int i = 0; i < 100; i++)
         assert_int_equal(dcm_sample(logits, 5, &(dcm_sample_params){.temperature = 2}, &a),
@@ -189,8 +222,9 @@ static void sampling(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(unmerged_is_full), cmocka_unit_test(chunks_change_nothing), cmocka_unit_test(feeds_compose),
-        cmocka_unit_test(errors_are_said),  cmocka_unit_test(sampling),
+        cmocka_unit_test(unmerged_is_full), cmocka_unit_test(chunks_change_nothing),
+        cmocka_unit_test(feeds_compose),    cmocka_unit_test(errors_are_said),
+        cmocka_unit_test(sampling),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
