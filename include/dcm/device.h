@@ -56,12 +56,12 @@ typedef struct dcm_device_entry {
     char version[128], c_version[128]; /* OpenCL; OpenCL C */
     const char *type;                  /* "gpu", "accelerator", "cpu" or "custom"; static */
     uint32_t compute_units;
-    size_t memory_bytes;     /* global memory */
-    size_t max_alloc_bytes;  /* largest single buffer, as queried */
-    size_t local_bytes;      /* local memory of a work-group */
-    size_t max_work_group;   /* work-items */
-    bool unified;            /* host and device share memory */
-    bool usable;             /* dcm can run on it: available, with a compiler, OpenCL 1.2 or later */
+    size_t memory_bytes;    /* global memory */
+    size_t max_alloc_bytes; /* largest single buffer, as queried */
+    size_t local_bytes;     /* local memory of a work-group */
+    size_t max_work_group;  /* work-items */
+    bool unified;           /* host and device share memory */
+    bool usable;            /* dcm can run on it: available, with a compiler, OpenCL 1.2 or later */
 } dcm_device_entry;
 
 /*
@@ -78,11 +78,11 @@ enum {
 
 /* What was found by trying. */
 typedef struct dcm_device_probe {
-    bool fp16;                 /* half-precision arithmetic */
-    bool subgroups;            /* sub-group reductions */
-    double read_gb_s;          /* GB (10^9 bytes) of global memory read in a second */
-    double launch_us;          /* microseconds of an empty kernel in a full queue */
-    double round_trip_us;      /* microseconds to enqueue a kernel, run it and wait for it */
+    bool fp16;                  /* half-precision arithmetic */
+    bool subgroups;             /* sub-group reductions */
+    double read_gb_s;           /* GB (10^9 bytes) of global memory read in a second */
+    double launch_us;           /* microseconds of an empty kernel in a full queue */
+    double round_trip_us;       /* microseconds to enqueue a kernel, run it and wait for it */
     size_t largest_alloc_bytes; /* largest buffer that worked, at most max_alloc_bytes */
 } dcm_device_probe;
 

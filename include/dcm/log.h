@@ -18,7 +18,8 @@ DCM_API dcm_log_level dcm_log_get_level(void);
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-DCM_API void dcm_log(dcm_log_level level, const char *format, ...);
+DCM_API void
+dcm_log(dcm_log_level level, const char *format, ...);
 
 #ifdef __cplusplus
 }

@@ -13,17 +13,17 @@ typedef struct dcm_model dcm_model;
 
 /* The shape of a transformer of the llama family. */
 typedef struct dcm_model_info {
-    const char *arch;  /* "llama" or "qwen2"; owned by the model */
-    const char *name;  /* general.name, or "" */
+    const char *arch; /* "llama" or "qwen2"; owned by the model */
+    const char *name; /* general.name, or "" */
     uint32_t layers;
     uint32_t hidden;   /* model dimension */
     uint32_t heads;    /* query heads */
     uint32_t kv_heads; /* KV heads; heads is a multiple of it */
     uint32_t head_dim;
-    uint32_t ffn;      /* feed-forward dimension */
+    uint32_t ffn; /* feed-forward dimension */
     uint32_t vocab;
-    uint32_t context;  /* positions the model was trained on */
-    uint64_t digest;   /* of the model's facts and tensor directory: names the model a merge file belongs to */
+    uint32_t context;    /* positions the model was trained on */
+    uint64_t digest;     /* of the model's facts and tensor directory: names the model a merge file belongs to */
     size_t weight_bytes; /* bytes the weights take on the device */
 } dcm_model_info;
 
@@ -40,8 +40,8 @@ DCM_API void dcm_model_close(dcm_model **model);
 DCM_API void dcm_model_get_info(const dcm_model *model, dcm_model_info *info);
 
 /*
- * The shape of the model in the GGUF file at `path`, from its header alone: no device, no weights read. `arch` is static, `name` is "",
- * `weight_bytes` the size in the file. Errors as dcm_model_open.
+ * The shape of the model in the GGUF file at `path`, from its header alone: no device, no weights read. `arch` is
+ * static, `name` is "", `weight_bytes` the size in the file. Errors as dcm_model_open.
  */
 DCM_API dcm_status dcm_model_info_read(const char *path, dcm_model_info *info);
 

@@ -15,10 +15,10 @@ extern "C" {
 /* Result of a call. The values are the exit codes of the `dcm` program, so that a tool can `return status`. */
 typedef enum dcm_status {
     DCM_OK = 0,
-    DCM_ERR_USAGE = 2,       /* an argument is out of its range, or the call is not allowed in this state */
-    DCM_ERR_FILE = 3,        /* an input is missing, malformed or unsupported, or an output cannot be written */
-    DCM_ERR_DEVICE = 4,      /* OpenCL is missing or failed: no platform, build error, lost device */
-    DCM_ERR_MEMORY = 5,      /* host or device memory does not suffice */
+    DCM_ERR_USAGE = 2,        /* an argument is out of its range, or the call is not allowed in this state */
+    DCM_ERR_FILE = 3,         /* an input is missing, malformed or unsupported, or an output cannot be written */
+    DCM_ERR_DEVICE = 4,       /* OpenCL is missing or failed: no platform, build error, lost device */
+    DCM_ERR_MEMORY = 5,       /* host or device memory does not suffice */
     DCM_ERR_INTERRUPTED = 130 /* the caller asked for a stop while work was going on */
 } dcm_status;
 

@@ -35,7 +35,8 @@ DCM_API void dcm_tokenizer_close(dcm_tokenizer **tokenizer);
 enum {
     DCM_TOKENIZE_BOS = 1,     /* put BOS first where the model's metadata asks for it */
     DCM_TOKENIZE_SPECIAL = 2, /* read the text of special tokens, such as <|im_start|>, as those tokens */
-    DCM_TOKENIZE_LOSSY = 4 /* leave out bytes that the vocabulary has no token for, as Hugging Face's tokenizers do */
+    DCM_TOKENIZE_LOSSY = 4, /* leave out bytes that the vocabulary has no token for, as Hugging Face's tokenizers do */
+    DCM_TOKENIZE_REST = 8   /* the text goes on where dcm_tokenize_cut cut one off */
 };
 
 /*
@@ -48,6 +49,15 @@ enum {
  */
 DCM_API dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t len, unsigned flags,
                                 int32_t **ids, size_t *count);
+
+/*
+ * For texts read in pieces: the last place where the first `len` bytes of a text may be cut, whatever comes behind
+ * them. The ids of the bytes before it and those of the rest (encoded with DCM_TOKENIZE_REST, the other flags as
+ * before, no DCM_TOKENIZE_BOS) are, one after the other, those of the whole text; the rest may be cut again. 0: no such
+ * place yet, read on. Places are spaces and line ends behind a word; a SentencePiece vocabulary with tokens of several
+ * words has none.
+ */
+DCM_API size_t dcm_tokenize_cut(const dcm_tokenizer *tokenizer, const char *text, size_t len);
 
 /*
  * Decode `count` ids to bytes: the exact bytes that were encoded. On success *text is an array of *len bytes with a

@@ -11,11 +11,11 @@ dcm_status dcm_fail(dcm_status status, const char *format, ...) __attribute__((f
 dcm_status dcm_fail_in(dcm_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Run EXPR; when it fails, leave its status in STATUS and go to LABEL. */
-#define DCM_TRY(STATUS, LABEL, EXPR)        \
-    do {                                    \
-        (STATUS) = (EXPR);                  \
-        if ((STATUS) != DCM_OK)             \
-            goto LABEL;                     \
+#define DCM_TRY(STATUS, LABEL, EXPR)                                                                                   \
+    do {                                                                                                               \
+        (STATUS) = (EXPR);                                                                                             \
+        if ((STATUS) != DCM_OK)                                                                                        \
+            goto LABEL;                                                                                                \
     } while (0)
 
 #endif

@@ -29,8 +29,8 @@ dcm_status file_map_open(file_map *map, const char *path)
     if (status == DCM_OK) {
         void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
-            status = dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size,
-                              strerror(errno));
+            status =
+                dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(errno));
         else
             *map = (file_map){data, (size_t)st.st_size};
     }

@@ -11,7 +11,8 @@
 static inline bool size_mul(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
 static inline bool size_add(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
 
-/* Zeroed memory for `count` items of `size` bytes into *pointer (a pointer's address); freed by mem_free. DCM_ERR_MEMORY names `what`. */
+/* Zeroed memory for `count` items of `size` bytes into *pointer (a pointer's address); freed by mem_free.
+ * DCM_ERR_MEMORY names `what`. */
 dcm_status mem_new(void *pointer, size_t count, size_t size, const char *what);
 
 /* Change *pointer to `count` items, kept contents first, new bytes not set; on failure it is left as it was. */

@@ -28,7 +28,8 @@ static uint64_t ring_need(const cache *c, uint32_t g, uint32_t n)
     return (2 * (uint64_t)c->plan.group >> g) - 1 + step;
 }
 
-/* Give every ring the room a step of n tokens needs; a change rebuilds the whole table, whose entries are 4 bytes a unit. */
+/* Give every ring the room a step of n tokens needs; a change rebuilds the whole table, whose entries are 4 bytes a
+ * unit. */
 static dcm_status reserve_rings(cache *c, uint32_t n)
 {
     bool fits = true;
@@ -268,8 +269,9 @@ dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n)
     c->bytes_written += ((uint64_t)n + c->step.n_merges) * c->slots.unit_bytes;
     for (uint32_t g = 0; g <= SINKS; g++)
         DCM_TRY(status, done, upload_ring(c, &c->ring[g]));
-    status = c->ops->ops->write(c->step.data, 0, c->words,
-                                (c->step.merge_rot + 3 * (size_t)c->step.n_merges * 2 * c->rope.pairs) * sizeof *c->words);
+    status =
+        c->ops->ops->write(c->step.data, 0, c->words,
+                           (c->step.merge_rot + 3 * (size_t)c->step.n_merges * 2 * c->rope.pairs) * sizeof *c->words);
 done:
     mem_free(&merges);
     return status;

@@ -1,9 +1,10 @@
 /*
  * The key-value cache: which unit is in which slot, and what each token of a step sees.
  *
- * One pool of unit slots in device blocks, and per level a ring of slot indices (the power-of-two groups) that the schedule fills: a merge
- * is written into a slot of its own, nothing is ever shifted or copied. All three policies use it: `full` is level 0 alone, `window` is
- * level 0 whose oldest unit is evicted before each append, sinks are a ring of their own.
+ * One pool of unit slots in device blocks, and per level a ring of slot indices (the power-of-two groups) that the
+ * schedule fills: a merge is written into a slot of its own, nothing is ever shifted or copied. All three policies use
+ * it: `full` is level 0 alone, `window` is level 0 whose oldest unit is evicted before each append, sinks are a ring of
+ * their own.
  */
 #ifndef CACHE_CACHE_H
 #define CACHE_CACHE_H
@@ -23,8 +24,8 @@ typedef struct rope {
 
 /* A level's slots in tree order; node i of the level is at table[offset + (i & mask)]. */
 typedef struct cache_ring {
-    size_t offset;  /* in the table */
-    uint32_t mask;  /* capacity - 1 */
+    size_t offset;                   /* in the table */
+    uint32_t mask;                   /* capacity - 1 */
     uint64_t dirty_first, dirty_end; /* nodes whose entries the device has not got yet */
 } cache_ring;
 
@@ -34,14 +35,14 @@ typedef struct cache {
     uint32_t window;
     float log_r;
     rope rope;
-    dcm_plan plan;  /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
+    dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
     slot_pool slots;
     cache_ring ring[DCM_LEVELS_MAX + 1]; /* the last one is the sinks' */
     uint32_t *table;                     /* host copy of slots.pool.table */
     size_t table_size;
-    uint32_t *released;                  /* slots to give back once the step's ops are issued */
+    uint32_t *released; /* slots to give back once the step's ops are issued */
     size_t released_count, released_room;
-    uint32_t *words;                     /* host copy of the step's data */
+    uint32_t *words; /* host copy of the step's data */
     size_t words_room;
     step step;
     size_t batch_first[DCM_LEVELS_MAX + 1]; /* merges of level g are batch_first[g] .. batch_first[g+1] - 1 */
@@ -49,7 +50,8 @@ typedef struct cache {
 } cache;
 
 /*
- * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. Zero *c first: cache_close accepts what a failed open leaves.
+ * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. Zero *c
+ * first: cache_close accepts what a failed open leaves.
  */
 dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
 void cache_close(cache *c);
@@ -58,8 +60,10 @@ void cache_close(cache *c);
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
 
 /*
- * Plan a step of n tokens (for dcm at most L: all its merges come before its attention, and their sources are at least L tokens old) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a merge goes into
- * its older source's slot and the new token takes the newer one's; for longer steps sources stay readable until cache_step_done.
+ * Plan a step of n tokens (for dcm at most L: all its merges come before its attention, and their sources are at least
+ * L tokens old) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a
+ * merge goes into its older source's slot and the new token takes the newer one's; for longer steps sources stay
+ * readable until cache_step_done.
  */
 dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n);
 

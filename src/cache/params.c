@@ -61,7 +61,8 @@ dcm_status dcm_cache_bytes(const dcm_model_info *model, const dcm_cache_params *
         count = dcm_units_after(p.group, (uint32_t)p.sinks, n);
     else if (p.kind == DCM_CACHE_WINDOW && n > p.window)
         count = p.window;
-    const size_t unit = unit_bytes(model->layers, model->kv_heads, model->head_dim, p.kv == DCM_KV_F32 ? KV_F32 : KV_F16);
+    const size_t unit =
+        unit_bytes(model->layers, model->kv_heads, model->head_dim, p.kv == DCM_KV_F32 ? KV_F32 : KV_F16);
     *units = (size_t)count;
     if (!size_mul(*units, unit, bytes))
         return dcm_fail(DCM_ERR_MEMORY, "%llu units of %zu bytes exceed the address space", (unsigned long long)count,

@@ -46,8 +46,10 @@ static dcm_status grow(slot_pool *s)
         return dcm_fail(DCM_ERR_MEMORY, "one cache unit takes %zu bytes, more than the device's largest buffer of %zu",
                         s->unit_bytes, s->ops->max_alloc);
     if (block == KV_BLOCKS)
-        return dcm_fail(DCM_ERR_MEMORY, "the cache has %zu units in %d blocks, the most it can have; use a smaller "
-                        "--group, or --cache dcm", s->allocated, KV_BLOCKS);
+        return dcm_fail(DCM_ERR_MEMORY,
+                        "the cache has %zu units in %d blocks, the most it can have; use a smaller "
+                        "--group, or --cache dcm",
+                        s->allocated, KV_BLOCKS);
     dcm_status status = mem_resize(&s->free, s->allocated + units, sizeof *s->free, "free slots");
     if (status != DCM_OK)
         return status;

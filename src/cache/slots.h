@@ -20,8 +20,8 @@ void slots_init(slot_pool *s, backend *ops, uint32_t layers, uint32_t kv_heads, 
 void slots_close(slot_pool *s);
 
 /*
- * Take a free slot, adding a block when there is none: the larger of 64 units and an eighth of what is allocated. DCM_ERR_MEMORY says what was
- * asked for and how many units there are.
+ * Take a free slot, adding a block when there is none: the larger of 64 units and an eighth of what is allocated.
+ * DCM_ERR_MEMORY says what was asked for and how many units there are.
  */
 dcm_status slots_take(slot_pool *s, uint32_t *slot);
 

@@ -174,8 +174,8 @@ dcm_status merge_reserve(merge_model *m, size_t rows)
 
 static dcm_status run_linear(merge_model *m, const merge_linear *l, size_t rows, activation act)
 {
-    const dense_args args = {.x = m->x, .w = l->w, .bias = l->bias, .y = m->y, .n = (uint32_t)rows, .in = l->in,
-                             .out = l->out, .act = act};
+    const dense_args args = {
+        .x = m->x, .w = l->w, .bias = l->bias, .y = m->y, .n = (uint32_t)rows, .in = l->in, .out = l->out, .act = act};
     const dcm_status status = m->ops->ops->dense(m->ops, &args);
     buffer *swap = m->x;
     m->x = m->y;

@@ -1,7 +1,7 @@
 /*
- * Merge models: how two units become one. `mean` and `newer` have no parameters; a pair MLP is read from a safetensors file with the
- * published names: layers.{i}.lin{1,2,3}.{weight,bias} (i = 0 .. B-1, each (2d, 2d) and (2d)), and a head lin1.{weight,bias} of
- * (1, 2d) (gate) or merge.{weight,bias} of (d, 2d) (direct); layers.{i}.layer_norm.* is not used.
+ * Merge models: how two units become one. `mean` and `newer` have no parameters; a pair MLP is read from a safetensors
+ * file with the published names: layers.{i}.lin{1,2,3}.{weight,bias} (i = 0 .. B-1, each (2d, 2d) and (2d)), and a head
+ * lin1.{weight,bias} of (1, 2d) (gate) or merge.{weight,bias} of (d, 2d) (direct); layers.{i}.layer_norm.* is not used.
  */
 #ifndef MERGE_MERGE_H
 #define MERGE_MERGE_H
@@ -20,18 +20,19 @@ typedef struct merge_model {
     backend *ops;
     const char *name; /* "mean", "newer", "gate" or "direct" */
     merge_mode mode;
-    float weight;     /* MERGE_CONSTANT: of the older unit */
+    float weight; /* MERGE_CONSTANT: of the older unit */
     uint32_t head_dim;
-    uint32_t blocks;  /* B */
+    uint32_t blocks; /* B */
     merge_linear linear[MERGE_MAX_BLOCKS * MERGE_LINEARS];
     merge_linear head;
-    buffer *x, *y;    /* activations of a batch */
+    buffer *x, *y; /* activations of a batch */
     size_t rows_room;
 } merge_model;
 
 /*
- * Open "mean", "newer" or a file. Errors: DCM_ERR_FILE (missing names, a head size other than `head_dim`, sizes that do not
- * fit each other, weights that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed open leaves.
+ * Open "mean", "newer" or a file. Errors: DCM_ERR_FILE (missing names, a head size other than `head_dim`, sizes that do
+ * not fit each other, weights that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed
+ * open leaves.
  */
 dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t head_dim);
 void merge_close(merge_model *m);

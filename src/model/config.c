@@ -50,8 +50,8 @@ static dcm_status read_arch(model_config *c, const gguf *file)
     if (status != DCM_OK)
         return status;
     if (!is_text(arch, "llama") && !is_text(arch, "qwen2"))
-        return dcm_fail(DCM_ERR_FILE, "%s: architecture \"%.*s\" is not supported; llama and qwen2 are", gguf_path(file),
-                        (int)(arch.size < 64 ? arch.size : 64), arch.data);
+        return dcm_fail(DCM_ERR_FILE, "%s: architecture \"%.*s\" is not supported; llama and qwen2 are",
+                        gguf_path(file), (int)(arch.size < 64 ? arch.size : 64), arch.data);
     memcpy(c->arch, arch.data, arch.size);
     c->rope = is_text(arch, "qwen2") ? ROPE_HALF : ROPE_INTERLEAVED;
     if (gguf_has(file, "general.name") && gguf_get_string(file, "general.name", &name) == DCM_OK)
@@ -81,8 +81,9 @@ static dcm_status read_heads(model_config *c, const gguf *file)
     if (status == DCM_OK && has(c, file, "attention.value_length"))
         status = get_u32(c, file, "attention.value_length", 1, MAX_WIDTH, &value);
     if (status == DCM_OK && (m->head_dim % 8 || m->head_dim > MODEL_MAX_HEAD_DIM || value != m->head_dim))
-        status = dcm_fail(DCM_ERR_FILE, "%s: head sizes %u (keys) and %u (values): dcm needs one multiple of 8 up to %d",
-                          gguf_path(file), m->head_dim, value, MODEL_MAX_HEAD_DIM);
+        status =
+            dcm_fail(DCM_ERR_FILE, "%s: head sizes %u (keys) and %u (values): dcm needs one multiple of 8 up to %d",
+                     gguf_path(file), m->head_dim, value, MODEL_MAX_HEAD_DIM);
     return status;
 }
 
@@ -138,8 +139,8 @@ static dcm_status read_rope(model_config *c, const gguf *file)
         if (factors)
             memcpy(&divide, (const char *)factors->data + 4 * i, 4);
         if (!(isfinite(divide) && divide > 0))
-            return dcm_fail(DCM_ERR_FILE, "%s: rope_freqs.weight: item %u is %g, not a positive number", gguf_path(file),
-                            i, (double)divide);
+            return dcm_fail(DCM_ERR_FILE, "%s: rope_freqs.weight: item %u is %g, not a positive number",
+                            gguf_path(file), i, (double)divide);
         c->rope_frequency[i] = pow(base, -2.0 * i / d) / factor / divide;
     }
     return DCM_OK;
@@ -191,7 +192,8 @@ dcm_status model_config_read(model_config *c, const gguf *file)
     if (has(c, file, "expert_count"))
         DCM_TRY(status, fail, get_u32(c, file, "expert_count", 0, UINT32_MAX, &experts));
     if (experts) {
-        status = dcm_fail(DCM_ERR_FILE, "%s: mixtures of experts (%u here) are not supported", gguf_path(file), experts);
+        status =
+            dcm_fail(DCM_ERR_FILE, "%s: mixtures of experts (%u here) are not supported", gguf_path(file), experts);
         goto fail;
     }
     DCM_TRY(status, fail, read_heads(c, file));

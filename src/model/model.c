@@ -16,12 +16,14 @@ typedef struct loader {
 static dcm_status shape_error(const loader *l, const gguf_tensor *t, uint64_t rows, uint64_t cols)
 {
     return dcm_fail(DCM_ERR_FILE,
-                    "%s: offset %zu: tensor \"%.*s\" is %" PRIu64 " x %" PRIu64 ", the model's metadata ask for %" PRIu64
-                    " x %" PRIu64, gguf_path(l->file), gguf_tensor_offset(l->file, t), (int)t->name.size, t->name.data,
-                    t->dims[1], t->dims[0], rows, cols);
+                    "%s: offset %zu: tensor \"%.*s\" is %" PRIu64 " x %" PRIu64
+                    ", the model's metadata ask for %" PRIu64 " x %" PRIu64,
+                    gguf_path(l->file), gguf_tensor_offset(l->file, t), (int)t->name.size, t->name.data, t->dims[1],
+                    t->dims[0], rows, cols);
 }
 
-/* The tensor `blk.LAYER.NAME` (or NAME where layer is negative) of (rows, cols); rows 1 for vectors. NULL when absent. */
+/* The tensor `blk.LAYER.NAME` (or NAME where layer is negative) of (rows, cols); rows 1 for vectors. NULL when absent.
+ */
 static dcm_status find(loader *l, int layer, const char *name, uint64_t rows, uint64_t cols, bool required,
                        const gguf_tensor **out)
 {
@@ -122,8 +124,8 @@ static dcm_status load_part_bias(loader *l, int layer, const source *sources, ui
     if (!found)
         goto done;
     if (found != count) {
-        status = dcm_fail(DCM_ERR_FILE, "%s: block %d: %u of %u biases beside %s.weight are missing", gguf_path(l->file),
-                          layer, count - found, count, sources[0].name);
+        status = dcm_fail(DCM_ERR_FILE, "%s: block %d: %u of %u biases beside %s.weight are missing",
+                          gguf_path(l->file), layer, count - found, count, sources[0].name);
         goto done;
     }
     DCM_TRY(status, done, l->ops->ops->buffer_new(l->ops, rows * sizeof *values, MEM_WEIGHTS, out));
@@ -200,14 +202,22 @@ static dcm_status check_tensors(loader *l, const model_config *c)
         uint64_t rows, cols;
         bool required;
     } of_layer[] = {
-        {"attn_norm.weight", 1, m->hidden, true},     {"attn_q.weight", q, m->hidden, true},
-        {"attn_k.weight", kv, m->hidden, true},       {"attn_v.weight", kv, m->hidden, true},
-        {"attn_q.bias", 1, q, biased},                {"attn_k.bias", 1, kv, biased},
-        {"attn_v.bias", 1, kv, biased},               {"attn_output.weight", m->hidden, q, true},
-        {"attn_output.bias", 1, m->hidden, false},    {"ffn_norm.weight", 1, m->hidden, true},
-        {"ffn_gate.weight", m->ffn, m->hidden, true}, {"ffn_up.weight", m->ffn, m->hidden, true},
-        {"ffn_gate.bias", 1, m->ffn, false},          {"ffn_up.bias", 1, m->ffn, false},
-        {"ffn_down.weight", m->hidden, m->ffn, true}, {"ffn_down.bias", 1, m->hidden, false},
+        {"attn_norm.weight", 1, m->hidden, true},
+        {"attn_q.weight", q, m->hidden, true},
+        {"attn_k.weight", kv, m->hidden, true},
+        {"attn_v.weight", kv, m->hidden, true},
+        {"attn_q.bias", 1, q, biased},
+        {"attn_k.bias", 1, kv, biased},
+        {"attn_v.bias", 1, kv, biased},
+        {"attn_output.weight", m->hidden, q, true},
+        {"attn_output.bias", 1, m->hidden, false},
+        {"ffn_norm.weight", 1, m->hidden, true},
+        {"ffn_gate.weight", m->ffn, m->hidden, true},
+        {"ffn_up.weight", m->ffn, m->hidden, true},
+        {"ffn_gate.bias", 1, m->ffn, false},
+        {"ffn_up.bias", 1, m->ffn, false},
+        {"ffn_down.weight", m->hidden, m->ffn, true},
+        {"ffn_down.bias", 1, m->hidden, false},
     };
     const gguf_tensor *t;
     dcm_status status;

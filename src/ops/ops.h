@@ -1,6 +1,7 @@
 /*
- * The op table: everything a model does on a device, implemented twice: by the C reference (ops_ref.c over src/ref) and by
- * OpenCL (ops_cl.c and one launcher file a kernel family). Arguments are checked by the callers; back ends trust them.
+ * The op table: everything a model does on a device, implemented twice: by the C reference (ops_ref.c over src/ref) and
+ * by OpenCL (ops_cl.c and one launcher file a kernel family). Arguments are checked by the callers; back ends trust
+ * them.
  *
  * Shapes are written (rows, columns), row-major. Activations are f32. `n` is the number of tokens in the step.
  * Ops of one back end run in the order they are issued; only `read` and `sync` wait. One thread at a time.
@@ -41,9 +42,9 @@ typedef struct matrix {
 typedef enum kv_type { KV_F16, KV_F32 } kv_type;
 
 enum {
-    KV_BLOCKS = 64,     /* most blocks of a pool */
-    KV_SLOT_BITS = 26,  /* a slot is block << KV_SLOT_BITS | unit within the block */
-    VIEW_RANGES = 14,   /* sinks and DCM_LEVELS_MAX levels */
+    KV_BLOCKS = 64,    /* most blocks of a pool */
+    KV_SLOT_BITS = 26, /* a slot is block << KV_SLOT_BITS | unit within the block */
+    VIEW_RANGES = 14,  /* sinks and DCM_LEVELS_MAX levels */
     VIEW_RANGE_WORDS = 8,
     VIEW_WORDS = 8 + VIEW_RANGES * VIEW_RANGE_WORDS,
     MERGE_WORDS = 4
@@ -52,8 +53,8 @@ enum {
 static inline uint32_t kv_slot(uint32_t block, uint32_t unit) { return block << KV_SLOT_BITS | unit; }
 
 /*
- * Unit slots in blocks. In a block of U units, channel c of KV head h of keys (w = 0) or values (w = 1) of layer l of unit u
- * is element (((l * 2 + w) * kv_heads + h) * U + u) * head_dim + c.
+ * Unit slots in blocks. In a block of U units, channel c of KV head h of keys (w = 0) or values (w = 1) of layer l of
+ * unit u is element (((l * 2 + w) * kv_heads + h) * U + u) * head_dim + c.
  */
 typedef struct kv_pool {
     uint32_t layers, kv_heads, head_dim;
@@ -65,8 +66,8 @@ typedef struct kv_pool {
 } kv_pool;
 
 /*
- * A run of units of one level in a query's view; 8 words of 4 bytes. Unit j of the range (0 <= j < count, oldest first) is in slot
- * table[ring + ((begin + j) & mask)] and at place `place` + j of the view.
+ * A run of units of one level in a query's view; 8 words of 4 bytes. Unit j of the range (0 <= j < count, oldest first)
+ * is in slot table[ring + ((begin + j) & mask)] and at place `place` + j of the view.
  */
 typedef struct view_range {
     uint32_t ring, mask, begin, count, place;
@@ -87,12 +88,12 @@ typedef struct merge_pair {
 } merge_pair;
 
 /*
- * Per-step data, uploaded once a step; offsets in 4-byte words into `data`. A rotation is head_dim / 2 pairs (cos, sin), f32, rounded
- * from doubles; pair i turns the i-th channel pair of the model's RoPE kind.
+ * Per-step data, uploaded once a step; offsets in 4-byte words into `data`. A rotation is head_dim / 2 pairs (cos,
+ * sin), f32, rounded from doubles; pair i turns the i-th channel pair of the model's RoPE kind.
  */
 typedef struct step {
     buffer *data;
-    uint32_t n;         /* tokens */
+    uint32_t n; /* tokens */
     uint32_t n_merges;
     uint32_t max_units; /* most units any query of the step sees */
     size_t tokens;      /* (n) int32 ids */
@@ -113,7 +114,7 @@ typedef enum rope_kind { ROPE_INTERLEAVED, ROPE_HALF } rope_kind;
 typedef struct embed_args {
     const matrix *table; /* (vocab, hidden) */
     const step *step;
-    buffer *x;           /* (n, hidden) */
+    buffer *x; /* (n, hidden) */
 } embed_args;
 
 /* What is done to the input of a linear map before the product. */
@@ -132,10 +133,10 @@ typedef struct linear_args {
     size_t x_offset; /* first element */
     buffer *gain;    /* (cols), INPUT_RMSNORM only */
     float eps;
-    buffer *bias;    /* (rows), or NULL */
+    buffer *bias; /* (rows), or NULL */
     buffer *y;
     size_t y_offset, ldy;
-    bool add;        /* add to what y holds */
+    bool add; /* add to what y holds */
 } linear_args;
 
 /* Rotate each token's keys at their anchors and write keys and values of one layer into the tokens' slots. */
@@ -144,14 +145,14 @@ typedef struct kv_store_args {
     const step *step;
     uint32_t layer;
     rope_kind rope;
-    buffer *qkv;       /* (n, (heads + 2 kv_heads) * head_dim): queries, keys, values */
+    buffer *qkv; /* (n, (heads + 2 kv_heads) * head_dim): queries, keys, values */
     uint32_t heads;
 } kv_store_args;
 
 /*
- * out = softmax(q . K / sqrt(head_dim) + bias) V over each query's view; query head h reads KV head h / (heads / kv_heads); the query is
- * rotated once per range. The view is cut into splits of attention_split(units) places whose partial results are combined by their
- * log-sum-exp, so that the order of all sums depends on `units` alone.
+ * out = softmax(q . K / sqrt(head_dim) + bias) V over each query's view; query head h reads KV head h / (heads /
+ * kv_heads); the query is rotated once per range. The view is cut into splits of attention_split(units) places whose
+ * partial results are combined by their log-sum-exp, so that the order of all sums depends on `units` alone.
  */
 typedef struct attention_args {
     const kv_pool *pool;
@@ -167,8 +168,9 @@ typedef struct attention_args {
 static inline uint32_t attention_split(uint32_t units) { return 64 * ((units + 4095) / 4096); }
 
 /*
- * Inputs of the merge MLP: row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] for merge m, layer l, keys (w = 0, rotation undone,
- * channels in half-split order whatever the model's RoPE kind) or values (w = 1, as stored), KV head h.
+ * Inputs of the merge MLP: row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] for merge m, layer l, keys (w
+ * = 0, rotation undone, channels in half-split order whatever the model's RoPE kind) or values (w = 1, as stored), KV
+ * head h.
  */
 typedef struct merge_gather_args {
     const kv_pool *pool;
@@ -196,8 +198,8 @@ typedef enum merge_mode {
 } merge_mode;
 
 /*
- * Apply the step's merges to all layers: undo the keys' rotations, merge, rotate at the result's anchor, write the unit into slot `out`
- * (which may be a or b). Rows and channel order as in merge_gather_args.
+ * Apply the step's merges to all layers: undo the keys' rotations, merge, rotate at the result's anchor, write the unit
+ * into slot `out` (which may be a or b). Rows and channel order as in merge_gather_args.
  */
 typedef struct merge_apply_args {
     kv_pool *pool;
@@ -212,7 +214,8 @@ struct ops {
     /* Waits for what runs, then releases the back end. Everything made on it must have been freed. */
     void (*close)(backend *);
 
-    /* DCM_ERR_MEMORY where the device, its largest allocation or max_memory does not allow it, with the bytes asked for. Contents are not set. */
+    /* DCM_ERR_MEMORY where the device, its largest allocation or max_memory does not allow it, with the bytes asked
+     * for. Contents are not set. */
     dcm_status (*buffer_new)(backend *, size_t bytes, mem_category, buffer **);
     void (*buffer_free)(buffer **);
     /* In order with the ops; `data` may be reused on return. */

@@ -13,9 +13,9 @@ struct dcm_session {
     cache cache;
     merge_model merge; /* name NULL for full and window */
     activations act;
-    uint32_t chunk;    /* most tokens of a step */
+    uint32_t chunk; /* most tokens of a step */
     uint64_t tokens;
-    bool failed;       /* the cache's state is not known: only closing and counting are left */
+    bool failed; /* the cache's state is not known: only closing and counting are left */
 };
 
 static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
@@ -23,12 +23,14 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
     const char *what = params->merge;
     if (!what || !strcmp(what, "auto")) {
         what = "newer";
-        dcm_log(DCM_LOG_WARN, "no trained merge weights for this model: the newer unit of a pair is kept (--merge newer)");
+        dcm_log(DCM_LOG_WARN,
+                "no trained merge weights for this model: the newer unit of a pair is kept (--merge newer)");
     }
     return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
 }
 
-/* Tokens of a step: as asked for, or what suits the device; dcm does all merges of a step before its attention, so at most L. */
+/* Tokens of a step: as asked for, or what suits the device; dcm does all merges of a step before its attention, so at
+ * most L. */
 static uint32_t chunk_of(const dcm_cache_params *params, const backend *ops)
 {
     const bool dcm = params->kind == DCM_CACHE_DCM;
@@ -113,7 +115,8 @@ static dcm_status feed(dcm_session *s, const int32_t *tokens, size_t count, want
         return dcm_fail(DCM_ERR_USAGE, "the session failed before and can only be closed");
     for (size_t i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
-            return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i], vocab);
+            return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i],
+                            vocab);
     for (size_t at = 0, n; at < count; at += n) {
         n = count - at < s->chunk ? count - at : s->chunk;
         const wanted now = want == LOGITS_LAST && at + n < count ? LOGITS_NONE : want;

@@ -1,6 +1,7 @@
 /*
- * The cache's bookkeeping against a direct simulation: a list of units in the order of their places, merged by the schedule, each known by the
- * tokens it covers. What a step uploads (slots, merges, views, rotations) must name exactly those units.
+ * The cache's bookkeeping against a direct simulation: a list of units in the order of their places, merged by the
+ * schedule, each known by the tokens it covers. What a step uploads (slots, merges, views, rotations) must name exactly
+ * those units.
  */
 #include "cache/cache.h"
 #include "cache/view.h"
@@ -115,7 +116,10 @@ static void check_rotation(const float *r, uint64_t angle)
 }
 
 /* Anchor of a unit by the tokens it covers: its index among its level's nodes, counted from the sinks. */
-static uint64_t anchor(unit u, uint32_t sinks) { return u.first < sinks ? u.first : (u.first - sinks) / u.tokens + sinks; }
+static uint64_t anchor(unit u, uint32_t sinks)
+{
+    return u.first < sinks ? u.first : (u.first - sinks) / u.tokens + sinks;
+}
 
 static void check_view(const cache *c, device *d, const history *h, uint32_t i, uint32_t sinks, float log_r)
 {
@@ -132,8 +136,7 @@ static void check_view(const cache *c, device *d, const history *h, uint32_t i, 
             assert_int_equal(got.first, want.first);
             assert_int_equal(got.tokens, want.tokens);
             assert_true(fabs(range->bias - log_r * log((double)want.tokens)) < 1e-6);
-            const float *rot = (const float *)c->words + c->step.query_rot +
-                               ((size_t)i * VIEW_RANGES + r) * 2 * PAIRS;
+            const float *rot = (const float *)c->words + c->step.query_rot + ((size_t)i * VIEW_RANGES + r) * 2 * PAIRS;
             if (j == 0 || j + 1 == range->count) /* query turn minus key turn is the distance of places */
                 check_rotation(rot, h->count - 1 - place + anchor(want, sinks));
         }
@@ -233,9 +236,18 @@ static void params_are_checked(void **state)
 {
     (void)state;
     const dcm_cache_params bad[] = {
-        {.group = 3}, {.group = 8192}, {.group = 1}, {.sinks = -2}, {.window = 9}, {.log_r = NAN}, {.kind = 7},
-        {.kv = 5}, {.kind = DCM_CACHE_FULL, .group = 4}, {.kind = DCM_CACHE_FULL, .sinks = 4},
-        {.kind = DCM_CACHE_WINDOW}, {.kind = DCM_CACHE_WINDOW, .window = 4},
+        {.group = 3},
+        {.group = 8192},
+        {.group = 1},
+        {.sinks = -2},
+        {.window = 9},
+        {.log_r = NAN},
+        {.kind = 7},
+        {.kv = 5},
+        {.kind = DCM_CACHE_FULL, .group = 4},
+        {.kind = DCM_CACHE_FULL, .sinks = 4},
+        {.kind = DCM_CACHE_WINDOW},
+        {.kind = DCM_CACHE_WINDOW, .window = 4},
         {.kind = DCM_CACHE_WINDOW, .window = 9, .merge = "mean"},
     };
     dcm_cache_params out;
