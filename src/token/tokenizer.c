@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "token/bpe.h"
 #include "token/chat.h"
+#include "token/cut.h"
 #include "token/split.h"
 #include "token/spm.h"
 
@@ -15,6 +16,7 @@ struct dcm_tokenizer {
     split *split; /* NULL for SentencePiece */
     bpe bpe;
     spm spm;
+    cut_rule cut;
     bool space_prefix; /* SentencePiece: a space goes before each text at the start and behind a special token */
     int32_t bos, eos, eot, unknown; /* -1: none */
     bool add_bos;
@@ -109,6 +111,8 @@ static dcm_status open_model(dcm_tokenizer *t, const gguf *file)
     } else {
         DCM_TRY(status, fail, bpe_open(&t->bpe, &t->v, file, facts.whole_words));
     }
+    if (!sentencepiece || t->spm.split_at_spaces)
+        cut_open(&t->cut, &t->v, !sentencepiece);
     DCM_TRY(status, fail, mark_ends(t));
 fail:
     return status;
@@ -215,13 +219,13 @@ static dcm_status encode_word(void *context, const char *word, size_t size)
     return name_byte(e, status, e->bpe.lacking);
 }
 
-/* A part of the text without special tokens. */
-static dcm_status encode_part(encoder *e, const char *part, size_t size)
+/* A part of the text without special tokens; `prefix`: where the model puts a space before it, do so. */
+static dcm_status encode_part(encoder *e, const char *part, size_t size, bool prefix)
 {
     dcm_status status;
     if (e->t->split)
         return split_text(e->t->split, part, size, encode_word, e);
-    if (!e->t->space_prefix) {
+    if (!e->t->space_prefix || !prefix) {
         status = spm_encode(&e->t->spm, &e->t->v, part, size, &e->spm, &e->ids);
         return name_byte(e, status, e->spm.lacking);
     }
@@ -249,7 +253,8 @@ static dcm_status encode(encoder *e, size_t size, unsigned flags)
         while (end < size && (id = vocab_special_at(v, e->text + end, size - end, flags & DCM_TOKENIZE_SPECIAL)) < 0)
             end++;
         if (end > start)
-            DCM_TRY(status, fail, encode_part(e, e->text + start, end - start));
+            DCM_TRY(status, fail,
+                    encode_part(e, e->text + start, end - start, start > 0 || !(flags & DCM_TOKENIZE_REST)));
         start = end;
         if (id >= 0) {
             DCM_TRY(status, fail, ids_reserve(&e->ids, 1));
@@ -266,7 +271,7 @@ dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t
 {
     *ids = NULL;
     *count = 0;
-    if (flags & ~(unsigned)(DCM_TOKENIZE_BOS | DCM_TOKENIZE_SPECIAL | DCM_TOKENIZE_LOSSY))
+    if (flags & ~(unsigned)(DCM_TOKENIZE_BOS | DCM_TOKENIZE_SPECIAL | DCM_TOKENIZE_LOSSY | DCM_TOKENIZE_REST))
         return dcm_fail(DCM_ERR_USAGE, "tokenize: flags 0x%x are not known", flags);
     if (len >= INT32_MAX)
         return dcm_fail(DCM_ERR_USAGE, "tokenize: a text of %zu bytes; at most %d at once", len, INT32_MAX - 1);
@@ -283,6 +288,11 @@ dcm_status dcm_tokenize(const dcm_tokenizer *tokenizer, const char *text, size_t
     bpe_work_free(&e.bpe);
     spm_work_free(&e.spm);
     return status;
+}
+
+size_t dcm_tokenize_cut(const dcm_tokenizer *tokenizer, const char *text, size_t len)
+{
+    return cut_last(&tokenizer->cut, text, len);
 }
 
 dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool special, const char **text, size_t *len)
