@@ -45,7 +45,7 @@ void cut_open(cut_rule *rule, const vocab *v, bool words)
             rule->lines = rule->lines && (text[i - 1] != '\n' || text[i] == '\n');
         }
         /* Behind a special token SentencePiece begins anew. */
-        rule->not [(unsigned char)text[size - 1]] |= !words;
+        rule->shut[(unsigned char)text[size - 1]] |= !words;
     }
 }
 
@@ -58,7 +58,7 @@ static bool is_place(const cut_rule *rule, const char *text, size_t size, size_t
         return false;
     const size_t before = space ? at : at - 1;
     const char last = text[before - 1];
-    if (!is_visible(last) || rule->not [(unsigned char) last] || ends_in_space(text, before))
+    if (!is_visible(last) || rule->shut[(unsigned char)last] || ends_in_space(text, before))
         return false;
     return space || (unsigned char)text[at] < 0x80 ||
            (size - at >= SPACE_MAX && !starts_with_space(text + at, size - at));

@@ -7,7 +7,7 @@
 typedef struct cut_rule {
     bool spaces;    /* before a space behind anything but white space */
     bool lines;     /* behind a line feed that stands alone */
-    bool not [256]; /* no cut behind this byte */
+    bool shut[256]; /* no cut behind this byte */
 } cut_rule;
 
 /* The rule of a vocabulary: of a pre-tokenizer's words where `words`, else of SentencePiece's merges. */

@@ -6,6 +6,7 @@
 #include <dcm/tokenizer.h>
 
 #include "base/rng.h"
+#include "token/cut.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -260,19 +261,42 @@ static void test_places(void **state)
     cut_is(gpt2, "one\n\ntwo", 0);
     cut_is(gpt2, "\u4e2d\n\u6587.", 4);
     cut_is(gpt2, "one\u3000 two", 0);
+    cut_is(gpt2, "one\n\u3000\u3000two", 0);
     cut_is(llama, "one two\nthree", 3);
     cut_is(llama, "<s>one</s> two", 0);
     dcm_tokenizer_close(&gpt2);
     dcm_tokenizer_close(&llama);
 }
 
+static size_t cut_with_special(const char *special, bool words, const char *text)
+{
+    size_t start[] = {0, strlen(special)};
+    uint8_t type[] = {TOKEN_USER};
+    char bytes[64];
+    const vocab v = {.count = 1, .bytes = strcpy(bytes, special), .start = start, .type = type};
+    cut_rule rule;
+    cut_open(&rule, &v, words);
+    return cut_last(&rule, text, strlen(text));
+}
+
+/* No cut through a special token, nor behind one where a SentencePiece vocabulary begins anew. */
+static void test_special(void **state)
+{
+    (void)state;
+    assert_int_equal(cut_with_special("<x>", true, "one\ntwo three"), 7);
+    assert_int_equal(cut_with_special("<x y>", true, "one\ntwo three"), 4);
+    assert_int_equal(cut_with_special("\nt", true, "one\ntwo"), 0);
+    assert_int_equal(cut_with_special("\n\n", true, "one\ntwo"), 4);
+    assert_int_equal(cut_with_special("  ", true, "one  two"), 3);
+    assert_int_equal(cut_with_special("<x>", true, "one <x> two"), 7);
+    assert_int_equal(cut_with_special("<x>", false, "one <x> two"), 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places),
-        cmocka_unit_test(test_goldens),
-        cmocka_unit_test(test_random),
-        cmocka_unit_test(test_smollm),
+        cmocka_unit_test(test_places), cmocka_unit_test(test_special), cmocka_unit_test(test_goldens),
+        cmocka_unit_test(test_random), cmocka_unit_test(test_smollm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
