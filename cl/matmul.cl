@@ -117,3 +117,82 @@ matmul_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, u
         }
     }
 }
+
+/* ---- Group: a work-group of SIDE x SIDE for BLOCK_ROWS rows and as many tokens, 4 x 4 outputs an item ---- */
+
+#define SIDE 16
+#define BLOCK_ROWS (4 * SIDE)
+#define DEPTH 32               /* columns in local memory at a time */
+#define PITCH (BLOCK_ROWS + 4) /* of its rows, so that float4 stay aligned */
+
+/* Group t: token t's x / sqrt(mean(x^2) + eps) * gain into out (n, cols). */
+__kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void
+matmul_normalise(uint cols, __global const float *x, ulong x_offset, __global const float *gain, float eps, __global float *out)
+{
+    __local float squares[SIDE * SIDE];
+    const uint item = get_local_id(0);
+    const size_t token = get_group_id(0);
+    float sum = 0;
+    x += x_offset + token * cols;
+    for (uint k = item; k < cols; k += SIDE * SIDE)
+        sum = fma(x[k], x[k], sum);
+    squares[item] = sum;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (uint half_size = SIDE * SIDE / 2; half_size > 0; half_size /= 2) {
+        if (item < half_size)
+            squares[item] += squares[item + half_size];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    const float scale = 1.0f / sqrt(squares[0] / cols + eps);
+    for (uint k = item; k < cols; k += SIDE * SIDE)
+        out[token * cols + k] = x[k] * scale * gain[k];
+}
+
+/*
+ * Group (i, j): rows BLOCK_ROWS i .. of one part of the matrix (tile0: its first tile), tokens BLOCK_ROWS j .. of x (n, cols), which is prepared.
+ * Value (column k, row or token r) of the two factors stands at k * PITCH + r in local memory.
+ */
+__kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void
+matmul_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint n,
+             __global const float *x, ulong x_offset, __global const float *bias, __global float *y, ulong y_offset, ulong ldy,
+             uint flags)
+{
+    __local float ws[DEPTH * PITCH], xs[DEPTH * PITCH];
+    const uint i = get_local_id(0), j = get_local_id(1), item = j * SIDE + i;
+    const uint first_tile = get_group_id(0) * (BLOCK_ROWS / TILE), first_token = get_group_id(1) * BLOCK_ROWS;
+    const uint w_row = item % BLOCK_ROWS, w_tile = first_tile + w_row / TILE, x_col = item % DEPTH;
+    __global const uchar *tile = w + (size_t)min(w_tile, tiles - 1) * tile_bytes;
+    float4 sum[4] = {0, 0, 0, 0}; /* of token 4 j + t: 4 rows */
+    for (uint k0 = 0; k0 < cols; k0 += DEPTH) {
+        for (uint k = item / BLOCK_ROWS; k < DEPTH; k += SIDE * SIDE / BLOCK_ROWS)
+            ws[k * PITCH + w_row] = k0 + k < cols && w_tile < tiles ? element(tile, w_row % TILE, k0 + k) : 0.0f;
+        for (uint t = item / DEPTH; t < BLOCK_ROWS; t += SIDE * SIDE / DEPTH)
+            xs[x_col * PITCH + t] =
+                k0 + x_col < cols && first_token + t < n ? x[x_offset + (size_t)(first_token + t) * cols + k0 + x_col] : 0.0f;
+        barrier(CLK_LOCAL_MEM_FENCE);
+        for (uint k = 0; k < DEPTH; k++) {
+            const float4 a = vload4(i, ws + k * PITCH), b = vload4(j, xs + k * PITCH);
+            sum[0] = fma(a, (float4)(b.x), sum[0]);
+            sum[1] = fma(a, (float4)(b.y), sum[1]);
+            sum[2] = fma(a, (float4)(b.z), sum[2]);
+            sum[3] = fma(a, (float4)(b.w), sum[3]);
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    for (uint t = 0; t < 4; t++) {
+        const uint token = first_token + 4 * j + t;
+        const float part[4] = {sum[t].x, sum[t].y, sum[t].z, sum[t].w};
+        for (uint r = 0; r < 4; r++) {
+            const size_t row = (size_t)(tile0 + first_tile) * TILE + 4 * i + r;
+            if (token >= n || row >= rows || first_tile + (4 * i + r) / TILE >= tiles)
+                continue;
+            __global float *to = y + y_offset + token * ldy + row;
+            float v = part[r];
+            if (flags & FLAG_BIAS)
+                v += bias[row];
+            if (flags & FLAG_ADD)
+                v += *to;
+            *to = v;
+        }
+    }
+}

@@ -84,6 +84,38 @@ float16 column16(__global const uchar *tile, size_t col)
 }
 #endif
 
+/* One element, in the arithmetic of the file format's definition. */
+float element(__global const uchar *tile, uint row, uint col)
+{
+#if TYPE == TYPE_F32
+    return ((__global const float *)tile)[(size_t)col * TILE + row];
+#elif TYPE == TYPE_F16
+    return vload_half((size_t)col * TILE + row, (__global const half *)tile);
+#elif TYPE == TYPE_BF16
+    return as_float((uint)((__global const ushort *)tile)[(size_t)col * TILE + row] << 16);
+#else
+    __global const uchar *p = block_at(tile, col / BLOCK);
+    const uint k = col % BLOCK;
+#if BITS == 4
+    const int q = p[BLOCK_HEAD + (k % 16) * TILE + row] >> (k / 16 * 4) & 15;
+#else
+    const int q = ((__global const char *)p)[BLOCK_HEAD + k * TILE + row];
+#endif
+#if TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K
+    __global const half *s = (__global const half *)super_at(tile, col / BLOCK);
+    return vload_half(row, s) * p[row] * q - vload_half(TILE + row, s) * p[TILE + row];
+#elif TYPE == TYPE_Q6_K
+    return vload_half(row, (__global const half *)super_at(tile, col / BLOCK)) * ((__global const char *)p)[row] * q;
+#elif TYPE == TYPE_Q4_1
+    return vload_half(row, (__global const half *)p) * q + vload_half(TILE + row, (__global const half *)p);
+#elif TYPE == TYPE_Q4_0
+    return vload_half(row, (__global const half *)p) * (q - 8);
+#else
+    return vload_half(row, (__global const half *)p) * q;
+#endif
+#endif
+}
+
 /* ---- Inputs and outputs ---- */
 
 float sum16(float16 v)

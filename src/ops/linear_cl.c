@@ -124,7 +124,7 @@ static dcm_status linear_group(backend *b, const linear_args *args)
 
 dcm_status cl_linear(backend *b, const linear_args *args)
 {
-    if (clop_wide(b) && args->n >= MATMUL_TOKENS)
+    if (matmul_pays(b, args))
         return cl_matmul(b, args);
     return clop_wide(b) ? linear_wide(b, args) : linear_group(b, args);
 }

@@ -3,9 +3,13 @@
 #include <stdio.h>
 
 enum {
+    TOKENS_WIDE = 4, /* from so many tokens on it pays to unpack the weights once for all */
+    TOKENS_GROUP = 16,
     ITEMS_PER_UNIT = 4, /* as in linear_cl.c */
     PANEL_WIDE = 12,    /* tokens of a panel on CPUs with vectors of 16 floats: 24 sums in 32 registers */
-    PANEL_NARROW = 4
+    PANEL_NARROW = 4,
+    SIDE = 16, /* as in cl/matmul.cl: a group is SIDE x SIDE items for 4 SIDE rows and tokens */
+    BLOCK = 4 * SIDE
 };
 
 /* What both kernels need beside the matrix. */
@@ -14,7 +18,7 @@ typedef struct matmul {
     cl_uint n, cols, rows, input, flags;
     cl_float eps;
     cl_ulong tile_bytes, x_offset, ldx, y_offset, ldy;
-    uint32_t panel;      /* tokens of a panel */
+    uint32_t panel; /* tokens of a panel */
     size_t panels;
     const buffer *x, *gain, *bias, *y; /* absent ones stand for by x */
     buffer *panel_data;
@@ -45,7 +49,7 @@ static matmul matmul_of(backend *b, const linear_args *args)
 }
 
 /* All tokens' inputs, transformed, into panels. */
-static dcm_status prepare(backend *b, matmul *p)
+static dcm_status prepare_wide(backend *b, matmul *p)
 {
     static const size_t local[] = {1};
     buffer *rows;
@@ -55,9 +59,9 @@ static dcm_status prepare(backend *b, matmul *p)
     DCM_TRY(status, fail,
             clop_scratch(b, CLOP_SCRATCH_PANELS, p->panels * p->panel * p->cols * sizeof(float), &p->panel_data));
     DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p->options, "matmul_prepare", &kernel));
-    const clop_arg a[] = {CLOP_VAR(p->n),    CLOP_VAR(p->cols), CLOP_VAR(p->input), CLOP_MEM(p->x),
-                          CLOP_VAR(p->x_offset), CLOP_VAR(p->ldx), CLOP_MEM(p->gain), CLOP_VAR(p->eps),
-                          CLOP_MEM(rows),    CLOP_MEM(p->panel_data)};
+    const clop_arg a[] = {CLOP_VAR(p->n),        CLOP_VAR(p->cols),      CLOP_VAR(p->input), CLOP_MEM(p->x),
+                          CLOP_VAR(p->x_offset), CLOP_VAR(p->ldx),       CLOP_MEM(p->gain),  CLOP_VAR(p->eps),
+                          CLOP_MEM(rows),        CLOP_MEM(p->panel_data)};
     return clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, &p->panels, local);
 fail:
     return status;
@@ -74,14 +78,14 @@ static void shares(backend *b, const matmul *p, uint32_t tiles, size_t *global)
         global[1] = p->panels;
 }
 
-dcm_status cl_matmul(backend *b, const linear_args *args)
+static dcm_status matmul_wide(backend *b, const linear_args *args)
 {
     static const size_t local[] = {1, 1};
     const matrix_cl *m = matrix_cl_of(args->w);
     matmul p = matmul_of(b, args);
     cl_kernel kernel;
     dcm_status status;
-    DCM_TRY(status, fail, prepare(b, &p));
+    DCM_TRY(status, fail, prepare_wide(b, &p));
     DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p.options, "matmul_wide", &kernel));
     for (uint32_t i = 0; i < m->n_parts; i++) {
         const matrix_part *part = &m->part[i];
@@ -90,13 +94,80 @@ dcm_status cl_matmul(backend *b, const linear_args *args)
         shares(b, &p, part->tiles, global);
         DCM_TRY(status, fail,
                 clop_scratch(b, CLOP_SCRATCH_UNPACKED, global[0] * global[1] * 32 * p.cols * sizeof(float), &unpacked));
-        const clop_arg a[] = {CLOP_MEM(part->data), CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(part->tiles),
-                              CLOP_VAR(p.cols),     CLOP_VAR(p.rows),       CLOP_VAR(p.n),         CLOP_MEM(p.panel_data),
-                              CLOP_MEM(unpacked),   CLOP_MEM(p.bias),       CLOP_MEM(p.y),         CLOP_VAR(p.y_offset),
-                              CLOP_VAR(p.ldy),      CLOP_VAR(p.flags)};
+        const clop_arg a[] = {CLOP_MEM(part->data),  CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0),
+                              CLOP_VAR(part->tiles), CLOP_VAR(p.cols),       CLOP_VAR(p.rows),
+                              CLOP_VAR(p.n),         CLOP_MEM(p.panel_data), CLOP_MEM(unpacked),
+                              CLOP_MEM(p.bias),      CLOP_MEM(p.y),          CLOP_VAR(p.y_offset),
+                              CLOP_VAR(p.ldy),       CLOP_VAR(p.flags)};
         DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
     }
     return DCM_OK;
 fail:
     return status;
+}
+
+/* All tokens' inputs, transformed, into scratch as (n, cols); plain ones are taken where they are. */
+static dcm_status prepare_group(backend *b, const linear_args *args, matmul *p)
+{
+    buffer *scratch;
+    cl_kernel kernel;
+    dcm_status status = DCM_OK;
+    if (args->input == INPUT_PLAIN)
+        return status;
+    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_PANELS, (size_t)p->n * p->cols * sizeof(float), &scratch));
+    if (args->input == INPUT_SWIGLU) {
+        const size_t group = matrix_group_size(b), local[] = {group, 1};
+        const size_t global[] = {(p->cols + group - 1) / group * group, p->n};
+        const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x), CLOP_VAR(p->x_offset), CLOP_MEM(scratch)};
+        DCM_TRY(status, fail,
+                clop_kernel(b, "weights+linear", matrix_cl_of(args->w)->options, "linear_swiglu", &kernel));
+        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
+    } else {
+        const size_t local[] = {SIDE * SIDE}, global[] = {p->n * local[0]};
+        const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x),   CLOP_VAR(p->x_offset),
+                              CLOP_MEM(p->gain), CLOP_VAR(p->eps), CLOP_MEM(scratch)};
+        DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p->options, "matmul_normalise", &kernel));
+        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, global, local));
+    }
+    p->x = scratch;
+    p->x_offset = 0;
+fail:
+    return status;
+}
+
+static dcm_status matmul_group(backend *b, const linear_args *args)
+{
+    static const size_t local[] = {SIDE, SIDE};
+    const matrix_cl *m = matrix_cl_of(args->w);
+    matmul p = matmul_of(b, args);
+    cl_kernel kernel;
+    dcm_status status;
+    DCM_TRY(status, fail, prepare_group(b, args, &p));
+    DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p.options, "matmul_group", &kernel));
+    for (uint32_t i = 0; i < m->n_parts; i++) {
+        const matrix_part *part = &m->part[i];
+        const size_t blocks = ((size_t)part->tiles * MATRIX_TILE + BLOCK - 1) / BLOCK;
+        const size_t global[] = {blocks * SIDE, ((size_t)p.n + BLOCK - 1) / BLOCK * SIDE};
+        const clop_arg a[] = {CLOP_MEM(part->data),  CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0),
+                              CLOP_VAR(part->tiles), CLOP_VAR(p.cols),       CLOP_VAR(p.rows),
+                              CLOP_VAR(p.n),         CLOP_MEM(p.x),          CLOP_VAR(p.x_offset),
+                              CLOP_MEM(p.bias),      CLOP_MEM(p.y),          CLOP_VAR(p.y_offset),
+                              CLOP_VAR(p.ldy),       CLOP_VAR(p.flags)};
+        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
+    }
+    return DCM_OK;
+fail:
+    return status;
+}
+
+bool matmul_pays(const backend *b, const linear_args *args)
+{
+    if (clop_wide(b))
+        return args->n >= TOKENS_WIDE;
+    return args->n >= TOKENS_GROUP && clop_device((backend *)b)->limits.max_work_group >= SIDE * SIDE;
+}
+
+dcm_status cl_matmul(backend *b, const linear_args *args)
+{
+    return clop_wide(b) ? matmul_wide(b, args) : matmul_group(b, args);
 }

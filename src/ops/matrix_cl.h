@@ -43,10 +43,8 @@ size_t matrix_work_floats(const matrix *m);
 /* True where the type's product needs the sums of x over the blocks. */
 bool matrix_has_min(quant_type type);
 
-/* From how many tokens on a product unpacks the weights once for all of them. */
-enum { MATMUL_TOKENS = 4 };
-
-/* cl_linear for that many tokens. */
+/* cl_linear with the weights unpacked once for all tokens, and whether that is the faster way. */
+bool matmul_pays(const backend *b, const linear_args *args);
 dcm_status cl_matmul(backend *b, const linear_args *args);
 
 /* Work-items of a group of the family's group kernels: options define GROUP as this. */

@@ -114,7 +114,7 @@ static void one(ck *c, const linear_case *shape)
 void check_linear(ck *c)
 {
     static const uint32_t rows[] = {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 129, 257},
-                          n[] = {2, 3, 4, 5, 11, 12, 13, 24, 25, 64};
+                          n[] = {2, 3, 4, 5, 11, 12, 13, 15, 16, 17, 25, 63, 64, 65};
     static const uint32_t odd[] = {1, 2, 3, 15, 17, 31, 33, 63, 65, 129, 255, 257, 577};
     for (int i = 0; i < FX_TYPES; i++) {
         const quant_type type = fx_types[i];
@@ -132,10 +132,10 @@ void check_linear(ck *c)
             one(c, &(linear_case){type, 66, some, n[k], (linear_input)(k % 3), FX_NORMAL, .bias = k % 2,
                                   .add = k % 3 == 1});
         for (size_t k = 0; k < sizeof rows / sizeof *rows; k += 3)
-            one(c, &(linear_case){type, rows[k], some, 5, INPUT_RMSNORM, FX_NORMAL, .bias = k % 2, .add = k % 3 == 1});
+            one(c, &(linear_case){type, rows[k], some, 19, INPUT_RMSNORM, FX_NORMAL, .bias = k % 2, .add = k % 3 == 1});
         one(c, &(linear_case){type, 576, items == 256 ? 1536 : 576, 1, INPUT_RMSNORM, FX_NORMAL});
         one(c, &(linear_case){type, 576, 1536, 1, INPUT_SWIGLU, FX_NORMAL, .add = true});
         for (size_t k = 0; items == 1 && k < sizeof odd / sizeof *odd; k++)
-            one(c, &(linear_case){type, 13, odd[k], 1 + k % 3, (linear_input)(k % 3), FX_NORMAL});
+            one(c, &(linear_case){type, 13, odd[k], k % 2 ? 1 + k % 3 : 18, (linear_input)(k % 3), FX_NORMAL});
     }
 }
