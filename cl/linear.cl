@@ -164,7 +164,8 @@ group_sum group_dot(__global const uchar *tile, uint cols, __global const float 
         float4 part = 0;
         float total = 0;
 #pragma unroll
-        for (uint k = first; k < (BITS == 4 ? 16 : BLOCK); k += 4) {
+        for (uint i = 0; i < (BITS == 4 ? 4 : BLOCK / 4); i++) {
+            const uint k = first + 4 * i;
             const uint packed = q[k * 4];
             const float v = input_at(x, gain, norm, col + k, &sum.squares);
             total += v;
@@ -201,7 +202,9 @@ group_sum group_dot(__global const uchar *tile, uint cols, __global const float 
 {
     const uint item = get_local_id(0), quad = item & 3;
     group_sum sum = {0, 0};
+#if !PREFETCH /* PoCL's compiler cannot, and says so at every build */
 #pragma unroll 4
+#endif
     for (uint k = item >> 2; k < cols; k += GROUP / 4) {
         const float v = input_at(x, gain, norm, k, &sum.squares);
         sum.rows = fma(column4(tile, (size_t)k * 4 + quad), (float4)(v), sum.rows);
