@@ -103,6 +103,18 @@ static bool feed_and_compare(dcm_session *session, size_t vocab, const int32_t *
     return ok || golden_fail("feeding failed: %s", dcm_error());
 }
 
+/* All tokens by dcm_session_feed_each, in steps of the session's own choosing. */
+static bool feed_each_and_compare(dcm_session *session, size_t vocab, const int32_t *ids, const double *expected,
+                                  size_t tokens, difference *d)
+{
+    float *logits = malloc((tokens - 1) * vocab * sizeof *logits);
+    const bool ok = logits && dcm_session_feed_each(session, ids, tokens - 1, logits) == DCM_OK;
+    for (size_t i = 0; ok && i + 1 < tokens; i++)
+        difference_add(d, log_prob(logits + i * vocab, vocab, ids[i + 1]), expected[i], i + 1);
+    free(logits);
+    return ok || golden_fail("feeding failed: %s", dcm_error());
+}
+
 bool golden_compare(dcm_model *model, const char *device, const char *folder, const char *prefix, const golden_case *c,
                     dcm_kv_type kv, size_t chunk, golden_bounds bounds, const int32_t *ids)
 {
@@ -116,11 +128,14 @@ bool golden_compare(dcm_model *model, const char *device, const char *folder, co
     dcm_model_get_info(model, &info);
     snprintf(path, sizeof path, "%s/%s%s.csv", folder, prefix, c->name);
     snprintf(label, sizeof label, "%s %s%s %s by %zu", device, prefix, c->name, golden_kv_name(kv), chunk);
+    if (!chunk)
+        snprintf(label, sizeof label, "%s %s%s %s in steps", device, prefix, c->name, golden_kv_name(kv));
     if (!read_expected(path, ids, c->tokens, expected))
         return false;
     if (dcm_session_open(&session, model, &params) != DCM_OK)
         return golden_fail("%s: %s", label, dcm_error());
-    const bool fed = feed_and_compare(session, info.vocab, ids, expected, c->tokens, chunk, &d);
+    const bool fed = chunk ? feed_and_compare(session, info.vocab, ids, expected, c->tokens, chunk, &d)
+                           : feed_each_and_compare(session, info.vocab, ids, expected, c->tokens, &d);
     dcm_session_close(&session);
     if (!fed || !d.count)
         return golden_fail("%s: nothing compared", label);

@@ -258,6 +258,35 @@ static void params_are_checked(void **state)
     assert_int_equal(out.sinks, 4);
 }
 
+/* No block passes the device's largest allocation, even where an eighth of the cache would. */
+static void blocks_fit_the_device(void **state)
+{
+    (void)state;
+    const size_t whole = ref->max_alloc;
+    ref->max_alloc = 70 * unit_bytes(shape.layers, shape.kv_heads, shape.head_dim, KV_F16);
+    cache c;
+    const int32_t ids[64] = {0};
+    open_cache(&c, &(dcm_cache_params){.kind = DCM_CACHE_FULL});
+    for (int i = 0; i < 60; i++) {
+        assert_int_equal(cache_step_begin(&c, ids, 64), DCM_OK);
+        cache_step_done(&c);
+    }
+    for (uint32_t b = 0; b < c.slots.pool.n_blocks; b++)
+        assert_in_range(c.slots.pool.block_units[b], 64, 70);
+    /* The most blocks a pool can have: a word of what to do, and the counters still hold. */
+    dcm_status status = DCM_OK;
+    while (status == DCM_OK)
+        status = cache_step_begin(&c, ids, 64), cache_step_done(&c);
+    assert_int_equal(status, DCM_ERR_MEMORY);
+    assert_non_null(strstr(dcm_error(), "64 blocks"));
+    cache_close(&c);
+    ref->max_alloc = 1;
+    open_cache(&c, &(dcm_cache_params){.kind = DCM_CACHE_FULL});
+    assert_int_equal(cache_step_begin(&c, ids, 1), DCM_ERR_MEMORY);
+    cache_close(&c);
+    ref->max_alloc = whole;
+}
+
 /* Each allocation fails in turn: a memory error, nothing leaked (teardown counts), and the cache closes. */
 static void allocations_fail(void **state)
 {
@@ -285,6 +314,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dcm_token_by_token), cmocka_unit_test(dcm_in_chunks),    cmocka_unit_test(full_and_window),
         cmocka_unit_test(params_are_checked), cmocka_unit_test(allocations_fail),
+        cmocka_unit_test(blocks_fit_the_device),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
