@@ -49,6 +49,16 @@ DCM_API void dcm_device_close(dcm_device **device);
 
 DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info);
 
+/*
+ * Measure how fast an opened device reads its memory, in GB (10^9 bytes) a second: the best of several sums over a
+ * buffer larger than the caches, up to 1 GiB beside what the device holds. The reference: 0, nothing is measured.
+ * Nothing else should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ */
+DCM_API dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s);
+
+/* Let dcm_session_stats.peak_bytes count from what the device holds now. */
+DCM_API void dcm_device_reset_peak(dcm_device *device);
+
 /* One OpenCL device of this machine, as its driver describes it. */
 typedef struct dcm_device_entry {
     unsigned platform_index, device_index; /* "P.D" in dcm_device_params.name */

@@ -25,6 +25,8 @@ typedef struct dcm_model_info {
     uint32_t context;    /* positions the model was trained on */
     uint64_t digest;     /* of the model's facts and tensor directory: names the model a merge file belongs to */
     size_t weight_bytes; /* bytes the weights take on the device */
+    size_t step_bytes;   /* of them read for one token: all but an embedding that is not the output matrix too */
+    bool tied;           /* the output matrix is the embedding */
 } dcm_model_info;
 
 /*
@@ -44,6 +46,18 @@ DCM_API void dcm_model_get_info(const dcm_model *model, dcm_model_info *info);
  * static, `name` is "", `weight_bytes` the size in the file. Errors as dcm_model_open.
  */
 DCM_API dcm_status dcm_model_info_read(const char *path, dcm_model_info *info);
+
+/* How a synthetic model's matrices are stored. */
+typedef enum dcm_weights { DCM_WEIGHTS_F16, DCM_WEIGHTS_Q8_0, DCM_WEIGHTS_Q4_1 } dcm_weights;
+
+/*
+ * A model of random weights, for measuring: no file, no tokenizer, no sense in what it says; the same weights every
+ * time. Of `shape` these count: layers, hidden, heads, kv_heads, ffn, vocab, tied and, where it is not 0, name; arch is
+ * "llama", head_dim hidden / heads. Host memory while it is made: the largest matrix. Errors: DCM_ERR_USAGE (a shape
+ * that no model can have), DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ */
+DCM_API dcm_status dcm_model_synthetic(dcm_model **model, dcm_device *device, const dcm_model_info *shape,
+                                       dcm_weights weights);
 
 #ifdef __cplusplus
 }

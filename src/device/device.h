@@ -105,6 +105,9 @@ typedef struct cldev_probe {
     size_t largest_alloc; /* largest buffer that could be written and read back, at places spread over it */
 } cldev_probe;
 
+/* The first of them alone. DCM_ERR_DEVICE where a sum that was timed is wrong. */
+dcm_status cldev_measure_read(cldev *device, double *gb_s);
+
 /* Nothing else should run meanwhile. DCM_ERR_DEVICE where a sum that was timed is wrong. */
 dcm_status cldev_measure(cldev *device, cldev_probe *probe);
 

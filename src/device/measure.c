@@ -72,7 +72,7 @@ fail:
     return status;
 }
 
-static dcm_status measure_read(cldev *device, double *gb_s)
+dcm_status cldev_measure_read(cldev *device, double *gb_s)
 {
     dcm_status status = DCM_OK;
     probe_run run = {0};
@@ -171,7 +171,7 @@ dcm_status cldev_measure(cldev *device, cldev_probe *probe)
 {
     dcm_status status = DCM_OK;
     memset(probe, 0, sizeof *probe);
-    DCM_TRY(status, fail, measure_read(device, &probe->read_gb_s));
+    DCM_TRY(status, fail, cldev_measure_read(device, &probe->read_gb_s));
     DCM_TRY(status, fail, measure_launch(device, &probe->launch_us, &probe->round_trip_us));
     probe->largest_alloc = measure_alloc(device);
 fail:

@@ -250,6 +250,14 @@ fail:
     return status;
 }
 
+void model_count_bytes(dcm_model *model, size_t before)
+{
+    dcm_model_info *m = &model->config.info;
+    m->tied = model->output == model->embedding;
+    m->weight_bytes = model->ops->memory.now[MEM_WEIGHTS] - before;
+    m->step_bytes = m->weight_bytes - (m->tied ? 0 : model->embedding->bytes);
+}
+
 dcm_status dcm_model_open(dcm_model **out, dcm_device *device, const char *path)
 {
     gguf *file = NULL;
@@ -269,7 +277,7 @@ dcm_status dcm_model_open(dcm_model **out, dcm_device *device, const char *path)
     DCM_TRY(status, done, check_tensors(&l, &model->config));
     const size_t before = model->ops->memory.now[MEM_WEIGHTS];
     DCM_TRY(status, done, load_weights(model, &l));
-    model->config.info.weight_bytes = model->ops->memory.now[MEM_WEIGHTS] - before;
+    model_count_bytes(model, before);
 done:
     mem_free(&l.used);
     gguf_close(&file);
@@ -292,6 +300,9 @@ dcm_status dcm_model_info_read(const char *path, dcm_model_info *info)
         info->name = "";
         for (size_t i = 0; i < gguf_tensor_count(file); i++)
             info->weight_bytes += gguf_tensor_at(file, i)->bytes;
+        info->tied = !gguf_find_tensor(file, "output.weight");
+        info->step_bytes =
+            info->weight_bytes - (info->tied ? 0 : gguf_find_tensor(file, "token_embd.weight")->bytes);
     }
     gguf_close(&file);
     return status;

@@ -52,6 +52,9 @@ struct dcm_model {
     model_layer *layer;
 };
 
+/* Set weight_bytes, step_bytes and tied; `before`: the device's weight bytes before this model's were put there. */
+void model_count_bytes(dcm_model *model, size_t before);
+
 /* Activations of a step, f32, made for at most `tokens` tokens. */
 typedef struct activations {
     uint32_t tokens;

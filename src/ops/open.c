@@ -89,3 +89,11 @@ void dcm_device_close(dcm_device **device)
 }
 
 void dcm_device_get_info(const dcm_device *device, dcm_device_info *info) { *info = device->info; }
+
+dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s)
+{
+    *gb_s = 0;
+    return device->cl ? cldev_measure_read(device->cl, gb_s) : DCM_OK;
+}
+
+void dcm_device_reset_peak(dcm_device *device) { device->ops->memory.peak = device->ops->memory.total; }
