@@ -1,13 +1,16 @@
 /*
- * Decode attention over a compressed history: softmax(q . K / sqrt(HEAD_DIM) + bias) V over the ranges of each query's view.
+ * Decode attention over a compressed history: softmax(q . K / sqrt(HEAD_DIM) + bias) V over the ranges of each
+ * query's view.
  *
- * A view is cut into splits of `attention_split(units)` places. attention_wide (one work-item) or attention_group (one work-group)
- * computes one (split, KV head, query) for all GROUP query heads that share the KV head, so that keys and values are read once, and leaves for
- * each query head a partial result of PARTIAL floats: HEAD_DIM sums of p V, the sum of p, the maximum of the scores, p = exp(score - maximum).
- * attention_combine adds the partial results of a query head.
+ * A view is cut into splits of `attention_split(units)` places. attention_wide (one work-item) or attention_group
+ * (one work-group) computes one (split, KV head, query) for all GROUP query heads that share the KV head, so that
+ * keys and values are read once, and leaves for each query head a partial result of PARTIAL floats: HEAD_DIM sums
+ * of p V, the sum of p, the maximum of the scores, p = exp(score - maximum). attention_combine adds the partial
+ * results of a query head.
  *
- * Work goes in tiles of TILE places counted from the start of the split, whatever ranges they fall in: the order of all sums depends on the
- * number of units alone. Contraction is off and fma written where it is wanted, so that each copy the compiler makes of a loop rounds alike.
+ * Work goes in tiles of TILE places counted from the start of the split, whatever ranges they fall in: the order of
+ * all sums depends on the number of units alone. Contraction is off and fma written where it is wanted, so that
+ * each copy the compiler makes of a loop rounds alike.
  */
 #pragma OPENCL FP_CONTRACT OFF
 
@@ -126,7 +129,10 @@ static inline float sum16(float16 x)
     return c.x + c.y;
 }
 
-/* Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on values. */
+/*
+ * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
+ * values.
+ */
 #ifdef __has_builtin
 #if __has_builtin(__builtin_prefetch)
 #define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
@@ -140,7 +146,10 @@ typedef struct tile_rows {
     const __global kv_t *key[TILE], *value[TILE];
 } tile_rows;
 
-/* Find the units of the tile at `tile`, the unit at `last` in place of those past it; `range` is that of a place before them. Returns the last range. */
+/*
+ * Find the units of the tile at `tile`, the unit at `last` in place of those past it; `range` is that of a place
+ * before them. Returns the last range.
+ */
 static inline uint tile_find(const __local kv_table *kv, const __global uint *view, const __global uint *table,
                              uint plane_k, uint plane_v, uint range, uint tile, uint last, tile_rows *rows)
 {
@@ -243,8 +252,9 @@ static inline void wide_values(wide_state *st, const tile_rows *rows, const tile
 }
 
 /*
- * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row of qkv is qkv_row floats; the
- * queries are first + global id 2; partial is (queries of this launch, kv_heads * GROUP, splits, PARTIAL), `splits` being global size 0.
+ * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row
+ * of qkv is qkv_row floats; the queries are first + global id 2; partial is (queries of this launch, kv_heads *
+ * GROUP, splits, PARTIAL), `splits` being global size 0.
  */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
@@ -307,6 +317,16 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
 #else
 /* ---- One work-group for a split: 8 channels a work-item, a row of units at a time ---- */
 
+/* PoCL 3.1 miscompiles groups of many work-items when their loops are unrolled; on CPUs only tests run this shape. */
+#ifndef UNROLLED
+#define UNROLLED 1
+#endif
+#if UNROLLED
+#define UNROLL_GROUP UNROLL
+#else
+#define UNROLL_GROUP
+#endif
+
 #define ITEMS 128
 #define LANES (HEAD_DIM / 8)
 #define STEPS_MAX (KV_F32 ? 4 : 8) /* keys and values of a tile that an item holds in registers */
@@ -364,7 +384,8 @@ typedef struct tile_units {
     float bias[TILE];
 } tile_units;
 
-static inline void tile_find(__local tile_units *to, const __local uint *view, const __global uint *table, uint tile, uint end)
+static inline void tile_find(__local tile_units *to, const __local uint *view, const __global uint *table, uint tile,
+                             uint end)
 {
     for (uint u = get_local_id(0); u < TILE && tile + u < end; u += ITEMS) {
         uint r = 0;
@@ -372,28 +393,35 @@ static inline void tile_find(__local tile_units *to, const __local uint *view, c
                view[VIEW_RANGE_0 + r * VIEW_RANGE_WORDS + RANGE_COUNT])
             r++;
         const __local uint *range = view + VIEW_RANGE_0 + r * VIEW_RANGE_WORDS;
-        to->slot[u] = table[range[RANGE_RING] + ((range[RANGE_BEGIN] + tile + u - range[RANGE_PLACE]) & range[RANGE_MASK])];
+        const uint at = (range[RANGE_BEGIN] + tile + u - range[RANGE_PLACE]) & range[RANGE_MASK];
+        to->slot[u] = table[range[RANGE_RING] + at];
         to->range[u] = r;
         to->bias[u] = as_float(range[RANGE_BIAS]);
     }
 }
 
-/* This item's eight channels of its units of a tile of `count` units; the last unit in place of those past it, so that all are defined. */
-static inline void tile_load(const __local kv_table *kv, const __local tile_units *units, uint plane, uint count, kv8 *to)
+/*
+ * This item's eight channels of its units of a tile of `count` units; the last unit in place of those past it, so
+ * that all are defined.
+ */
+static inline void tile_load(const __local kv_table *kv, const __local tile_units *units, uint plane, uint count,
+                             kv8 *to)
 {
     const uint lane = get_local_id(0) % LANES, row = get_local_id(0) / LANES;
+    UNROLL_GROUP
     for (uint s = 0; s < STEPS; s++)
         to[s] = kv_fetch8(kv_row(kv, plane, units->slot[min(s * ROWS + row, count - 1)]) + lane * 8);
 }
 
 /* Sum the parts of each score of a tile of `count` units; -INFINITY past them. */
-static inline void tile_scores(const __local float *part, const __local tile_units *units, uint count, __local float *score)
+static inline void tile_scores(const __local float *part, const __local tile_units *units, uint count,
+                               __local float *score)
 {
     for (uint t = get_local_id(0); t < GROUP * TILE; t += ITEMS) {
         float sum = -INFINITY;
         if (t % TILE < count) {
             sum = part[t * (LANES + 1)];
-            UNROLL
+            UNROLL_GROUP
             for (uint i = 1; i < LANES; i++)
                 sum += part[t * (LANES + 1) + i];
             sum += units->bias[t % TILE];
@@ -402,15 +430,103 @@ static inline void tile_scores(const __local float *part, const __local tile_uni
     }
 }
 
+/* What an item has found so far for its channels and rows, and its channels of the queries turned for one range. */
+typedef struct group_state {
+    float8 q[GROUP], acc[GROUP];
+    float top[GROUP], total[GROUP];
+    uint turned; /* the range; VIEW_RANGES: none yet */
+} group_state;
+
+/* This item's part of the scores of its units: the dot product over its channels. */
+static inline void tile_dots(group_state *st, const __local tile_units *units, const __global float *query,
+                             const __global uint *rot, uint count, const kv8 *key, __local float *part)
+{
+    const uint lane = get_local_id(0) % LANES, row = get_local_id(0) / LANES;
+    UNROLL_GROUP
+    for (uint s = 0; s < STEPS; s++) {
+        const uint u = s * ROWS + row;
+        if (row < ROWS && u < count) {
+            if (units->range[u] != st->turned) {
+                st->turned = units->range[u];
+                UNROLL_GROUP
+                for (uint g = 0; g < GROUP; g++)
+                    st->q[g] = turn8(query + g * HEAD_DIM, rot + st->turned * HEAD_DIM, lane);
+            }
+            UNROLL_GROUP
+            for (uint g = 0; g < GROUP; g++)
+                part[(g * TILE + u) * (LANES + 1) + lane] = dot8(kv_float8(key[s]), st->q[g]);
+        }
+    }
+}
+
+/* From scores to weights relative to the largest score yet; what was summed before is scaled down to it. */
+static inline void tile_softmax(group_state *st, const __local float *score, __local float *weight)
+{
+    UNROLL_GROUP
+    for (uint g = 0; g < GROUP; g++) {
+        const float m = fmax(st->top[g], tile_max(score + g * TILE));
+        for (uint u = get_local_id(0); u < TILE; u += ITEMS)
+            weight[g * TILE + u] = exp(score[g * TILE + u] - m);
+        const float less = m > st->top[g] ? exp(st->top[g] - m) : 1.0f;
+        st->total[g] *= less;
+        st->acc[g] *= less;
+        st->top[g] = m;
+    }
+}
+
+/* Add this item's channels of its units' values by their weights. */
+static inline void tile_values(group_state *st, uint count, const kv8 *value, const __local float *weight)
+{
+    const uint row = get_local_id(0) / LANES;
+    UNROLL_GROUP
+    for (uint s = 0; s < STEPS; s++) {
+        const uint u = s * ROWS + row;
+        if (row < ROWS && u < count) {
+            const float8 v = kv_float8(value[s]);
+            UNROLL_GROUP
+            for (uint g = 0; g < GROUP; g++) {
+                const float p = weight[g * TILE + u];
+                st->total[g] += p;
+                st->acc[g] = fma((float8)(p), v, st->acc[g]);
+            }
+        }
+    }
+}
+
+/*
+ * One query head's row of sums into local memory; returns the maximum. Query head g is chosen without an index into
+ * registers.
+ */
+static inline float group_put(const group_state *st, uint g, __local float *rows)
+{
+    const uint lane = get_local_id(0) % LANES, row = get_local_id(0) / LANES;
+    float8 acc = st->acc[0];
+    float total = st->total[0], top = st->top[0];
+    UNROLL_GROUP
+    for (uint i = 1; i < GROUP; i++)
+        if (i == g) {
+            acc = st->acc[i];
+            total = st->total[i];
+            top = st->top[i];
+        }
+    if (row < ROWS) {
+        vstore8(acc, lane, rows + row * (HEAD_DIM + 1));
+        if (lane == 0)
+            rows[row * (HEAD_DIM + 1) + PARTIAL_SUM] = total;
+    }
+    return top;
+}
+
 /* Arguments as of attention_wide; a group for each of its work-items. */
 __kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void
 attention_group(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
                 const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial)
 {
-    __local float part[GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE], rows[ROWS * (HEAD_DIM + 1)];
+    __local float part[GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE];
+    __local float rows[ROWS * (HEAD_DIM + 1)];
     __local tile_units tiles[2];
     __local uint view[VIEW_WORDS];
-    const uint item = get_local_id(0), lane = item % LANES, row = item / LANES;
+    const uint item = get_local_id(0);
     const uint split = get_group_id(0), splits = get_num_groups(0), h = get_group_id(1), kv_heads = get_num_groups(1);
     const size_t token = first + get_group_id(2);
     for (uint i = item; i < VIEW_WORDS; i += ITEMS)
@@ -423,15 +539,14 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
     const __global uint *rot = data + query_rot + token * VIEW_RANGES * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
 
-    float8 q[GROUP], acc[GROUP];
-    float top[GROUP], total[GROUP];
-    UNROLL
+    group_state st;
+    st.turned = VIEW_RANGES;
+    UNROLL_GROUP
     for (uint g = 0; g < GROUP; g++) {
-        top[g] = -INFINITY;
-        total[g] = 0.0f;
-        acc[g] = (float8)(0.0f);
+        st.top[g] = -INFINITY;
+        st.total[g] = 0.0f;
+        st.acc[g] = (float8)(0.0f);
     }
-    uint turned = VIEW_RANGES; /* the range that q is turned for: none */
     tile_find(&tiles[0], view, table, begin, end);
     barrier(CLK_LOCAL_MEM_FENCE);
 
@@ -439,73 +554,21 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         const uint count = min((uint)TILE, end - tile);
         kv8 key[STEPS], value[STEPS];
         tile_load(kv, &tiles[now], plane_k, count, key);
-        UNROLL
-        for (uint s = 0; s < STEPS; s++) {
-            const uint u = s * ROWS + row;
-            if (row < ROWS && u < count) {
-                if (tiles[now].range[u] != turned) {
-                    turned = tiles[now].range[u];
-                    UNROLL
-                    for (uint g = 0; g < GROUP; g++)
-                        q[g] = turn8(query + g * HEAD_DIM, rot + turned * HEAD_DIM, lane);
-                }
-                UNROLL
-                for (uint g = 0; g < GROUP; g++)
-                    part[(g * TILE + u) * (LANES + 1) + lane] = dot8(kv_float8(key[s]), q[g]);
-            }
-        }
+        tile_dots(&st, &tiles[now], query, rot, count, key, part);
         tile_load(kv, &tiles[now], plane_v, count, value);
         tile_find(&tiles[now ^ 1], view, table, tile + TILE, end);
         barrier(CLK_LOCAL_MEM_FENCE);
-
         tile_scores(part, &tiles[now], count, score);
         barrier(CLK_LOCAL_MEM_FENCE);
-
-        UNROLL
-        for (uint g = 0; g < GROUP; g++) {
-            const float m = fmax(top[g], tile_max(score + g * TILE));
-            for (uint u = item; u < TILE; u += ITEMS)
-                weight[g * TILE + u] = exp(score[g * TILE + u] - m);
-            const float less = m > top[g] ? exp(top[g] - m) : 1.0f;
-            total[g] *= less;
-            acc[g] *= less;
-            top[g] = m;
-        }
+        tile_softmax(&st, score, weight);
         barrier(CLK_LOCAL_MEM_FENCE);
-
-        UNROLL
-        for (uint s = 0; s < STEPS; s++) {
-            const uint u = s * ROWS + row;
-            if (row < ROWS && u < count) {
-                const float8 v = kv_float8(value[s]);
-                UNROLL
-                for (uint g = 0; g < GROUP; g++) {
-                    const float p = weight[g * TILE + u];
-                    total[g] += p;
-                    acc[g] = fma((float8)(p), v, acc[g]);
-                }
-            }
-        }
+        tile_values(&st, count, value, weight);
     }
 
-    for (uint g = 0; g < GROUP; g++) { /* not unrolled: barriers inside */
+    for (uint g = 0; g < GROUP; g++) {
         const size_t head = get_group_id(2) * kv_heads * GROUP + h * GROUP + g;
         __global float *to = partial + (head * splits + split) * PARTIAL;
-        float8 a = acc[0];
-        float sum_p = total[0], m = top[0];
-        UNROLL
-        for (uint i = 1; i < GROUP; i++)
-            if (i == g) {
-                a = acc[i];
-                sum_p = total[i];
-                m = top[i];
-            }
-        if (row < ROWS) {
-            __local float *mine = rows + row * (HEAD_DIM + 1);
-            vstore8(a, lane, mine);
-            if (lane == 0)
-                mine[PARTIAL_SUM] = sum_p;
-        }
+        const float top = group_put(&st, g, rows);
         barrier(CLK_LOCAL_MEM_FENCE);
         for (uint c = item; c <= HEAD_DIM; c += ITEMS) {
             float sum = rows[c];
@@ -514,7 +577,7 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
             to[c] = sum;
         }
         if (item == 0)
-            to[PARTIAL_MAX] = m;
+            to[PARTIAL_MAX] = top;
         barrier(CLK_LOCAL_MEM_FENCE);
     }
 }
@@ -527,8 +590,8 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
 #define SPLITS_MAX 64
 
 /*
- * Groups: query head, query of this launch. out is (n, heads * HEAD_DIM); `partial` as the kernels above left it, with `splits` places for each
- * query head, of which a query's own view may fill fewer.
+ * Groups: query head, query of this launch. out is (n, heads * HEAD_DIM); `partial` as the kernels above left it,
+ * with `splits` places for each query head, of which a query's own view may fill fewer.
  */
 __kernel __attribute__((reqd_work_group_size(COMBINE_ITEMS, 1, 1))) void
 attention_combine(const __global float *partial, uint splits, const __global uint *data, ulong views, uint first,

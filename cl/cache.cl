@@ -1,8 +1,8 @@
 /* kv_store: keys rotated at their anchors, and values, of one layer into the slots of new units. */
 
 /*
- * One work-item per (token, KV head, RoPE pair), of `items`. qkv is (n, (heads + 2 kv_heads) * HEAD_DIM); `slots` and `key_rot` are offsets in
- * words into `data`; of the values, pair i is channels 2i and 2i+1.
+ * One work-item per (token, KV head, RoPE pair), of `items`. qkv is (n, (heads + 2 kv_heads) * HEAD_DIM); `slots`
+ * and `key_rot` are offsets in words into `data`; of the values, pair i is channels 2i and 2i+1.
  */
 __kernel void kv_store(KV_PARAMS, const __global uint *data, const __global float *qkv, ulong slots, ulong key_rot,
                        uint layer, uint heads, uint kv_heads, ulong items)

@@ -57,8 +57,9 @@ static inline void kv_put(__global kv_t *p, float x) { *p = float_to_half(x); }
 #endif
 
 /*
- * A kernel that reads or writes the pool takes KV_PARAMS as its first parameters: KV_BLOCKS block buffers (kv_00 .. kv_77, octal; where the
- * pool has fewer, its first again) and the units of each. In its body: KV_TABLE(kv); the table is in local memory, and all work-items reach it.
+ * A kernel that reads or writes the pool takes KV_PARAMS as its first parameters: KV_BLOCKS block buffers (kv_00 ..
+ * kv_77, octal; where the pool has fewer, its first again) and the units of each. In its body: KV_TABLE(kv); the
+ * table is in local memory, and all work-items reach it.
  */
 typedef struct kv_sizes {
     uint units[KV_BLOCKS];

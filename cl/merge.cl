@@ -1,7 +1,8 @@
 /*
- * Merges of pairs of units, all layers and heads in one launch: the rows of the merge MLP's input, and the merge itself in place. Row
- * ((m * layers + l) * 2 + w) * kv_heads + h is KV head h of the keys (w = 0) or values (w = 1) of layer l of merge m. One work-item
- * per (row, i), i < HEAD_DIM / 2: of keys RoPE pair i, which is channels i and i + HEAD_DIM/2 in half-split order; of values channels 2i and 2i+1.
+ * Merges of pairs of units, all layers and heads in one launch: the rows of the merge MLP's input, and the merge
+ * itself in place. Row ((m * layers + l) * 2 + w) * kv_heads + h is KV head h of the keys (w = 0) or values (w = 1)
+ * of layer l of merge m. One work-item per (row, i), i < HEAD_DIM / 2: of keys RoPE pair i, which is channels i and
+ * i + HEAD_DIM/2 in half-split order; of values channels 2i and 2i+1.
  */
 
 enum { MERGE_CONSTANT, MERGE_GATE, MERGE_DIRECT };
@@ -44,8 +45,8 @@ static merge_item merge_read(const __local kv_table *kv, const __global uint *da
 }
 
 /* x is (rows, 2 * HEAD_DIM): [a ; b]. */
-__kernel void merge_gather(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers, uint kv_heads,
-                           ulong items, __global float *x)
+__kernel void merge_gather(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers,
+                           uint kv_heads, ulong items, __global float *x)
 {
     KV_TABLE(kv);
     if (get_global_id(0) >= items)
@@ -66,8 +67,8 @@ static inline float2 merge_mix(float2 a, float2 b, float w)
 }
 
 /* `head` is (rows) for MERGE_GATE, (rows, HEAD_DIM) for MERGE_DIRECT, and not read for MERGE_CONSTANT. */
-__kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers, uint kv_heads,
-                          ulong items, uint mode, float weight, const __global float *head)
+__kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers,
+                          uint kv_heads, ulong items, uint mode, float weight, const __global float *head)
 {
     KV_TABLE(kv);
     if (get_global_id(0) >= items)

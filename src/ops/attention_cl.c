@@ -4,8 +4,8 @@
 #include <stdio.h>
 
 enum {
-    GROUP_ITEMS = 128,  /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
-    COMBINE_ITEMS = 64, /* and of attention_combine */
+    GROUP_ITEMS = 128,       /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
+    COMBINE_ITEMS = 64,      /* and of attention_combine */
     PARTIAL_BYTES = 16 << 20 /* most bytes of partial results at a time, unless one query needs more */
 };
 
@@ -31,21 +31,24 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     char options[128];
     dcm_status status;
     l->wide = clop_wide(b);
+    const char *name = l->wide ? "attention_wide" : "attention_group";
     l->layer = a->layer;
     l->splits = splits_max(a->step->max_units);
     l->views = a->step->views;
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
-    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d", pool->head_dim,
-             a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide);
-    DCM_TRY(status, fail, clop_kernel(b, "attention", options, l->wide ? "attention_wide" : "attention_group", &l->attention));
+    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DUNROLLED=%d",
+             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
+             !clop_device(b)->limits.wide_items);
+    DCM_TRY(status, fail, clop_kernel(b, "attention", options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, "attention", options, "attention_combine", &l->combine));
 fail:
     return status;
 }
 
 /* Queries l->first .. l->first + count - 1. */
-static dcm_status attention_some(backend *b, const attention_args *a, attention_launch *l, buffer *partial, uint32_t count)
+static dcm_status attention_some(backend *b, const attention_args *a, attention_launch *l, buffer *partial,
+                                 uint32_t count)
 {
     const kv_pool *pool = a->pool;
     dcm_status status;

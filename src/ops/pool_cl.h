@@ -13,7 +13,10 @@ typedef struct pool_sizes {
 
 enum { POOL_ARGS = KV_BLOCKS + 1 };
 
-/* Fill args[0 .. POOL_ARGS - 1]; the pool has at least one block, and *sizes lives until the launch. Blocks that are not there are the first again. */
+/*
+ * Fill args[0 .. POOL_ARGS - 1]; the pool has at least one block, and *sizes lives until the launch. Blocks that
+ * are not there are the first again.
+ */
 static inline void pool_args(const kv_pool *pool, pool_sizes *sizes, clop_arg *args)
 {
     for (uint32_t i = 0; i < KV_BLOCKS; i++) {
