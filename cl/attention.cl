@@ -625,7 +625,9 @@ attention_combine(const __global float *partial, uint splits, const __global uin
 #else
     for (uint c = item; c < HEAD_DIM; c += COMBINE_ITEMS) {
         float sum = 0.0f;
+#if UNROLLED
         _Pragma("unroll 8")
+#endif
         for (uint s = 0; s < used; s++)
             sum = fma(weight[s], from[s * PARTIAL + c], sum);
         to[c] = sum / total;
