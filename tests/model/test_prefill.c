@@ -1,0 +1,185 @@
+/*
+ * A prompt read in steps of many tokens leaves what reading it token by token leaves: test_prefill MODEL.gguf [SEED].
+ * Every chunk 1 .. 70, 128, 512, 1000, every L 2 .. 256, sinks 0, 1, 4 and every phase of a schedule's cycle are
+ * covered; the rest of a combination is drawn from the seed. On `ref` all logits are the same bits, also those of the
+ * tokens decoded afterwards. On OpenCL devices, with keys and values in f32, the steps are off the reference's logits
+ * by at most 8 times what decoding is off by (f16 storage would turn a last bit into a rounding of 2^-11 here and
+ * there).
+ */
+#include "golden.h"
+
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { AFTER = 3, TOKENS_MAX = 4096, FACTOR = 8 };
+
+typedef struct combination {
+    uint32_t chunk, group;
+    int sinks;
+    size_t tokens;
+    dcm_kv_type kv;
+    const char *merge;
+} combination;
+
+typedef struct place {
+    const char *name;
+    dcm_device *device;
+    dcm_model *model;
+    dcm_model_info info;
+} place;
+
+static uint64_t seed, rng;
+static int32_t ids[TOKENS_MAX];
+
+static bool place_open(place *p, const char *name, const char *path)
+{
+    const dcm_device_params where = {.name = name, .threads = 1};
+    *p = (place){.name = name};
+    if (dcm_device_open(&p->device, &where) != DCM_OK || dcm_model_open(&p->model, p->device, path) != DCM_OK)
+        return golden_fail("%s: %s", name, dcm_error());
+    dcm_model_get_info(p->model, &p->info);
+    return true;
+}
+
+static void place_close(place *p)
+{
+    dcm_model_close(&p->model);
+    dcm_device_close(&p->device);
+}
+
+/* Logits after the prompt and after each of AFTER more tokens, (AFTER + 1, vocab); the caller frees them. NULL on
+ * failure. */
+static float *read_prompt(const place *p, const combination *c, uint32_t chunk)
+{
+    const dcm_cache_params params = {
+        .group = c->group, .sinks = c->sinks ? c->sinks : -1, .merge = c->merge, .kv = c->kv, .chunk = chunk};
+    dcm_session *session = NULL;
+    dcm_session_stats stats;
+    float *logits = malloc((AFTER + 1) * p->info.vocab * sizeof *logits);
+    bool ok = logits && dcm_session_open(&session, p->model, &params) == DCM_OK &&
+              dcm_session_feed(session, ids, c->tokens, logits) == DCM_OK;
+    if (ok) {
+        dcm_session_get_stats(session, &stats);
+        ok = stats.units == dcm_units_after(c->group, (uint32_t)c->sinks, c->tokens);
+    }
+    for (size_t i = 0; ok && i < AFTER; i++)
+        ok = dcm_session_feed(session, ids + c->tokens + i, 1, logits + (i + 1) * p->info.vocab) == DCM_OK;
+    dcm_session_close(&session);
+    if (!ok) {
+        golden_fail("%s: chunk %u, L %u, %d sinks, %zu tokens: %s", p->name, chunk, c->group, c->sinks, c->tokens,
+                    dcm_error());
+        free(logits);
+        return NULL;
+    }
+    return logits;
+}
+
+static double furthest(const float *a, const float *b, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double off = fabs((double)a[i] - b[i]);
+        most = off <= most ? most : off; /* a NaN stays */
+    }
+    return most;
+}
+
+/* One combination on the reference and, where `cl` is given, on that device. */
+static bool check(const place *ref, const place *cl, combination *c, double *worst)
+{
+    if (cl)
+        c->kv = DCM_KV_F32;
+    const size_t n = (AFTER + 1) * ref->info.vocab;
+    float *truth = read_prompt(ref, c, 1), *other = truth ? read_prompt(cl ? cl : ref, c, c->chunk) : NULL;
+    float *single = other && cl ? read_prompt(cl, c, 1) : NULL;
+    bool ok = other && (!cl || single);
+    if (ok && !cl) {
+        ok = memcmp(truth, other, n * sizeof *truth) == 0 || golden_fail("ref: the bits differ");
+    } else if (ok) {
+        const double usual = furthest(single, truth, n), off = furthest(other, truth, n), ratio = off / usual;
+        *worst = ratio <= *worst ? *worst : ratio;
+        ok = off <= FACTOR * usual || golden_fail("%s: off by %g, where decoding is off by %g", cl->name, off, usual);
+    }
+    if (!ok)
+        golden_fail("chunk %u, L %u, %d sinks, %zu tokens, %s, %s; repeat with seed %llu", c->chunk, c->group, c->sinks,
+                    c->tokens, golden_kv_name(c->kv), c->merge, (unsigned long long)seed);
+    free(truth);
+    free(other);
+    free(single);
+    return ok;
+}
+
+static uint64_t draw(uint64_t below) { return rng_next(&rng) % below; }
+
+/* What a combination leaves open. `group` 0: drawn, small ones more often than large ones. */
+static combination fill(uint32_t chunk, uint32_t group, size_t tokens)
+{
+    static const int sinks[] = {0, 1, 4};
+    combination c = {.chunk = chunk,
+                     .group = group ? group : 2u << draw(1 + draw(7)),
+                     .sinks = sinks[draw(3)],
+                     .kv = draw(2) ? DCM_KV_F16 : DCM_KV_F32,
+                     .merge = draw(2) ? "mean" : "newer"};
+    c.tokens = tokens ? tokens : 1 + draw(dcm_near_coverage(c.group) + 2 * c.group);
+    if (!tokens && c.tokens > 600)
+        c.tokens = 600 - draw(100);
+    return c;
+}
+
+static bool run(const place *ref, const place *cl)
+{
+    static const uint32_t large[] = {128, 512, 1000};
+    bool ok = true;
+    size_t count = 0;
+    double worst = 0;
+    for (uint32_t chunk = 1; chunk <= 70; chunk++, count++)
+        ok = check(ref, cl, &(combination[]){fill(chunk, 0, 0)}[0], &worst) && ok;
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++, count++)
+        ok = check(ref, cl, &(combination[]){fill(large[i], 256, 1100)}[0], &worst) && ok;
+    for (uint32_t group = 2; group <= 256; group *= 2, count++)
+        ok = check(ref, cl,
+                   &(combination[]){fill(1 + (uint32_t)draw(group), group, dcm_near_coverage(group) + draw(group))}[0],
+                   &worst) &&
+             ok;
+    for (uint32_t phase = 0; phase < 16; phase++, count++) /* a prompt that ends at each place of a cycle */
+        ok = check(ref, cl, &(combination[]){fill(1 + (uint32_t)draw(16), 16, dcm_near_coverage(16) + 4 + phase)}[0],
+                   &worst) &&
+             ok;
+    if (cl)
+        printf("%s: %zu combinations, at most %.2f times as far off as decoding: %s\n", cl->name, count, worst,
+               ok ? "ok" : "FAILED");
+    else
+        printf("ref: %zu combinations, the same bits: %s\n", count, ok ? "ok" : "FAILED");
+    fflush(stdout);
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    char names[DEVICE_NAMES][DEVICE_NAME];
+    size_t devices;
+    place ref, cl;
+    if (argc < 2 || !golden_devices(names, &devices) || !place_open(&ref, "ref", argv[1]))
+        return EXIT_FAILURE;
+    seed = rng = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    printf("seed %llu\n", (unsigned long long)seed);
+    for (size_t i = 0; i < TOKENS_MAX; i++)
+        ids[i] = (int32_t)draw(ref.info.vocab);
+    bool ok = true;
+    for (size_t i = 0; i < devices; i++) {
+        const bool is_ref = !strcmp(names[i], "ref");
+        if (!is_ref && !place_open(&cl, names[i], argv[1])) {
+            ok = false;
+            continue;
+        }
+        ok = run(&ref, is_ref ? NULL : &cl) && ok;
+        if (!is_ref)
+            place_close(&cl);
+    }
+    place_close(&ref);
+    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+}
