@@ -30,41 +30,55 @@ enum { MESSAGES_MAX = 4 };
 /* Stands for an answer that was generated: what the template puts behind it is what has yet to be fed. */
 static const char answer_mark[] = "@dcm-answer@";
 
-/* Feed one turn of a conversation: the messages [first, count) and the opening of the answer. */
-static int feed_chat(generator *g, const dcm_chat_message *messages, size_t first, size_t count, bool begin)
+/* What a chat template makes of one turn: the messages from the last one on, and the opening of the answer. The caller
+ * frees *text with dcm_free(); *from points into it. */
+static int render(const generator *g, const run_options *o, const char *user, bool begin, char **text,
+                  const char **from)
 {
-    char *text;
-    const dcm_status status = dcm_chat_render(g->r->tokenizer, messages, first, count, true, &text);
+    dcm_chat_message messages[MESSAGES_MAX];
+    size_t count = 0, first = 0;
+    if (o->system)
+        messages[count++] = (dcm_chat_message){"system", o->system};
+    if (!begin) {
+        messages[count++] = (dcm_chat_message){"user", ""};
+        first = count;
+        messages[count++] = (dcm_chat_message){"assistant", answer_mark};
+    }
+    messages[count++] = (dcm_chat_message){"user", user};
+    const dcm_status status = dcm_chat_render(g->r->tokenizer, messages, first, count, true, text);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    const char *from = begin ? text : strstr(text, answer_mark);
-    if (from && !begin)
-        from += strlen(answer_mark);
-    const int code = from ? generator_feed_text(g, from, strlen(from), begin)
-                          : tool_fail(DCM_ERR_FILE, "the chat template does not show the assistant's answers");
-    dcm_free(text);
+    *from = begin ? *text : strstr(*text, answer_mark);
+    if (!*from)
+        return tool_fail(DCM_ERR_FILE, "the chat template does not show the assistant's answers");
+    *from += begin ? 0 : strlen(answer_mark);
+    return 0;
+}
+
+/* A template takes the text as a whole. */
+static int feed_chat(generator *g, const run_options *o, text_reader *text)
+{
+    char *rendered = NULL;
+    const char *user, *from;
+    size_t size;
+    const bool begin = !g->begun;
+    int code = reader_all(text, &user, &size);
+    if (code == 0)
+        code = render(g, o, user, begin, &rendered, &from);
+    reader_close(text);
+    if (code == 0) {
+        reader_open_text(text, from, strlen(from));
+        code = generator_feed_text(g, text, begin);
+        reader_close(text);
+    }
+    dcm_free(rendered);
     return code;
 }
 
 /* One turn from the user's text to the end of the answer. */
-static int turn(generator *g, const run_options *o, bool chat, const char *text, size_t size, bool begin)
+static int turn(generator *g, const run_options *o, bool chat, text_reader *text)
 {
-    dcm_chat_message messages[MESSAGES_MAX];
-    size_t count = 0, first = 0;
-    int code;
-    if (!chat) {
-        code = generator_feed_text(g, text, size, begin);
-    } else {
-        if (o->system)
-            messages[count++] = (dcm_chat_message){"system", o->system};
-        if (!begin) {
-            messages[count++] = (dcm_chat_message){"user", ""};
-            first = count;
-            messages[count++] = (dcm_chat_message){"assistant", answer_mark};
-        }
-        messages[count++] = (dcm_chat_message){"user", text};
-        code = feed_chat(g, messages, first, count, begin);
-    }
+    const int code = chat ? feed_chat(g, o, text) : generator_feed_text(g, text, !g->begun);
     return code ? code : generator_turn(g);
 }
 
@@ -89,7 +103,7 @@ static char *read_line(bool terminal)
     return line;
 }
 
-static int converse(generator *g, const run_options *o, bool chat, bool begun)
+static int converse(generator *g, const run_options *o, bool chat)
 {
     const bool terminal = isatty(STDIN_FILENO);
     rl_outstream = stderr;
@@ -97,14 +111,15 @@ static int converse(generator *g, const run_options *o, bool chat, bool begun)
         char *line = read_line(terminal);
         if (!line)
             break;
-        if (!*line) {
-            free(line);
-            continue;
+        int code = 0;
+        if (*line) {
+            text_reader text;
+            reader_open_text(&text, line, strlen(line));
+            code = turn(g, o, chat, &text);
+            reader_close(&text);
         }
-        const int code = turn(g, o, chat, line, strlen(line), !begun);
-        begun = true;
         free(line);
-        if (code && code != DCM_ERR_INTERRUPTED) /* Ctrl-C ends an answer, not the conversation */
+        if (code && code != DCM_ERR_INTERRUPTED) /* Ctrl-C ends a turn, not the conversation */
             return code;
     }
     if (terminal)
@@ -126,28 +141,15 @@ static int check(const args *a, const run_options *o)
     return 0;
 }
 
-/* Read the prompt where one is given or needed. A NUL cannot be part of a prompt: it would be a sign of a binary file.
- */
-static int read_prompt(const args *a, const run_options *o, char **text, size_t *size)
+/* `prompt` may be NULL. */
+static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, text_reader *prompt)
 {
-    *text = NULL;
-    *size = 0;
-    if (o->interactive && !input_given(a, &o->input))
-        return 0;
-    const int code = input_read(a, &o->input, text, size);
-    if (code)
-        return code;
-    const char *nul = memchr(*text, 0, *size);
-    return nul ? tool_fail(DCM_ERR_FILE, "%s: a NUL byte at offset %zu: not a text",
-                           o->input.file ? o->input.file : "standard input", (size_t)(nul - *text))
-               : 0;
-}
-
-static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, const char *prompt,
-                       size_t size)
-{
-    dcm_session *session = NULL;
-    generator g = {.sample = {(float)o->temperature, (uint32_t)o->top_k, (float)o->top_p},
+    generator g = {.r = r,
+                   .device = &o->device,
+                   .params = params,
+                   .quiet = o->words.quiet,
+                   .interactive = o->interactive,
+                   .sample = {(float)o->temperature, (uint32_t)o->top_k, (float)o->top_p},
                    .rng = (uint64_t)o->seed,
                    .tokens = o->tokens,
                    .ignore_end = o->ignore_eos,
@@ -158,16 +160,16 @@ static int run_session(const run_options *o, const runtime *r, const dcm_cache_p
         if (!chat)
             dcm_log(DCM_LOG_WARN, "the model has no chat template that is known here: each line continues the text");
     }
-    const dcm_status status = dcm_session_open(&session, r->model, params);
-    int code = status == DCM_OK ? generator_open(&g, r, session) : tool_fail_library(status);
+    const dcm_status status = dcm_session_open(&g.session, r->model, params);
+    int code = status == DCM_OK ? generator_open(&g) : tool_fail_library(status);
     if (code == 0 && prompt)
-        code = turn(&g, o, chat, prompt, size, true);
+        code = turn(&g, o, chat, prompt);
     if (o->interactive && (code == 0 || code == DCM_ERR_INTERRUPTED))
-        code = converse(&g, o, chat, prompt != NULL);
-    if (session && o->stats && (code == 0 || code > 128))
-        runtime_print_stats(r, session, &g.times);
+        code = converse(&g, o, chat);
+    if (g.session && o->stats && (code == 0 || code > 128))
+        runtime_print_stats(r, g.session, &g.times);
     generator_close(&g);
-    dcm_session_close(&session);
+    dcm_session_close(&g.session);
     return code;
 }
 
@@ -178,8 +180,8 @@ static void add_options(args *a, run_options *o)
         {"chat", 0, ARG_FLAG, &o->chat, .help = "Put the prompt into the model's own chat template."},
         {"system", 0, ARG_TEXT, &o->system, "TEXT", "System message of the chat."},
         {"interactive", 'i', ARG_FLAG, &o->interactive,
-         .help = "Turns at a prompt, by the chat template where the model has a known one. Ctrl-C ends an answer, "
-                 "Ctrl-D the program."},
+         .help = "Turns at a prompt, by the chat template where the model has a known one. Ctrl-C ends a turn (what "
+                 "was read of it stays), Ctrl-D the program."},
         {"stop", 0, ARG_TEXTS, &o->stops, "TEXT", "End before this text; may be given several times."},
         {"ignore-eos", 0, ARG_FLAG, &o->ignore_eos, .help = "Never choose a token that ends the text."},
         {"stats", 0, ARG_FLAG, &o->stats,
@@ -212,8 +214,7 @@ int cmd_run(int argc, char **argv)
             "Continue a text, or answer in a chat. The text streams to standard output; the prompt is not echoed."};
     dcm_cache_params params;
     runtime r = {0};
-    char *prompt = NULL;
-    size_t size;
+    text_reader prompt = {0};
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -223,8 +224,9 @@ int cmd_run(int argc, char **argv)
         code = check(&a, &o);
     if (code == 0)
         code = options_cache_params(&a, &o.cache, &params);
-    if (code == 0)
-        code = read_prompt(&a, &o, &prompt, &size);
+    const bool prompted = !o.interactive || input_given(&a, &o.input);
+    if (code == 0 && prompted)
+        code = reader_open(&prompt, &a, &o.input);
     if (code == 0)
         code = runtime_open(&r, &o.device, o.model);
     if (!args_seen(&a, "seed"))
@@ -232,8 +234,8 @@ int cmd_run(int argc, char **argv)
     if (code == 0 && o.temperature > 0)
         dcm_log(DCM_LOG_INFO, "seed %lld", (long long)o.seed);
     if (code == 0)
-        code = run_session(&o, &r, &params, prompt, size);
-    free(prompt);
+        code = run_session(&o, &r, &params, prompted ? &prompt : NULL);
+    reader_close(&prompt);
     runtime_close(&r);
     return code;
 }

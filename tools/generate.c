@@ -1,17 +1,19 @@
 #include "generate.h"
 
+#include "fit.h"
+#include "progress.h"
 #include "tool.h"
 
 #include <dcm/log.h>
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-int generator_open(generator *g, const runtime *r, dcm_session *session)
+int generator_open(generator *g)
 {
+    const runtime *r = g->r;
     const size_t vocab = r->info.vocab;
-    g->r = r;
-    g->session = session;
     g->unfed = -1;
     g->logits = malloc(vocab * sizeof *g->logits);
     g->ends = malloc(vocab * sizeof *g->ends);
@@ -32,6 +34,17 @@ void generator_close(generator *g)
     g->ends = NULL;
 }
 
+/* Say once that the cache holds, or will hold, more units than the model knows positions. */
+static void warn_of_units(generator *g, size_t units)
+{
+    if (units <= g->r->info.context || g->warned)
+        return;
+    g->warned = true;
+    dcm_log(DCM_LOG_WARN,
+            "the cache holds more units than the %u positions that the model was trained on: expect nonsense",
+            g->r->info.context);
+}
+
 /* Feed ids and keep the logits after the last one. */
 static int feed(generator *g, const int32_t *ids, size_t count)
 {
@@ -39,51 +52,140 @@ static int feed(generator *g, const int32_t *ids, size_t count)
     if (status != DCM_OK)
         return tool_fail_library(status);
     g->begun = true;
+    g->unfed = -1;
     dcm_session_stats stats;
     dcm_session_get_stats(g->session, &stats);
-    if (stats.units > g->r->info.context && !g->warned) {
-        g->warned = true;
-        dcm_log(DCM_LOG_WARN,
-                "the cache holds more units than the %u positions that the model was trained on: expect nonsense",
-                g->r->info.context);
-    }
+    warn_of_units(g, stats.units);
     return 0;
 }
 
-/* Feed the token that the last turn left unfed, then `ids`. */
-static int feed_prompt(generator *g, const int32_t *ids, size_t count)
+/* ---- Reading a prompt ---- */
+
+/* Tokens on their way into the session, a few steps at a time. */
+typedef struct feeder {
+    generator *g;
+    progress line;
+    int32_t *ids; /* waiting */
+    size_t count, room;
+    size_t piece; /* tokens fed at a time, a multiple of a step's */
+    uint64_t fed;
+} feeder;
+
+static int push(feeder *f, const int32_t *ids, size_t count)
 {
-    const double start = runtime_seconds();
-    int code = 0;
-    if (g->unfed >= 0) {
-        code = feed(g, &g->unfed, 1);
-        g->unfed = -1;
+    if (f->room - f->count < count) {
+        const size_t room = 2 * (f->count + count);
+        int32_t *grown = realloc(f->ids, room * sizeof *grown);
+        if (!grown)
+            return tool_fail(DCM_ERR_MEMORY, "no room for %zu tokens", room);
+        f->ids = grown;
+        f->room = room;
     }
-    if (code == 0 && count)
-        code = feed(g, ids, count);
-    g->times.tokens_in += count;
-    g->times.prefill_seconds += runtime_seconds() - start;
+    memcpy(f->ids + f->count, ids, count * sizeof *ids);
+    f->count += count;
+    return 0;
+}
+
+/* Seconds of a piece: short enough for Ctrl-C and progress, long enough that waiting for the device costs nothing. */
+static const double piece_least = 0.2, piece_most = 0.8;
+
+static void fit_piece(feeder *f, double seconds)
+{
+    const size_t step = dcm_session_chunk(f->g->session);
+    if (seconds < piece_least && f->piece < 64 * step)
+        f->piece *= 2;
+    else if (seconds > piece_most && f->piece > step)
+        f->piece = f->piece / step / 2 * step;
+}
+
+/* Feed whole pieces; with `all` what is left too. */
+static int drain(feeder *f, bool all)
+{
+    generator *g = f->g;
+    size_t at = 0;
+    int code = tool_stopped();
+    while (code == 0 && at < f->count && (all || f->count - at >= f->piece)) {
+        const size_t count = f->count - at < f->piece ? f->count - at : f->piece;
+        const double start = runtime_seconds();
+        code = feed(g, f->ids + at, count);
+        const double seconds = runtime_seconds() - start;
+        if (code)
+            break;
+        at += count;
+        f->fed += count;
+        g->times.prefill_seconds += seconds;
+        progress_at(&f->line, f->fed);
+        fit_piece(f, seconds);
+        code = tool_stopped();
+    }
+    f->count -= at;
+    if (at)
+        memmove(f->ids, f->ids + at, f->count * sizeof *f->ids);
     return code;
 }
 
-int generator_feed_text(generator *g, const char *text, size_t size, bool first)
+/* Refuse or warn before work starts, where the length is known. */
+static int look_ahead(generator *g, uint64_t tokens)
 {
-    const int32_t bos = dcm_bos_token(g->r->tokenizer);
-    int32_t *ids;
-    size_t count;
-    const dcm_status status = dcm_tokenize(g->r->tokenizer, text, size, DCM_TOKENIZE_SPECIAL, &ids, &count);
-    if (status != DCM_OK)
-        return tool_fail_library(status);
-    int code = 0;
-    if (first && bos >= 0 && (count == 0 || ids[0] != bos))
-        code = feed_prompt(g, &bos, 1);
-    if (code == 0 && (count || g->unfed >= 0))
-        code = feed_prompt(g, ids, count);
-    dcm_free(ids);
+    size_t units, bytes;
+    dcm_session_stats stats;
+    dcm_session_get_stats(g->session, &stats);
+    const int code = fit_check(g->r, g->device, g->session, &g->params, 1, stats.tokens + tokens);
+    if (code == 0 && dcm_cache_bytes(&g->r->info, g->params, stats.tokens + tokens, &units, &bytes) == DCM_OK)
+        warn_of_units(g, units);
+    return code;
+}
+
+static int feed_pieces(feeder *f, text_reader *text, bool first)
+{
+    const dcm_tokenizer *tokenizer = f->g->r->tokenizer;
+    const int32_t bos = first ? dcm_bos_token(tokenizer) : -1;
+    const bool unfed = f->g->unfed >= 0;
+    int code = unfed ? push(f, &f->g->unfed, 1) : 0;
+    bool begun = false;
+    while (code == 0) {
+        int32_t *ids;
+        size_t count;
+        code = reader_next(text, tokenizer, DCM_TOKENIZE_SPECIAL, &ids, &count);
+        if (code == 0 && !begun && bos >= 0 && (!count || ids[0] != bos))
+            code = push(f, &bos, 1);
+        begun = true;
+        if (code == 0 && count)
+            code = push(f, ids, count);
+        dcm_free(ids);
+        if (code == 0)
+            code = drain(f, !count);
+        if (!count)
+            break;
+    }
+    f->g->times.tokens_in += f->fed - (unfed && f->fed);
+    return code;
+}
+
+int generator_feed_text(generator *g, text_reader *text, bool first)
+{
+    uint64_t total;
+    int code = reader_count(text, g->r->tokenizer, DCM_TOKENIZE_SPECIAL, &total);
+    if (code == 0 && total)
+        code = look_ahead(g, total);
+    if (code)
+        return code;
+    feeder f = {.g = g, .piece = dcm_session_chunk(g->session)};
+    tool_catch(true);
+    progress_begin(&f.line, g->quiet, total);
+    code = feed_pieces(&f, text, first);
+    progress_end(&f.line);
+    tool_catch(false);
+    free(f.ids);
+    if (code > 128 && g->interactive)
+        dcm_log(DCM_LOG_WARN, "interrupted: the first %llu tokens of the text stay in the context",
+                (unsigned long long)f.fed);
     if (code == 0 && !g->begun)
         code = tool_fail(DCM_ERR_USAGE, "the prompt has no tokens: there is nothing to continue");
     return code;
 }
+
+/* ---- Generating ---- */
 
 static int print_token(generator *g, int32_t id)
 {
@@ -103,7 +205,6 @@ int generator_turn(generator *g)
     for (int64_t n = 0; n < g->tokens && code == 0; n++) {
         if (g->unfed >= 0) {
             code = feed(g, &g->unfed, 1);
-            g->unfed = -1;
             g->times.decoded++;
         }
         if (code == 0)

@@ -62,13 +62,20 @@ static int read_file(const char *path, char **data, size_t *size)
     return code;
 }
 
+int input_check(const args *a, const input_source *source)
+{
+    return a->dash + !!source->text + !!source->file == 1
+               ? 0
+               : tool_fail(DCM_ERR_USAGE, "give the text by exactly one of -p TEXT, -f FILE and -");
+}
+
 int input_read(const args *a, const input_source *source, char **data, size_t *size)
 {
     *data = NULL;
     *size = 0;
-    if (a->dash + !!source->text + !!source->file != 1)
-        return tool_fail(DCM_ERR_USAGE, "give the text by exactly one of -p TEXT, -f FILE and -");
-    int code = 0;
+    int code = input_check(a, source);
+    if (code)
+        return code;
     if (source->text) {
         *size = strlen(source->text);
         *data = strdup(source->text);

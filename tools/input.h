@@ -20,9 +20,12 @@ void input_add_options(args *a, input_source *source);
 /* True when -p, -f or - was given. */
 bool input_given(const args *a, const input_source *source);
 
+/* 0, or 2 after a message when none or more than one of -p, -f and - was given. */
+int input_check(const args *a, const input_source *source);
+
 /*
  * Read the text: any bytes, NUL included, with a NUL behind them. *data is freed with free(). Returns 0 or the exit
- * code after a message: 2 when none or more than one of -p, -f and - was given, 3 when the file cannot be read.
+ * code after a message: that of input_check, or 3 when the file cannot be read.
  */
 int input_read(const args *a, const input_source *source, char **data, size_t *size);
 

@@ -9,6 +9,8 @@
 
 #define COUNT(ARRAY) (sizeof(ARRAY) / sizeof *(ARRAY))
 
+enum { CHUNK_MAX = 65536 };
+
 /* ---- Device ---- */
 
 void options_add_device(args *a, device_options *o)
@@ -28,6 +30,8 @@ void options_add_device(args *a, device_options *o)
     args_add(a, "Device", options, COUNT(options));
 }
 
+static size_t share_of(size_t bytes, double percent) { return (size_t)((double)bytes * percent / 100); }
+
 int options_open_device(const device_options *o, dcm_device **device)
 {
     const char *name = o->device ? o->device : getenv("DCM_DEVICE");
@@ -37,11 +41,21 @@ int options_open_device(const device_options *o, dcm_device **device)
     if (status == DCM_OK && o->max_memory.percent > 0) {
         dcm_device_info info;
         dcm_device_get_info(*device, &info);
-        params.max_memory = (size_t)((double)info.memory_bytes * o->max_memory.percent / 100);
+        params.max_memory = share_of(info.memory_bytes, o->max_memory.percent);
         dcm_device_close(device);
         status = dcm_device_open(device, &params);
     }
     return status == DCM_OK ? 0 : tool_fail_library(status);
+}
+
+size_t options_memory_limit(const device_options *o, const dcm_device *device)
+{
+    dcm_device_info info;
+    dcm_device_get_info(device, &info);
+    if (o->max_memory.percent > 0)
+        return share_of(info.memory_bytes, o->max_memory.percent);
+    const size_t given = (size_t)o->max_memory.bytes;
+    return given && (!info.memory_bytes || given < info.memory_bytes) ? given : info.memory_bytes;
 }
 
 /* ---- Words ---- */
@@ -89,6 +103,10 @@ void options_add_cache(args *a, cache_options *o)
         {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100,
          100, .show_zero = true},
         options_kv(&o->kv),
+        {"chunk", 0, ARG_INT, &o->chunk, "N",
+         "Most tokens read in one step of a prompt; without it what suits the device. More is faster, takes more "
+         "memory, and with dcm has no effect above L.",
+         1, CHUNK_MAX},
     };
     args_add(a, "Cache", options, COUNT(options));
 }
@@ -113,7 +131,8 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
     if (o->kind == DCM_CACHE_WINDOW && o->window <= o->sinks)
         return tool_fail(DCM_ERR_USAGE, "--window: %lld units must exceed the %lld sinks", (long long)o->window,
                          (long long)o->sinks);
-    *params = (dcm_cache_params){.kind = (dcm_cache_kind)o->kind, .kv = (dcm_kv_type)o->kv};
+    *params =
+        (dcm_cache_params){.kind = (dcm_cache_kind)o->kind, .kv = (dcm_kv_type)o->kv, .chunk = (uint32_t)o->chunk};
     if (o->kind != DCM_CACHE_FULL)
         params->sinks = o->sinks ? (int32_t)o->sinks : -1;
     if (o->kind == DCM_CACHE_WINDOW)

@@ -20,6 +20,9 @@ void options_add_device(args *a, device_options *o);
 /* Open the device that the options name. 0, or the exit code after a message. */
 int options_open_device(const device_options *o, dcm_device **device);
 
+/* Most bytes that the options and the device allow; 0: not known. */
+size_t options_memory_limit(const device_options *o, const dcm_device *device);
+
 /* -v, -q: set the log level once parsed; both at once is wrong usage. */
 typedef struct verbosity_options {
     bool verbose, quiet;
@@ -28,13 +31,14 @@ typedef struct verbosity_options {
 void options_add_verbosity(args *a, verbosity_options *o);
 int options_apply_verbosity(const verbosity_options *o);
 
-/* --cache, --group, --sinks, --merge, --window, --log-r, --kv. Start from CACHE_OPTIONS_DEFAULT. */
+/* --cache, --group, --sinks, --merge, --window, --log-r, --kv, --chunk. Start from CACHE_OPTIONS_DEFAULT. */
 typedef struct cache_options {
     int kind; /* dcm_cache_kind */
     int64_t group, sinks, window;
     const char *merge;
     double log_r;
-    int kv; /* dcm_kv_type */
+    int kv;        /* dcm_kv_type */
+    int64_t chunk; /* 0: the device's own */
 } cache_options;
 
 #define CACHE_OPTIONS_DEFAULT ((cache_options){.kind = DCM_CACHE_DCM, .group = 256, .sinks = 4, .merge = "auto"})
