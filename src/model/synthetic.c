@@ -155,9 +155,8 @@ static dcm_status check(const dcm_model_info *s, quant_type type)
     const struct {
         const char *name;
         uint32_t value, most;
-    } ranges[] = {{"layers", s->layers, MAX_LAYERS},  {"hidden", s->hidden, MAX_WIDTH},
-                  {"heads", s->heads, s->hidden},     {"kv", s->kv_heads, s->heads},
-                  {"ffn", s->ffn, MAX_WIDTH},         {"vocab", s->vocab, MAX_VOCAB}};
+    } ranges[] = {{"layers", s->layers, MAX_LAYERS}, {"hidden", s->hidden, MAX_WIDTH}, {"heads", s->heads, s->hidden},
+                  {"kv", s->kv_heads, s->heads},     {"ffn", s->ffn, MAX_WIDTH},       {"vocab", s->vocab, MAX_VOCAB}};
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         if (ranges[i].value < 1 || ranges[i].value > ranges[i].most)
             return dcm_fail(DCM_ERR_USAGE, "shape: %s is %u, not in 1 .. %u", ranges[i].name, ranges[i].value,
@@ -179,9 +178,17 @@ static void configure(model_config *c, const dcm_model_info *shape, quant_type t
     dcm_model_info *m = &c->info;
     snprintf(c->arch, sizeof c->arch, "llama");
     snprintf(c->name, sizeof c->name, "%s", shape->name ? shape->name : "synthetic");
-    *m = (dcm_model_info){.arch = c->arch, .name = c->name, .layers = shape->layers, .hidden = shape->hidden,
-                          .heads = shape->heads, .kv_heads = shape->kv_heads, .head_dim = shape->hidden / shape->heads,
-                          .ffn = shape->ffn, .vocab = shape->vocab, .context = UINT32_MAX, .tied = shape->tied};
+    *m = (dcm_model_info){.arch = c->arch,
+                          .name = c->name,
+                          .layers = shape->layers,
+                          .hidden = shape->hidden,
+                          .heads = shape->heads,
+                          .kv_heads = shape->kv_heads,
+                          .head_dim = shape->hidden / shape->heads,
+                          .ffn = shape->ffn,
+                          .vocab = shape->vocab,
+                          .context = UINT32_MAX,
+                          .tied = shape->tied};
     c->rope = ROPE_INTERLEAVED;
     c->norm_eps = 1e-5f;
     for (uint32_t i = 0; i < m->head_dim / 2; i++)

@@ -1,0 +1,90 @@
+/* Parts of `dcm bench`: what is measured, and how it is told. */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <stdio.h>
+
+#include "policies.h"
+#include "runtime.h"
+#include "table.h"
+
+enum { BENCH_BUSY_PERCENT = 10 }; /* repetitions or bandwidth apart by more than this: the machine was busy */
+
+/* ---- Shapes (bench_shape.c) ---- */
+
+/* True for "shape:...". */
+bool bench_is_shape(const char *model);
+
+/* Read "shape:NAME" or "shape:layers=..,...": 0, or 2 after a message. */
+int bench_shape_read(const char *model, dcm_model_info *shape);
+
+/* ---- Cases ---- */
+
+/* One decoded token. */
+typedef struct bench_step {
+    uint64_t token; /* its number in the sequence, from 1 */
+    uint64_t ns;
+    size_t units;       /* after it */
+    const char *action; /* what the cache did for it: "append", "merge", "retire" or "evict" */
+    int level;          /* merged from; -1: none */
+    uint32_t repetition;
+} bench_step;
+
+typedef enum bench_state { BENCH_WAITING, BENCH_OK, BENCH_BUSY, BENCH_NO_MEMORY, BENCH_INTERRUPTED } bench_state;
+
+/* One test with one policy at one depth. */
+typedef struct bench_case {
+    const policy *policy;
+    bool decode;    /* tgN, else ppN */
+    uint64_t size;  /* N */
+    uint64_t depth; /* tokens in the cache before it */
+    char test[64];  /* "tg64 @ d4096" */
+    char name[POLICY_TEXT];
+    double *rate, *prefill_rate; /* of each repetition done: tokens a second, of the test and of the depth's prefill */
+    uint32_t repetitions;
+    bench_step *step; /* decode: of all repetitions; room for all */
+    size_t steps;
+    size_t units, unit_bytes, cache_bytes, peak_bytes, host_peak_bytes; /* after the last token */
+    size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all */
+    bench_state state;
+} bench_case;
+
+/* Everything that one run measures; the cases of a policy stand together, those of a test by rising depth. */
+typedef struct bench {
+    runtime r;
+    size_t memory_limit; /* 0: not known */
+    policy_list policies;
+    bench_case *cases;
+    size_t count, per_policy, depths; /* cases in all, of a policy, of a test */
+    uint32_t repetitions;
+    uint64_t warmup, seed;
+    bool quiet;
+    float *logits;
+    double read_start, read_end; /* GB/s; 0: not measured */
+} bench;
+
+/*
+ * Measure all cases (bench_run.c). 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
+ * that do not fit are marked, with a word on stderr, and the others go on.
+ */
+int bench_run(bench *b);
+
+/* ---- Results (bench_report.c) ---- */
+
+/* Seconds or rates: the value below which a share of the sorted `values` lies (nearest rank); NAN for none. */
+double bench_quantile(const double *sorted, size_t count, double share);
+
+/* Mark the cases of a busy machine, and say so on stderr. */
+void bench_judge(bench *b);
+
+/* Print all cases that were begun. `old`: rows of an earlier run for ratios, or NULL. `meta`: the reference is taken.
+ */
+void bench_print(const bench *b, table_format format, json_t *meta, const json_t *old);
+
+/* Write one JSON line a step. */
+void bench_write_steps(const bench *b, FILE *out);
+
+/* Read the result of an earlier run: 0, or 3 after a message when it is none of this schema. */
+int bench_read_old(const char *path, json_t **old);
+
+#endif

@@ -1,0 +1,325 @@
+#define _GNU_SOURCE
+#include "bench.h"
+#include "tool.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PREFILL_TOKENS = 4096, WARM_STEPS = 8, WARM_MERGED = 24 };
+
+/* One sequence on its way through the depths of a test. */
+typedef struct pass {
+    bench *b;
+    dcm_session *session;
+    const dcm_cache_params *params;
+    dcm_plan plan; /* dcm: the session's own schedule, for the actions */
+    uint64_t position;
+    uint64_t filled; /* tokens read to get to a depth, and the seconds of it */
+    double fill_seconds;
+} pass;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- What is fed ---- */
+
+/* Pseudo-random ids: token number i of every sequence of a seed is the same (splitmix64's finalizer). */
+static int32_t token_id(const bench *b, uint64_t i)
+{
+    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u + b->seed * 0xd1342543de82ef95u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (int32_t)((z ^ z >> 31) % b->r.info.vocab);
+}
+
+/* Read `count` tokens as a prompt; the logits of the last make it wait for the end. Stops between steps on a signal. */
+static dcm_status read_prompt(pass *p, uint64_t count)
+{
+    static int32_t ids[PREFILL_TOKENS];
+    const uint32_t chunk = dcm_session_chunk(p->session);
+    const uint64_t most = chunk < PREFILL_TOKENS ? PREFILL_TOKENS / chunk * chunk : PREFILL_TOKENS;
+    while (count && !tool_stopped()) {
+        const uint64_t n = count < most ? count : most;
+        for (uint64_t i = 0; i < n; i++)
+            ids[i] = token_id(p->b, p->position + i);
+        const dcm_status status = dcm_session_feed(p->session, ids, n, count == n ? p->b->logits : NULL);
+        if (status != DCM_OK)
+            return status;
+        for (uint64_t i = 0; p->params->kind == DCM_CACHE_DCM && i < n; i++)
+            dcm_plan_step(&p->plan);
+        p->position += n;
+        count -= n;
+    }
+    return tool_stopped() ? DCM_ERR_INTERRUPTED : DCM_OK;
+}
+
+/* Read up to `depth`, and add to the time that filling takes. */
+static dcm_status fill(pass *p, uint64_t depth)
+{
+    const uint64_t before = p->position, start = now_ns();
+    const dcm_status status = depth > before ? read_prompt(p, depth - before) : DCM_OK;
+    p->filled += p->position - before;
+    p->fill_seconds += (double)(now_ns() - start) * 1e-9;
+    return status;
+}
+
+static dcm_status pass_open(pass *p, bench *b, const dcm_cache_params *params)
+{
+    dcm_session_close(&p->session);
+    *p = (pass){.b = b, .params = params};
+    if (params->kind == DCM_CACHE_DCM)
+        dcm_plan_init(&p->plan, params->group, params->sinks < 0 ? 0 : (uint32_t)params->sinks);
+    dcm_device_reset_peak(b->r.device);
+    return dcm_session_open(&p->session, b->r.model, params);
+}
+
+/* ---- Host memory ---- */
+
+static void reset_host_peak(void)
+{
+    FILE *out = fopen("/proc/self/clear_refs", "w");
+    if (!out)
+        return;
+    fputs("5", out);
+    fclose(out);
+}
+
+/* Most resident bytes of this process since reset_host_peak; 0: unknown. */
+static size_t host_peak(void)
+{
+    char line[256];
+    size_t kib = 0;
+    FILE *in = fopen("/proc/self/status", "r");
+    if (!in)
+        return 0;
+    while (fgets(line, sizeof line, in))
+        if (sscanf(line, "VmHWM: %zu", &kib) == 1)
+            break;
+    fclose(in);
+    return kib << 10;
+}
+
+/* ---- Cases ---- */
+
+static void note_action(pass *p, size_t units_before, bench_step *step)
+{
+    static const char *const names[] = {"append", "merge", "retire"};
+    step->action = names[0];
+    step->level = -1;
+    if (p->params->kind == DCM_CACHE_DCM) {
+        const dcm_action action = dcm_plan_step(&p->plan);
+        step->action = names[action.kind];
+        step->level = action.level;
+    } else if (p->params->kind == DCM_CACHE_WINDOW && units_before == p->params->window) {
+        step->action = "evict";
+    }
+}
+
+static dcm_status decode(pass *p, bench_case *c, double *seconds)
+{
+    dcm_session_stats stats;
+    uint64_t total = 0;
+    dcm_session_get_stats(p->session, &stats);
+    for (uint64_t i = 0; i < c->size; i++) {
+        bench_step *step = &c->step[c->steps];
+        const int32_t id = token_id(p->b, p->position);
+        const size_t before = stats.units;
+        const uint64_t start = now_ns();
+        const dcm_status status = dcm_session_feed(p->session, &id, 1, p->b->logits);
+        const uint64_t ns = now_ns() - start;
+        if (status != DCM_OK)
+            return status;
+        dcm_session_get_stats(p->session, &stats);
+        *step = (bench_step){.token = ++p->position, .ns = ns, .units = stats.units, .repetition = c->repetitions};
+        note_action(p, before, step);
+        c->steps++;
+        total += ns;
+        if (tool_stopped())
+            return DCM_ERR_INTERRUPTED;
+    }
+    *seconds = (double)total * 1e-9;
+    return DCM_OK;
+}
+
+/* Bring the sequence to the case's depth and do it once. */
+static dcm_status measure(pass *p, bench_case *c)
+{
+    double seconds = 0;
+    dcm_status status = fill(p, c->depth);
+    if (status != DCM_OK)
+        return status;
+    if (c->decode) {
+        status = decode(p, c, &seconds);
+    } else {
+        const uint64_t start = now_ns();
+        status = read_prompt(p, c->size);
+        seconds = (double)(now_ns() - start) * 1e-9;
+    }
+    dcm_session_stats stats;
+    dcm_session_get_stats(p->session, &stats);
+    c->units = stats.units;
+    c->unit_bytes = stats.unit_bytes;
+    c->cache_bytes = stats.cache_bytes;
+    c->peak_bytes = stats.peak_bytes;
+    c->host_peak_bytes = host_peak();
+    if (status != DCM_OK)
+        return status;
+    c->prefill_rate[c->repetitions] = p->filled ? (double)p->filled / p->fill_seconds : 0;
+    c->rate[c->repetitions++] = (double)c->size / seconds;
+    return DCM_OK;
+}
+
+/* Bytes in all once the case's tokens are in the cache: what is allocated beside caches, and the cache's own. */
+static size_t bytes_needed(const bench *b, const dcm_session *session, const bench_case *c)
+{
+    dcm_session_stats stats = {.weight_bytes = b->r.info.weight_bytes};
+    size_t units, cache, all;
+    if (session)
+        dcm_session_get_stats(session, &stats);
+    if (dcm_cache_bytes(&b->r.info, &c->policy->params, c->depth + c->size, &units, &cache) != DCM_OK ||
+        __builtin_add_overflow(cache, stats.weight_bytes + stats.scratch_bytes + stats.table_bytes, &all))
+        return SIZE_MAX;
+    return all;
+}
+
+/* Mark a case and the deeper ones of its test, which need as much or more. */
+static void refuse(const bench *b, const dcm_session *session, bench_case *c, size_t deeper, const char *why)
+{
+    for (size_t i = 0; i <= deeper; i++) {
+        c[i].state = BENCH_NO_MEMORY;
+        c[i].needed = bytes_needed(b, session, &c[i]);
+        fprintf(stderr, "%s: %s, %s: left out: %zu bytes are needed%s%s\n", tool_name(), c[i].test, c[i].name,
+                c[i].needed, why ? ": " : "", why ? why : "");
+    }
+}
+
+/* Check before hours are spent that the case will fit. */
+static bool fits(const bench *b, const dcm_session *session, bench_case *c)
+{
+    const size_t needed = bytes_needed(b, session, c);
+    char why[96];
+    if (!b->memory_limit || needed <= b->memory_limit)
+        return true;
+    snprintf(why, sizeof why, "the limit is %zu", b->memory_limit);
+    refuse(b, session, c, 0, why);
+    return false;
+}
+
+/* One repetition of one test at all its depths. */
+static dcm_status run_pass(bench *b, bench_case *cases)
+{
+    pass p = {0};
+    dcm_status status = DCM_OK;
+    for (size_t d = 0; d < b->depths && status == DCM_OK; d++) {
+        bench_case *c = &cases[d];
+        if (c->state == BENCH_NO_MEMORY)
+            continue;
+        if (!p.session || p.position > c->depth) {
+            reset_host_peak();
+            status = pass_open(&p, b, &c->policy->params);
+        }
+        if (status == DCM_OK && !fits(b, p.session, c))
+            continue;
+        if (status == DCM_OK)
+            status = measure(&p, c);
+        if (status == DCM_ERR_MEMORY)
+            refuse(b, p.session, c, b->depths - d - 1, dcm_error());
+        else if (status == DCM_ERR_INTERRUPTED && (c->steps || c->repetitions))
+            c->state = BENCH_INTERRUPTED;
+    }
+    dcm_session_close(&p.session);
+    return status == DCM_ERR_MEMORY ? DCM_OK : status;
+}
+
+/* ---- All of it ---- */
+
+/*
+ * Nothing of what is timed later may be built, or touched for the first time, then: a short prompt and some steps with
+ * the policy's own parameters; with dcm also a group so short that merges happen at once.
+ */
+static dcm_status warm_up(bench *b, policy *one)
+{
+    pass p = {0};
+    dcm_status status = pass_open(&p, b, &one->params);
+    dcm_session_stats stats;
+    if (status == DCM_OK) {
+        dcm_session_get_stats(p.session, &stats);
+        if (!one->params.merge && strcmp(stats.merge, "newer") == 0)
+            one->params.merge = "newer"; /* what "auto" has chosen, and said once */
+        for (size_t i = 0; i < b->per_policy; i++) {
+            bench_case *c = &b->cases[(size_t)(one - b->policies.item) * b->per_policy + i];
+            policy_text(&one->params, stats.merge, c->name, sizeof c->name);
+        }
+    }
+    if (status == DCM_OK && b->warmup)
+        status = read_prompt(&p, b->warmup);
+    for (int i = 0; i < WARM_STEPS && b->warmup && status == DCM_OK; i++)
+        status = read_prompt(&p, 1);
+    if (status == DCM_OK && b->warmup && one->params.kind == DCM_CACHE_DCM) {
+        dcm_cache_params merging = one->params;
+        merging.group = DCM_GROUP_MIN;
+        status = pass_open(&p, b, &merging);
+        for (int i = 0; i < WARM_MERGED && status == DCM_OK; i++)
+            status = read_prompt(&p, 1);
+    }
+    dcm_session_close(&p.session);
+    return status;
+}
+
+static void say_done(const bench *b, const bench_case *c)
+{
+    if (!b->quiet && isatty(STDERR_FILENO))
+        for (size_t d = 0; d < b->depths; d++)
+            if (c[d].repetitions)
+                fprintf(stderr, "%s: %s, %s: %.1f tokens/s (%u of %u)\n", tool_name(), c[d].test, c[d].name,
+                        c[d].rate[c[d].repetitions - 1], c[d].repetitions, b->repetitions);
+}
+
+static dcm_status run_policy(bench *b, policy *one)
+{
+    bench_case *cases = &b->cases[(size_t)(one - b->policies.item) * b->per_policy];
+    dcm_status status = warm_up(b, one);
+    if (status == DCM_ERR_MEMORY) {
+        refuse(b, NULL, cases, b->per_policy - 1, dcm_error());
+        return DCM_OK;
+    }
+    for (size_t i = 0; i < b->per_policy; i += b->depths) {
+        for (uint32_t k = 0; k < b->repetitions && status == DCM_OK; k++) {
+            status = run_pass(b, &cases[i]);
+            say_done(b, &cases[i]);
+        }
+        for (size_t d = 0; d < b->depths; d++)
+            if (cases[i + d].state == BENCH_WAITING && cases[i + d].repetitions)
+                cases[i + d].state = cases[i + d].repetitions == b->repetitions ? BENCH_OK : BENCH_INTERRUPTED;
+    }
+    return status;
+}
+
+/* A device too full for it at the end leaves read_end at 0: not measured. */
+static double read_speed(const bench *b)
+{
+    double gb_s = 0;
+    return dcm_device_read_speed(b->r.device, &gb_s) == DCM_OK ? gb_s : 0;
+}
+
+int bench_run(bench *b)
+{
+    dcm_status status = DCM_OK;
+    tool_catch(true);
+    for (size_t i = 0; i < b->policies.count && status == DCM_OK; i++)
+        status = run_policy(b, &b->policies.item[i]);
+    const int stopped = tool_stopped();
+    if (!stopped && status == DCM_OK)
+        b->read_end = read_speed(b);
+    tool_catch(false);
+    if (stopped)
+        return stopped;
+    return status == DCM_OK ? 0 : tool_fail_library(status);
+}
