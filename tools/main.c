@@ -13,6 +13,7 @@ typedef struct command {
 static const command commands[] = {
     {"run", cmd_run, "continue a text, or answer in a chat"},
     {"eval", cmd_eval, "measure quality: perplexity, divergence from the full cache"},
+    {"bench", cmd_bench, "measure speed, step by step, and memory"},
     {"devices", cmd_devices, "OpenCL devices, what they can do, how fast they are"},
     {"tokenize", cmd_tokenize, "a text's tokens, and back"},
     {"plan", cmd_plan, "units and bytes of a compressed cache; the schedule step by step"},
