@@ -1,16 +1,17 @@
-#define _GNU_SOURCE
-#include "input.h"
+#include "fit.h"
+#include "logprobs.h"
 #include "policies.h"
+#include "progress.h"
+#include "reader.h"
 #include "runtime.h"
+#include "score.h"
 #include "table.h"
 #include "tool.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 typedef struct ppl_options {
     const char *model, *logprobs, *policies;
@@ -25,9 +26,8 @@ typedef struct ppl_options {
 /* One policy's session and what is summed over its predictions. */
 typedef struct ppl_row {
     dcm_session *session;
-    float *logits;
-    double nll, nll_squared, kl;
-    size_t scored, same_top;
+    float *logits; /* (step, vocab) */
+    score_sums sums;
 } ppl_row;
 
 typedef struct ppl_run {
@@ -38,114 +38,112 @@ typedef struct ppl_run {
     size_t text_tokens;
     policy_list policies;
     ppl_row row[POLICIES_MAX], full; /* full: of --against */
-    FILE *csv;
+    size_t step;                     /* tokens fed to every session in turn */
+    logprob_file csv;
 } ppl_run;
 
-/* ---- Scores ---- */
+/* ---- The run ---- */
 
-/* log of the sum of exp(logits), in double. */
-static double log_sum(const float *logits, size_t vocab)
+/* Is the prediction of the token at `index` asked for? */
+static bool is_wanted(const ppl_run *run, size_t index)
 {
-    double top = -INFINITY, sum = 0;
-    for (size_t i = 0; i < vocab; i++)
-        top = logits[i] > top ? logits[i] : top;
-    for (size_t i = 0; i < vocab; i++)
-        sum += exp(logits[i] - top);
-    return top + log(sum);
+    return index < run->count && (run->csv.out || (int64_t)index >= run->o->skip);
 }
 
-static size_t most_probable(const float *logits, size_t vocab)
-{
-    size_t best = 0;
-    for (size_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return best;
-}
-
-/* KL(full || other) in nats. */
-static double divergence(const float *full, double full_sum, const float *other, double other_sum, size_t vocab)
-{
-    double kl = 0;
-    for (size_t i = 0; i < vocab; i++) {
-        const double log_p = full[i] - full_sum, p = exp(log_p);
-        if (p > 0)
-            kl += p * (log_p - (other[i] - other_sum));
-    }
-    return kl;
-}
-
-/* Score the token at `index` with what each session predicted for it. */
-static void score(ppl_run *run, size_t index)
+/* Score the token at `index` with what each session predicted for it in row `at` of its logits. */
+static void score(ppl_run *run, size_t index, size_t at)
 {
     const size_t vocab = run->r->info.vocab;
     const int32_t target = run->ids[index];
     const bool counted = (int64_t)index >= run->o->skip;
-    const double full_sum = run->full.session && counted ? log_sum(run->full.logits, vocab) : 0;
+    const float *full = run->full.session ? run->full.logits + at * vocab : NULL;
+    const double full_sum = full && counted ? score_log_sum(full, vocab) : 0;
     for (size_t i = 0; i < run->policies.count; i++) {
         ppl_row *row = &run->row[i];
-        if (!counted && !run->csv)
-            continue;
-        const double sum = log_sum(row->logits, vocab), logprob = row->logits[target] - sum;
-        if (run->csv)
-            fprintf(run->csv, "%zu,%d,%.9g\n", index, target, logprob);
+        const float *logits = row->logits + at * vocab;
+        const double sum = score_log_sum(logits, vocab), logprob = logits[target] - sum;
+        if (run->csv.out)
+            fprintf(run->csv.out, "%zu,%d,%.9g\n", index, target, logprob);
         if (!counted)
             continue;
-        row->nll -= logprob;
-        row->nll_squared += logprob * logprob;
-        row->scored++;
-        if (run->full.session) {
-            row->kl += divergence(run->full.logits, full_sum, row->logits, sum, vocab);
-            row->same_top += most_probable(run->full.logits, vocab) == most_probable(row->logits, vocab);
-        }
+        score_add(&row->sums, logprob);
+        if (full)
+            score_compare(&row->sums, full, full_sum, logits, sum, vocab);
     }
 }
 
-/* ---- The run ---- */
-
-static int feed(const ppl_run *run, ppl_row *row, size_t index)
+/* Feed `count` tokens from `first` on; the logits after each where any of their predictions is wanted. */
+static int feed(const ppl_run *run, ppl_row *row, size_t first, size_t count)
 {
-    const dcm_status status = dcm_session_feed(row->session, &run->ids[index], 1, row->logits);
+    const bool each = is_wanted(run, first + count) || is_wanted(run, first + count - 1);
+    const dcm_status status = each ? dcm_session_feed_each(row->session, run->ids + first, count, row->logits)
+                                   : dcm_session_feed(row->session, run->ids + first, count, NULL);
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 
 static int feed_all(ppl_run *run)
 {
-    const bool progress = isatty(STDERR_FILENO) && !run->o->words.quiet;
+    progress line;
     int code = 0;
-    for (size_t index = 0; index < run->count && code == 0; index++) {
-        if (index)
-            score(run, index);
+    tool_catch(true);
+    progress_begin(&line, run->o->words.quiet, run->count);
+    for (size_t first = 0, count; first < run->count && code == 0; first += count) {
+        count = run->count - first < run->step ? run->count - first : run->step;
         for (size_t i = 0; i < run->policies.count && code == 0; i++)
-            code = feed(run, &run->row[i], index);
+            code = feed(run, &run->row[i], first, count);
         if (code == 0 && run->full.session)
-            code = feed(run, &run->full, index);
-        if (progress && (index % 16 == 0 || index + 1 == run->count))
-            fprintf(stderr, "\r%zu of %zu tokens", index + 1, run->count);
+            code = feed(run, &run->full, first, count);
+        for (size_t at = 0; at < count && code == 0; at++)
+            if (is_wanted(run, first + at + 1))
+                score(run, first + at + 1, at);
+        progress_at(&line, first + count);
+        if (code == 0)
+            code = tool_stopped();
     }
-    if (progress)
-        fputs("\r\033[K", stderr);
+    progress_end(&line);
+    tool_catch(false);
     return code;
 }
 
-static int open_row(const ppl_run *run, ppl_row *row, const dcm_cache_params *params)
+static int open_row(ppl_run *run, ppl_row *row, const dcm_cache_params *params)
 {
-    row->logits = malloc(run->r->info.vocab * sizeof *row->logits);
-    if (!row->logits)
-        return tool_fail(DCM_ERR_MEMORY, "no room for logits");
     const dcm_status status = dcm_session_open(&row->session, run->r->model, params);
-    return status == DCM_OK ? 0 : tool_fail_library(status);
+    if (status != DCM_OK)
+        return tool_fail_library(status);
+    const size_t chunk = dcm_session_chunk(row->session);
+    run->step = run->step && run->step < chunk ? run->step : chunk;
+    return 0;
 }
 
+static int open_logits(const ppl_run *run, ppl_row *row)
+{
+    const size_t rows = run->step < run->count ? run->step : run->count;
+    row->logits = malloc(rows * run->r->info.vocab * sizeof *row->logits);
+    return row->logits
+               ? 0
+               : tool_fail(DCM_ERR_MEMORY, "no room for the logits of %zu tokens: choose a smaller --chunk", rows);
+}
+
+/* Sessions step together, by the least of their steps. */
 static int open_rows(ppl_run *run)
 {
+    const size_t count = run->policies.count;
+    const dcm_cache_params full = {
+        .kind = DCM_CACHE_FULL, .kv = (dcm_kv_type)run->o->cache.kv, .chunk = (uint32_t)run->o->cache.chunk};
+    const dcm_cache_params *all[POLICIES_MAX + 1] = {0};
     int code = 0;
-    for (size_t i = 0; i < run->policies.count && code == 0; i++)
-        code = open_row(run, &run->row[i], &run->policies.item[i].params);
-    const dcm_cache_params full = {.kind = DCM_CACHE_FULL, .kv = (dcm_kv_type)run->o->cache.kv};
+    for (size_t i = 0; i < count && code == 0; i++) {
+        all[i] = &run->policies.item[i].params;
+        code = open_row(run, &run->row[i], all[i]);
+    }
+    all[count] = &full;
     if (code == 0 && run->o->against)
         code = open_row(run, &run->full, &full);
-    return code;
+    if (code == 0)
+        code = fit_check(run->r, &run->o->device, run->row[0].session, all, count + !!run->o->against, run->count);
+    for (size_t i = 0; i < count && code == 0; i++)
+        code = open_logits(run, &run->row[i]);
+    return code == 0 && run->o->against ? open_logits(run, &run->full) : code;
 }
 
 static void close_rows(ppl_run *run)
@@ -180,16 +178,17 @@ static void print_rows(const ppl_run *run)
         char text[POLICY_TEXT];
         dcm_session_get_stats(row->session, &stats);
         policy_text(&run->policies.item[i].params, stats.merge, text, sizeof text);
-        const double n = (double)row->scored, mean = row->nll / n;
-        const double variance = n > 1 ? fmax(0, (row->nll_squared - n * mean * mean) / (n - 1)) : NAN;
+        const score_sums *sums = &row->sums;
+        const double n = (double)sums->scored, mean = sums->nll / n;
+        const double variance = n > 1 ? fmax(0, (sums->nll_squared - n * mean * mean) / (n - 1)) : NAN;
         const table_cell cells[WITH_FULL] = {cell_text(text),
                                              cell_int((int64_t)run->text_tokens),
-                                             cell_int((int64_t)row->scored),
+                                             cell_int((int64_t)sums->scored),
                                              cell_int((int64_t)stats.units),
                                              cell_real(exp(mean)),
                                              cell_real(exp(mean) * sqrt(variance / n)),
-                                             cell_real(row->kl / n),
-                                             cell_real((double)row->same_top / n)};
+                                             cell_real(sums->kl / n),
+                                             cell_real((double)sums->same_top / n)};
         table_row(&t, cells);
     }
     table_end(&t);
@@ -197,35 +196,60 @@ static void print_rows(const ppl_run *run)
 
 /* ---- Set-up ---- */
 
-/* The text's tokens from --offset on, at most --tokens, with BOS before them where the model asks for one. */
-static int take_tokens(ppl_run *run, const char *text, size_t size)
+/* Append ids to the run's, less the text's first --offset and what passes --tokens. */
+static int append_ids(ppl_run *run, const int32_t *ids, size_t count, size_t *seen, size_t *room)
 {
-    int32_t *ids;
-    size_t count;
-    const int32_t bos = dcm_bos_token(run->r->tokenizer);
-    const dcm_status status = dcm_tokenize(run->r->tokenizer, text, size, 0, &ids, &count);
-    if (status != DCM_OK)
-        return tool_fail_library(status);
-    const size_t offset = (size_t)run->o->offset, wanted = (size_t)run->o->tokens;
-    const size_t left = count > offset ? count - offset : 0;
-    const size_t taken = wanted && wanted < left ? wanted : left, first = bos >= 0;
-    int code = 0;
-    if (wanted > left)
-        code = tool_fail(DCM_ERR_FILE, "the text has %zu tokens after --offset %zu, not the %zu of --tokens", left,
-                         offset, wanted);
-    else if (taken + first < 2 || (size_t)run->o->skip >= taken + first)
-        code = tool_fail(DCM_ERR_FILE, "nothing to predict: %zu tokens after --offset %zu and --skip %lld", left,
-                         offset, (long long)run->o->skip);
-    else if (!(run->ids = malloc((taken + first) * sizeof *run->ids)))
-        code = tool_fail(DCM_ERR_MEMORY, "no room for %zu tokens", taken);
-    if (code == 0) {
-        run->ids[0] = bos;
-        memcpy(run->ids + first, ids + offset, taken * sizeof *ids);
-        run->count = taken + first;
-        run->text_tokens = taken;
+    const size_t offset = (size_t)run->o->offset, wanted = run->o->tokens ? (size_t)run->o->tokens : SIZE_MAX;
+    const size_t skipped = *seen < offset ? (offset - *seen < count ? offset - *seen : count) : 0;
+    const size_t left = wanted - run->text_tokens;
+    const size_t taken = count - skipped < left ? count - skipped : left;
+    *seen += count;
+    if (*room - run->count < taken) {
+        const size_t grown_room = 2 * (run->count + taken);
+        int32_t *grown = realloc(run->ids, grown_room * sizeof *grown);
+        if (!grown)
+            return tool_fail(DCM_ERR_MEMORY, "no room for %zu tokens", grown_room);
+        run->ids = grown;
+        *room = grown_room;
     }
-    dcm_free(ids);
-    return code;
+    if (taken)
+        memcpy(run->ids + run->count, ids + skipped, taken * sizeof *ids);
+    run->count += taken;
+    run->text_tokens += taken;
+    return 0;
+}
+
+/* The text's tokens from --offset on, at most --tokens, with BOS before them where the model asks for one. */
+static int take_tokens(ppl_run *run, text_reader *text)
+{
+    const int32_t bos = dcm_bos_token(run->r->tokenizer);
+    const size_t wanted = (size_t)run->o->tokens;
+    size_t seen = 0, room = 0, count;
+    int code = 0;
+    do {
+        int32_t *ids;
+        code = reader_next(text, run->r->tokenizer, 0, &ids, &count);
+        if (code == 0 && count && !run->ids && bos >= 0) {
+            run->ids = malloc(sizeof *run->ids);
+            if (!run->ids)
+                code = tool_fail(DCM_ERR_MEMORY, "no room for the tokens");
+            else
+                run->ids[run->count++] = bos;
+            room = run->count;
+        }
+        if (code == 0)
+            code = append_ids(run, ids, count, &seen, &room);
+        dcm_free(ids);
+    } while (code == 0 && count && (!wanted || run->text_tokens < wanted));
+    if (code)
+        return code;
+    if (wanted > run->text_tokens)
+        return tool_fail(DCM_ERR_FILE, "the text has %zu tokens after --offset %lld, not the %zu of --tokens",
+                         run->text_tokens, (long long)run->o->offset, wanted);
+    if (run->count < 2 || (size_t)run->o->skip >= run->count)
+        return tool_fail(DCM_ERR_FILE, "nothing to predict: %zu tokens after --offset %lld and --skip %lld",
+                         run->text_tokens, (long long)run->o->offset, (long long)run->o->skip);
+    return 0;
 }
 
 static int take_policies(const args *a, ppl_run *run, const dcm_cache_params *params)
@@ -241,44 +265,25 @@ static int take_policies(const args *a, ppl_run *run, const dcm_cache_params *pa
         if (args_seen(a, excluded[i]))
             return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --policies: leave one of them out", excluded[i]);
     const int code = policies_read(&run->policies, o->policies, (dcm_kv_type)o->cache.kv);
+    for (size_t i = 0; i < run->policies.count; i++)
+        run->policies.item[i].params.chunk = (uint32_t)o->cache.chunk;
     if (code == 0 && o->logprobs && run->policies.count > 1)
         return tool_fail(DCM_ERR_USAGE, "--logprobs takes one policy, not %zu", run->policies.count);
     return code;
 }
 
-static int open_csv(ppl_run *run)
+static int evaluate(ppl_run *run, text_reader *text)
 {
-    if (!run->o->logprobs)
-        return 0;
-    run->csv = fopen(run->o->logprobs, "w");
-    if (!run->csv)
-        return tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", run->o->logprobs, strerror(errno));
-    fputs("index,token,logprob\n", run->csv);
-    return 0;
-}
-
-static int close_csv(ppl_run *run)
-{
-    if (!run->csv)
-        return 0;
-    const bool failed = ferror(run->csv);
-    const bool unwritten = fclose(run->csv) != 0;
-    run->csv = NULL;
-    return failed || unwritten ? tool_fail(DCM_ERR_FILE, "%s: cannot write all of it", run->o->logprobs) : 0;
-}
-
-static int evaluate(ppl_run *run, const char *text, size_t size)
-{
-    int code = take_tokens(run, text, size);
+    int code = take_tokens(run, text);
     if (code == 0)
         code = policies_resolve(&run->policies, run->count);
-    if (code == 0)
-        code = open_csv(run);
+    if (code == 0 && run->o->logprobs)
+        code = logprobs_open(&run->csv, run->o->logprobs);
     if (code == 0)
         code = open_rows(run);
     if (code == 0)
         code = feed_all(run);
-    const int closed = close_csv(run);
+    const int closed = logprobs_close(&run->csv, code == 0);
     if (code == 0)
         code = closed;
     if (code == 0)
@@ -315,13 +320,12 @@ static int eval_ppl(int argc, char **argv)
     ppl_options o = {.cache = CACHE_OPTIONS_DEFAULT};
     args a = {.usage = "-m MODEL (-f FILE | -p TEXT | -) [options]",
               .stdin_dash = true,
-              .about = "Perplexity of a text with its standard error: token by token, each predicted from the cache of "
-                       "those before it."};
+              .about = "Perplexity of a text with its standard error: each token is predicted from the cache of "
+                       "those before it, in one pass."};
     dcm_cache_params params;
     runtime r = {0};
     ppl_run run = {.o = &o, .r = &r};
-    char *text = NULL;
-    size_t size = 0;
+    text_reader text = {0};
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -332,15 +336,15 @@ static int eval_ppl(int argc, char **argv)
     if (code == 0)
         code = take_policies(&a, &run, &params);
     if (code == 0)
-        code = input_read(&a, &o.input, &text, &size);
+        code = reader_open(&text, &a, &o.input);
     if (code == 0)
         code = runtime_open(&r, &o.device, o.model);
     if (code == 0)
-        code = evaluate(&run, text, size);
+        code = evaluate(&run, &text);
     close_rows(&run);
     policies_release(&run.policies);
     free(run.ids);
-    free(text);
+    reader_close(&text);
     runtime_close(&r);
     return code;
 }

@@ -1,0 +1,44 @@
+#define _GNU_SOURCE
+#include "logprobs.h"
+
+#include "tool.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int logprobs_open(logprob_file *f, const char *path)
+{
+    struct stat st;
+    *f = (logprob_file){.path = path};
+    if (lstat(path, &st) != 0 || S_ISREG(st.st_mode)) {
+        if (asprintf(&f->part, "%s.part", path) < 0) {
+            f->part = NULL;
+            return tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
+        }
+    }
+    f->out = fopen(f->part ? f->part : path, "w");
+    if (!f->out)
+        return tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
+    fputs("index,token,logprob\n", f->out);
+    return 0;
+}
+
+int logprobs_close(logprob_file *f, bool keep)
+{
+    bool failed = false;
+    if (f->out) {
+        failed = ferror(f->out);
+        failed = fclose(f->out) != 0 || failed;
+        if (f->part && keep && !failed)
+            failed = rename(f->part, f->path) != 0;
+        if (f->part && (!keep || failed))
+            unlink(f->part);
+    }
+    free(f->part);
+    const char *path = f->path;
+    *f = (logprob_file){0};
+    return failed && keep ? tool_fail(DCM_ERR_FILE, "%s: cannot write all of it", path) : 0;
+}

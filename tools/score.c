@@ -1,0 +1,42 @@
+#include "score.h"
+
+#include <math.h>
+
+double score_log_sum(const float *logits, size_t vocab)
+{
+    double top = -INFINITY, sum = 0;
+    for (size_t i = 0; i < vocab; i++)
+        top = logits[i] > top ? logits[i] : top;
+    for (size_t i = 0; i < vocab; i++)
+        sum += exp(logits[i] - top);
+    return top + log(sum);
+}
+
+void score_add(score_sums *sums, double logprob)
+{
+    sums->nll -= logprob;
+    sums->nll_squared += logprob * logprob;
+    sums->scored++;
+}
+
+static size_t most_probable(const float *logits, size_t vocab)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < vocab; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
+
+void score_compare(score_sums *sums, const float *full, double full_sum, const float *other, double other_sum,
+                   size_t vocab)
+{
+    double kl = 0;
+    for (size_t i = 0; i < vocab; i++) {
+        const double log_p = full[i] - full_sum, p = exp(log_p);
+        if (p > 0)
+            kl += p * (log_p - (other[i] - other_sum));
+    }
+    sums->kl += kl;
+    sums->same_top += most_probable(full, vocab) == most_probable(other, vocab);
+}
