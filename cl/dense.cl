@@ -59,8 +59,8 @@ float16 tile_product(__global const float *const *x, __global const float *const
 
 /* Item (i, j): rows 4 i .. 4 i + 3; the j-th share of the columns, four at a time. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-dense_wide(__global const float *x, __global const float *w, __global const float *bias, __global float *y, uint n, uint in,
-           uint out)
+dense_wide(__global const float *x, __global const float *w, __global const float *bias, __global float *y, uint n,
+           uint in, uint out)
 {
     const uint row = (uint)get_global_id(0) * 4, quads = (out + 3) / 4;
     const size_t share = get_global_id(1), shares = get_global_size(1);
@@ -86,8 +86,8 @@ dense_wide(__global const float *x, __global const float *w, __global const floa
 /* ---- Group: a tile of 16 x 16 outputs, 16 columns of x and w at a time in local memory ---- */
 
 __kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void
-dense_group(__global const float *x, __global const float *w, __global const float *bias, __global float *y, uint n, uint in,
-            uint out)
+dense_group(__global const float *x, __global const float *w, __global const float *bias, __global float *y, uint n,
+            uint in, uint out)
 {
     __local float xs[SIDE][SIDE + 1], ws[SIDE][SIDE + 1];
     const uint i = get_local_id(0), j = get_local_id(1);

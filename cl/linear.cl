@@ -81,7 +81,10 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
 }
 #endif
 
-/* The vector to multiply with: x itself or its transform in `work`; the blocks' sums into work + cols where the type has minimums. */
+/*
+ * The vector to multiply with: x itself or its transform in `work`; the blocks' sums into work + cols where the type
+ * has minimums.
+ */
 __global const float *prepare(uint input, __global const float *x, __global const float *gain, float eps, uint cols,
                               __global float *work)
 {
@@ -99,13 +102,14 @@ __global const float *prepare(uint input, __global const float *x, __global cons
 }
 
 /*
- * Item (i, t): the i-th share of the tiles of one part of the matrix (tile0: its first tile), token t. `work`: room for the prepared x,
- * work_stride floats for each token (INPUT_PREPARED, written by linear_prepare) or each item.
+ * Item (i, t): the i-th share of the tiles of one part of the matrix (tile0: its first tile), token t. `work`: room
+ * for the prepared x, work_stride floats for each token (INPUT_PREPARED, written by linear_prepare) or each item.
  */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 linear_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint input,
-            __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps, __global float *work,
-            ulong work_stride, __global const float *bias, __global float *y, ulong y_offset, ulong ldy, uint flags)
+            __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps,
+            __global float *work, ulong work_stride, __global const float *bias, __global float *y, ulong y_offset,
+            ulong ldy, uint flags)
 {
     const size_t item = get_global_id(0), items = get_global_size(0), token = get_global_id(1);
     if (input == INPUT_PREPARED) {
@@ -123,8 +127,8 @@ linear_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, u
 
 /* Item t: token t's x into its slice of `work`. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-linear_prepare(uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps,
-               __global float *work, ulong work_stride)
+linear_prepare(uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx, __global const float *gain,
+               float eps, __global float *work, ulong work_stride)
 {
     const size_t token = get_global_id(0);
     x += x_offset + token * ldx;
@@ -153,7 +157,8 @@ float input_at(__global const float *x, __global const float *gain, bool norm, s
 }
 
 #if QUANTIZED
-group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain, bool norm)
+group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain,
+                    bool norm)
 {
     const uint item = get_local_id(0), quad = item & 3, first = item >> 2 & 3;
     group_sum sum = {0, 0};
@@ -198,7 +203,8 @@ float4 column4(__global const uchar *tile, size_t i)
 #endif
 }
 
-group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain, bool norm)
+group_sum group_dot(__global const uchar *tile, uint cols, __global const float *x, __global const float *gain,
+                    bool norm)
 {
     const uint item = get_local_id(0), quad = item & 3;
     group_sum sum = {0, 0};
@@ -233,9 +239,9 @@ void group_tree(group_sum sum, __local float4 *rows, __local float *squares, boo
 
 /* Group (i, t): tile i of one part of the matrix, token t. INPUT_PLAIN or INPUT_RMSNORM. */
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
-linear_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint cols, uint rows, uint input, __global const float *x,
-             ulong x_offset, ulong ldx, __global const float *gain, float eps, __global const float *bias, __global float *y,
-             ulong y_offset, ulong ldy, uint flags)
+linear_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint cols, uint rows, uint input,
+             __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps,
+             __global const float *bias, __global float *y, ulong y_offset, ulong ldy, uint flags)
 {
     __local float4 rows4[GROUP];
     __local float squares[GROUP];
@@ -274,9 +280,12 @@ __kernel void linear_swiglu(uint cols, __global const float *x, ulong x_offset, 
 
 /* ---- Rows ---- */
 
-/* x (n, cols): item (column, token) writes its token's element if the row is in this part: tiles tile0 .. tile0 + tiles - 1. */
-__kernel void embed(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, __global const int *ids,
-                    ulong ids_offset, __global float *x)
+/*
+ * x (n, cols): item (column, token) writes its token's element if the row is in this part: tiles tile0 .. tile0 +
+ * tiles - 1.
+ */
+__kernel void embed(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols,
+                    __global const int *ids, ulong ids_offset, __global float *x)
 {
     const size_t col = get_global_id(0), token = get_global_id(1);
     const uint row = (uint)ids[ids_offset + token], tile = row / TILE - tile0;

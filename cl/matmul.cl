@@ -1,9 +1,9 @@
 /*
- * Weight matrices: products with many vectors, as when a prompt is read. Built behind cl/weights.cl, whose tiles of 16 rows are unpacked
- * to floats once for all tokens of an item.
+ * Weight matrices: products with many vectors, as when a prompt is read. Built behind cl/weights.cl, whose tiles of 16
+ * rows are unpacked to floats once for all tokens of an item.
  *
- * The inputs are brought into panels of PANEL tokens by matmul_prepare: value k of token t of a panel is at k * PANEL + t; tokens past
- * the last are zero.
+ * The inputs are brought into panels of PANEL tokens by matmul_prepare: value k of token t of a panel is at k * PANEL
+ * + t; tokens past the last are zero.
  */
 #ifndef PANEL
 #define PANEL 12 /* tokens of a panel; the wide shape keeps 2 * PANEL vectors of 16 rows in registers */
@@ -13,8 +13,8 @@
 
 /* Item p: the tokens of panel p into `panels`; `rows` has room for one prepared row of each panel. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-matmul_prepare(uint n, uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx, __global const float *gain,
-               float eps, __global float *rows, __global float *panels)
+matmul_prepare(uint n, uint cols, uint input, __global const float *x, ulong x_offset, ulong ldx,
+               __global const float *gain, float eps, __global float *rows, __global float *panels)
 {
     const uint first = (uint)get_global_id(0) * PANEL;
     rows += get_global_id(0) * cols;
@@ -89,15 +89,16 @@ void panel_product(__global const float *w, __global const float *panel, uint co
 }
 
 /*
- * Item (i, j): the i-th share of the pairs of tiles of one part of the matrix (tile0: its first tile), the j-th share of the panels. `work`: room for
- * an unpacked pair of tiles, 32 cols floats, for each item.
+ * Item (i, j): the i-th share of the pairs of tiles of one part of the matrix (tile0: its first tile), the j-th share
+ * of the panels. `work`: room for an unpacked pair of tiles, 32 cols floats, for each item.
  */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 matmul_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint n,
-            __global const float *panels, __global float *work, __global const float *bias, __global float *y, ulong y_offset,
-            ulong ldy, uint flags)
+            __global const float *panels, __global float *work, __global const float *bias, __global float *y,
+            ulong y_offset, ulong ldy, uint flags)
 {
-    const size_t item = get_global_id(0), items = get_global_size(0), share = get_global_id(1), shares = get_global_size(1);
+    const size_t item = get_global_id(0), items = get_global_size(0);
+    const size_t share = get_global_id(1), shares = get_global_size(1);
     const size_t pairs = (tiles + 1) / 2, all = (n + PANEL - 1) / PANEL;
     work += (share * items + item) * 32 * cols;
     y += y_offset;
@@ -127,7 +128,8 @@ matmul_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, u
 
 /* Group t: token t's x / sqrt(mean(x^2) + eps) * gain into out (n, cols). */
 __kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void
-matmul_normalise(uint cols, __global const float *x, ulong x_offset, __global const float *gain, float eps, __global float *out)
+matmul_normalise(uint cols, __global const float *x, ulong x_offset, __global const float *gain, float eps,
+                 __global float *out)
 {
     __local float squares[SIDE * SIDE];
     const uint item = get_local_id(0);
@@ -149,13 +151,14 @@ matmul_normalise(uint cols, __global const float *x, ulong x_offset, __global co
 }
 
 /*
- * Group (i, j): rows BLOCK_ROWS i .. of one part of the matrix (tile0: its first tile), tokens BLOCK_ROWS j .. of x (n, cols), which is prepared.
- * Value (column k, row or token r) of the two factors stands at k * PITCH + r in local memory.
+ * Group (i, j): rows BLOCK_ROWS i .. of one part of the matrix (tile0: its first tile), tokens BLOCK_ROWS j .. of x
+ * (n, cols), which is prepared. Value (column k, row or token r) of the two factors stands at k * PITCH + r in local
+ * memory.
  */
 __kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void
 matmul_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, uint cols, uint rows, uint n,
-             __global const float *x, ulong x_offset, __global const float *bias, __global float *y, ulong y_offset, ulong ldy,
-             uint flags)
+             __global const float *x, ulong x_offset, __global const float *bias, __global float *y, ulong y_offset,
+             ulong ldy, uint flags)
 {
     __local float ws[DEPTH * PITCH], xs[DEPTH * PITCH];
     const uint i = get_local_id(0), j = get_local_id(1), item = j * SIDE + i;
@@ -166,9 +169,10 @@ matmul_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, 
     for (uint k0 = 0; k0 < cols; k0 += DEPTH) {
         for (uint k = item / BLOCK_ROWS; k < DEPTH; k += SIDE * SIDE / BLOCK_ROWS)
             ws[k * PITCH + w_row] = k0 + k < cols && w_tile < tiles ? element(tile, w_row % TILE, k0 + k) : 0.0f;
-        for (uint t = item / DEPTH; t < BLOCK_ROWS; t += SIDE * SIDE / DEPTH)
-            xs[x_col * PITCH + t] =
-                k0 + x_col < cols && first_token + t < n ? x[x_offset + (size_t)(first_token + t) * cols + k0 + x_col] : 0.0f;
+        for (uint t = item / DEPTH; t < BLOCK_ROWS; t += SIDE * SIDE / DEPTH) {
+            const size_t at = (size_t)(first_token + t) * cols + k0 + x_col;
+            xs[x_col * PITCH + t] = k0 + x_col < cols && first_token + t < n ? x[x_offset + at] : 0.0f;
+        }
         barrier(CLK_LOCAL_MEM_FENCE);
         for (uint k = 0; k < DEPTH; k++) {
             const float4 a = vload4(i, ws + k * PITCH), b = vload4(j, xs + k * PITCH);

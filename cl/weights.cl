@@ -1,10 +1,11 @@
 /*
- * Weight matrices: their tiles, and what all products with them share. A matrix is a row of tiles of 16 rows; a tile is its blocks of columns one
- * after another, each block with its scales before its quants, so that both are read as one stream (src/ops/matrix_cl.h). Families that
- * multiply or read weights are built behind this file, one program for each type.
+ * Weight matrices: their tiles, and what all products with them share. A matrix is a row of tiles of 16 rows; a tile
+ * is its blocks of columns one after another, each block with its scales before its quants, so that both are read as
+ * one stream (src/ops/matrix_cl.h). Families that multiply or read weights are built behind this file, one program for
+ * each type.
  *
- * A block: d (and m) of the 16 rows, then per column (4 bits: per pair of columns k, k + 16) one item of each of the 16 rows.
- * w = d q + m; d and m are halves or, for the K types, a half of the super-block times the block's byte.
+ * A block: d (and m) of the 16 rows, then per column (4 bits: per pair of columns k, k + 16) one item of each of the
+ * 16 rows. w = d q + m; d and m are halves or, for the K types, a half of the super-block times the block's byte.
  */
 #pragma OPENCL FP_CONTRACT OFF
 

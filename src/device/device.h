@@ -22,15 +22,15 @@ typedef struct cldev_limits {
     cl_device_type type;
     uint32_t compute_units;
     size_t memory, max_alloc, local_memory, max_work_group;
-    size_t cache;      /* bytes of the largest cache before global memory; 0: unknown */
-    bool usable;       /* available, with a compiler, little-endian, OpenCL 1.2 or later */
-    bool unified;      /* host and device share memory */
-    bool wide_items;   /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
-    bool exact_divide; /* divisions and square roots can be asked to round correctly */
+    size_t cache;           /* bytes of the largest cache before global memory; 0: unknown */
+    bool usable;            /* available, with a compiler, little-endian, OpenCL 1.2 or later */
+    bool unified;           /* host and device share memory */
+    bool wide_items;        /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
+    bool exact_divide;      /* divisions and square roots can be asked to round correctly */
     uint32_t vector_floats; /* floats in a vector register, as the driver says */
-    bool own_cache;    /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
-    bool fp16;         /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
-    bool subgroups;    /* sub-group reductions compile, run and are right: set by cldev_probe_features */
+    bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
+    bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
+    bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
 } cldev_limits;
 
 /* One place in the platform/device list. */
@@ -56,7 +56,7 @@ dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found);
 typedef struct cldev {
     cldev_limits limits;
     cl_platform_id platform_id;
-    cl_device_id id;   /* a sub-device where only some of a CPU's units are used */
+    cl_device_id id; /* a sub-device where only some of a CPU's units are used */
     bool sub_device;
     cl_context context;
     cl_command_queue queue;
@@ -79,9 +79,9 @@ dcm_status cldev_probe_features(cldev *device);
 
 /*
  * Build one kernel family: cl/common.cl, then cl/FAMILY.cl, with `options` such as "-DHEAD_DIM=64"; "weights+linear" is
- * cl/weights.cl, then cl/linear.cl. Binaries are kept in the cache folder under a key of sources, options, platform, device, driver
- * and format version; a corrupt or unreadable one is rebuilt, an unwritable folder is passed over with a word. A
- * failed build is DCM_ERR_DEVICE and the build log is shown.
+ * cl/weights.cl, then cl/linear.cl. Binaries are kept in the cache folder under a key of sources, options, platform,
+ * device, driver and format version; a corrupt or unreadable one is rebuilt, an unwritable folder is passed over with a
+ * word. A failed build is DCM_ERR_DEVICE and the build log is shown.
  */
 dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program);
 

@@ -34,10 +34,10 @@ typedef struct gguf_tensor {
 } gguf_tensor;
 
 /*
- * Open `path`. Errors: DCM_ERR_FILE with the byte offset and the field for: wrong magic, version or byte order, truncation, size
- * products that overflow, duplicate keys or tensor names, types of an unknown number, arrays of arrays, tensors that overlap or pass
- * the end of the file, an alignment that is no power of two of at least 8 (the format wants a multiple of 8). Memory used is at most
- * eight times the header's size + 1 MiB.
+ * Open `path`. Errors: DCM_ERR_FILE with the byte offset and the field for: wrong magic, version or byte order,
+ * truncation, size products that overflow, duplicate keys or tensor names, types of an unknown number, arrays of
+ * arrays, tensors that overlap or pass the end of the file, an alignment that is no power of two of at least 8 (the
+ * format wants a multiple of 8). Memory used is at most eight times the header's size + 1 MiB.
  */
 dcm_status gguf_open(gguf **file, const char *path);
 
@@ -54,8 +54,9 @@ uint32_t gguf_version(const gguf *file);
 size_t gguf_header_bytes(const gguf *file);
 
 /*
- * Metadata by key. Each returns DCM_OK and sets *out, or DCM_ERR_FILE when the key is missing or of another type, with the key and
- * what was found in the message. Integers of any width, and float64 for float32, are accepted where the value fits.
+ * Metadata by key. Each returns DCM_OK and sets *out, or DCM_ERR_FILE when the key is missing or of another type, with
+ * the key and what was found in the message. Integers of any width, and float64 for float32, are accepted where the
+ * value fits.
  */
 bool gguf_has(const gguf *file, const char *key);
 dcm_status gguf_get_u32(const gguf *file, const char *key, uint32_t *out);
@@ -66,7 +67,8 @@ dcm_status gguf_get_string(const gguf *file, const char *key, gguf_string *out);
 /* Arrays. *data points to packed little-endian items inside the mapping, not aligned: read them with memcpy. */
 dcm_status gguf_get_array_size(const gguf *file, const char *key, size_t *count);
 dcm_status gguf_get_f32_array(const gguf *file, const char *key, const void **data, size_t *count);
-dcm_status gguf_get_i32_array(const gguf *file, const char *key, const void **data, size_t *count); /* int32 or uint32 */
+dcm_status gguf_get_i32_array(const gguf *file, const char *key, const void **data,
+                              size_t *count); /* int32 or uint32 */
 
 /* Strings of an array, in order: `strings` holds `count` items (from gguf_get_array_size). */
 dcm_status gguf_get_string_array(const gguf *file, const char *key, gguf_string *strings, size_t count);

@@ -36,8 +36,9 @@ const char *quant_name(uint32_t type);
 size_t quant_row_bytes(quant_type type, size_t cols);
 
 /*
- * Elements [0, n) of the row at `src` as floats; n a multiple of the block's items; `src` needs no alignment. The formulas are those of
- * ggml's reference dequantisation, in float arithmetic, one rounding at each step as written there.
+ * Elements [0, n) of the row at `src` as floats; n a multiple of the block's items; `src` needs no alignment. The
+ * formulas are those of ggml's reference dequantisation, in float arithmetic, one rounding at each step as written
+ * there.
  */
 void quant_to_float(quant_type type, const void *src, float *dst, size_t n);
 

@@ -1,6 +1,6 @@
 /*
- * safetensors files: a JSON header and raw little-endian arrays, memory-mapped; checked like GGUF files. As the format demands, the arrays
- * cover the data without a gap.
+ * safetensors files: a JSON header and raw little-endian arrays, memory-mapped; checked like GGUF files. As the format
+ * demands, the arrays cover the data without a gap.
  */
 #ifndef IO_SAFETENSORS_H
 #define IO_SAFETENSORS_H

@@ -32,16 +32,18 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     dcm_status status;
     l->wide = clop_wide(b);
     const char *name = l->wide ? "attention_wide" : "attention_group";
+    const char *family = l->wide ? "attention_view+attention_wide+attention_combine"
+                                 : "attention_view+attention_group+attention_combine";
     l->layer = a->layer;
     l->splits = splits_max(a->step->max_units);
     l->views = a->step->views;
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
-    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DUNROLLED=%d",
+    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             !clop_device(b)->limits.wide_items);
-    DCM_TRY(status, fail, clop_kernel(b, "attention", options, name, &l->attention));
-    DCM_TRY(status, fail, clop_kernel(b, "attention", options, "attention_combine", &l->combine));
+             (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0);
+    DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
+    DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:
     return status;
 }
@@ -52,9 +54,15 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
 {
     const kv_pool *pool = a->pool;
     dcm_status status;
-    clop_arg args[POOL_ARGS + 9] = {[POOL_ARGS] = CLOP_MEM(pool->table), CLOP_MEM(a->step->data), CLOP_VAR(l->views),
-                                    CLOP_VAR(l->query_rot),              CLOP_MEM(a->qkv),        CLOP_VAR(l->qkv_row),
-                                    CLOP_VAR(l->layer),                  CLOP_VAR(l->first),      CLOP_MEM(partial)};
+    clop_arg args[POOL_ARGS + 9] = {[POOL_ARGS] = CLOP_MEM(pool->table),
+                                    CLOP_MEM(a->step->data),
+                                    CLOP_VAR(l->views),
+                                    CLOP_VAR(l->query_rot),
+                                    CLOP_MEM(a->qkv),
+                                    CLOP_VAR(l->qkv_row),
+                                    CLOP_VAR(l->layer),
+                                    CLOP_VAR(l->first),
+                                    CLOP_MEM(partial)};
     pool_args(pool, &l->sizes, args);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
@@ -64,8 +72,9 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
                                      CLOP_VAR(l->views), CLOP_VAR(l->first),  CLOP_MEM(a->out)};
     const size_t parts = l->wide ? 1 : COMBINE_ITEMS;
     const size_t combine_local[3] = {parts, 1, 1}, combine_global[3] = {parts, a->heads, count};
-    DCM_TRY(status, fail, clop_launch(b, l->combine, combine_args, sizeof combine_args / sizeof *combine_args, 3,
-                                      combine_global, combine_local));
+    DCM_TRY(status, fail,
+            clop_launch(b, l->combine, combine_args, sizeof combine_args / sizeof *combine_args, 3, combine_global,
+                        combine_local));
 fail:
     return status;
 }

@@ -16,9 +16,14 @@ dcm_status cl_kv_store(backend *b, const kv_store_args *a)
     const cl_ulong items = (cl_ulong)a->step->n * pool->kv_heads * (pool->head_dim / 2);
     const cl_uint layer = a->layer, heads = a->heads, kv_heads = pool->kv_heads;
     pool_sizes sizes;
-    clop_arg args[POOL_ARGS + 8] = {[POOL_ARGS] = CLOP_MEM(a->step->data), CLOP_MEM(a->qkv),  CLOP_VAR(slots),
-                                    CLOP_VAR(key_rot),                     CLOP_VAR(layer),   CLOP_VAR(heads),
-                                    CLOP_VAR(kv_heads),                    CLOP_VAR(items)};
+    clop_arg args[POOL_ARGS + 8] = {[POOL_ARGS] = CLOP_MEM(a->step->data),
+                                    CLOP_MEM(a->qkv),
+                                    CLOP_VAR(slots),
+                                    CLOP_VAR(key_rot),
+                                    CLOP_VAR(layer),
+                                    CLOP_VAR(heads),
+                                    CLOP_VAR(kv_heads),
+                                    CLOP_VAR(items)};
     pool_args(pool, &sizes, args);
     DCM_TRY(status, fail, pool_launch(b, kernel, args, sizeof args / sizeof *args, items));
 fail:

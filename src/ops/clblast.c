@@ -7,8 +7,8 @@
 dcm_status clblast_product(backend *b, const dense_args *args)
 {
     const size_t n = args->n, in = args->in, out = args->out;
-    const CLBlastStatusCode code = CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, CLBlastTransposeYes, n, out, in, 1.0f,
-                                                buffer_mem(args->x), 0, in, buffer_mem(args->w), 0, in, 0.0f,
+    const CLBlastStatusCode code = CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, CLBlastTransposeYes, n, out,
+                                                in, 1.0f, buffer_mem(args->x), 0, in, buffer_mem(args->w), 0, in, 0.0f,
                                                 buffer_mem(args->y), 0, out, &clop_device(b)->queue, NULL);
     if (code == CLBlastSuccess)
         return DCM_OK;

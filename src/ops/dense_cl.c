@@ -11,14 +11,15 @@ static const char *options_of(const dense_args *args) { return args->act == ACT_
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-static dcm_status dense_own(backend *b, const dense_args *args, const char *name, const size_t *global, const size_t *local)
+static dcm_status dense_own(backend *b, const dense_args *args, const char *name, const size_t *global,
+                            const size_t *local)
 {
     cl_kernel kernel;
     const dcm_status status = clop_kernel(b, "dense", options_of(args), name, &kernel);
     if (status != DCM_OK)
         return status;
-    const clop_arg a[] = {CLOP_MEM(args->x), CLOP_MEM(args->w), CLOP_MEM(args->bias), CLOP_MEM(args->y), CLOP_VAR(args->n),
-                          CLOP_VAR(args->in), CLOP_VAR(args->out)};
+    const clop_arg a[] = {CLOP_MEM(args->x), CLOP_MEM(args->w),  CLOP_MEM(args->bias), CLOP_MEM(args->y),
+                          CLOP_VAR(args->n), CLOP_VAR(args->in), CLOP_VAR(args->out)};
     return clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
 }
 

@@ -1,9 +1,9 @@
 #include "ops/matrix_cl.h"
 
 enum {
-    ITEMS_PER_UNIT = 4,  /* shares of a matrix per compute unit: more even out, each prepares its own input */
+    ITEMS_PER_UNIT = 4,   /* shares of a matrix per compute unit: more even out, each prepares its own input */
     FUSED_TOKENS_MAX = 2, /* more tokens are prepared by a launch of their own */
-    INPUT_PREPARED = 3   /* as in cl/linear.cl, beside linear_input */
+    INPUT_PREPARED = 3    /* as in cl/linear.cl, beside linear_input */
 };
 
 /* What the arguments of a launch point to. */
@@ -40,8 +40,9 @@ static linear_launch launch_of(const linear_args *args)
 static dcm_status prepare_wide(backend *b, const matrix_cl *m, linear_launch *l, size_t n)
 {
     static const size_t local[] = {1};
-    const clop_arg a[] = {CLOP_VAR(l->cols), CLOP_VAR(l->input), CLOP_MEM(l->x), CLOP_VAR(l->x_offset), CLOP_VAR(l->ldx),
-                          CLOP_MEM(l->gain), CLOP_VAR(l->eps), CLOP_MEM(l->work), CLOP_VAR(l->work_stride)};
+    const clop_arg a[] = {CLOP_VAR(l->cols),     CLOP_VAR(l->input), CLOP_MEM(l->x),
+                          CLOP_VAR(l->x_offset), CLOP_VAR(l->ldx),   CLOP_MEM(l->gain),
+                          CLOP_VAR(l->eps),      CLOP_MEM(l->work),  CLOP_VAR(l->work_stride)};
     cl_kernel kernel;
     dcm_status status = clop_kernel(b, "weights+linear", m->options, "linear_prepare", &kernel);
     if (status == DCM_OK)
@@ -71,10 +72,11 @@ static dcm_status linear_wide(backend *b, const linear_args *args)
         const matrix_part *part = &m->part[i];
         const size_t global[] = {part->tiles < most ? part->tiles : most, args->n};
         const clop_arg a[] = {
-            CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(part->tiles), CLOP_VAR(l.cols),
-            CLOP_VAR(l.rows), CLOP_VAR(l.input), CLOP_MEM(l.x), CLOP_VAR(l.x_offset), CLOP_VAR(l.ldx), CLOP_MEM(l.gain),
-            CLOP_VAR(l.eps), CLOP_MEM(l.work), CLOP_VAR(l.work_stride), CLOP_MEM(l.bias), CLOP_MEM(args->y),
-            CLOP_VAR(l.y_offset), CLOP_VAR(l.ldy), CLOP_VAR(l.flags)};
+            CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes),  CLOP_VAR(part->tile0), CLOP_VAR(part->tiles),
+            CLOP_VAR(l.cols),     CLOP_VAR(l.rows),        CLOP_VAR(l.input),     CLOP_MEM(l.x),
+            CLOP_VAR(l.x_offset), CLOP_VAR(l.ldx),         CLOP_MEM(l.gain),      CLOP_VAR(l.eps),
+            CLOP_MEM(l.work),     CLOP_VAR(l.work_stride), CLOP_MEM(l.bias),      CLOP_MEM(args->y),
+            CLOP_VAR(l.y_offset), CLOP_VAR(l.ldy),         CLOP_VAR(l.flags)};
         status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
     }
     return status;
@@ -113,10 +115,10 @@ static dcm_status linear_group(backend *b, const linear_args *args)
     for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
         const matrix_part *part = &m->part[i];
         const size_t global[] = {part->tiles * local[0], args->n};
-        const clop_arg a[] = {
-            CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(l.cols), CLOP_VAR(l.rows),
-            CLOP_VAR(l.input), CLOP_MEM(l.x), CLOP_VAR(l.x_offset), CLOP_VAR(l.ldx), CLOP_MEM(l.gain), CLOP_VAR(l.eps),
-            CLOP_MEM(l.bias), CLOP_MEM(args->y), CLOP_VAR(l.y_offset), CLOP_VAR(l.ldy), CLOP_VAR(l.flags)};
+        const clop_arg a[] = {CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(l.cols),
+                              CLOP_VAR(l.rows),     CLOP_VAR(l.input),      CLOP_MEM(l.x),         CLOP_VAR(l.x_offset),
+                              CLOP_VAR(l.ldx),      CLOP_MEM(l.gain),       CLOP_VAR(l.eps),       CLOP_MEM(l.bias),
+                              CLOP_MEM(args->y),    CLOP_VAR(l.y_offset),   CLOP_VAR(l.ldy),       CLOP_VAR(l.flags)};
         status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
     }
     return status;

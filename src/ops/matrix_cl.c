@@ -66,7 +66,8 @@ static void pack_simple(uint8_t *tile, const uint8_t *src, const layout *l, size
     }
 }
 
-/* Scale and minimum of group g of a Q4_K or Q5_K block's 12 bytes: 6 bits each, the upper two of groups 4 .. 7 apart. */
+/* Scale and minimum of group g of a Q4_K or Q5_K block's 12 bytes: 6 bits each, the upper two of groups 4 .. 7 apart.
+ */
 static void group_scale(const uint8_t *s, uint32_t g, uint8_t *scale, uint8_t *min)
 {
     if (g < 4) {
@@ -107,8 +108,7 @@ static void pack_6_k(uint8_t *super, const uint8_t *src, const layout *l, uint32
         const uint8_t *low = src + 64 * half + 32 * (part % 2) + from, *high = src + 128 + 32 * half + from;
         block[r] = src[192 + g];
         for (uint32_t k = 0; k < 16; k++)
-            quants[k * TILE + r] =
-                (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
+            quants[k * TILE + r] = (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
     }
 }
 
@@ -134,7 +134,8 @@ static void pack_row(quant_type type, uint8_t *tile, const uint8_t *src, size_t 
 }
 
 /* Repack and write a part's tiles, a few at a time. */
-static dcm_status upload(const matrix_cl *m, const matrix_part *part, const uint8_t *data, uint8_t *staging, uint32_t batch)
+static dcm_status upload(const matrix_cl *m, const matrix_part *part, const uint8_t *data, uint8_t *staging,
+                         uint32_t batch)
 {
     const size_t row_bytes = quant_row_bytes(m->base.type, m->base.cols);
     dcm_status status = DCM_OK;
@@ -144,7 +145,8 @@ static dcm_status upload(const matrix_cl *m, const matrix_part *part, const uint
         for (uint32_t i = 0; i < count * TILE; i++) {
             const size_t row = (size_t)(part->tile0 + done) * TILE + i;
             if (row < m->base.rows)
-                pack_row(m->base.type, staging + i / TILE * m->tile_bytes, data + row * row_bytes, m->base.cols, i % TILE);
+                pack_row(m->base.type, staging + i / TILE * m->tile_bytes, data + row * row_bytes, m->base.cols,
+                         i % TILE);
         }
         status = clop_write(part->data, done * m->tile_bytes, staging, count * m->tile_bytes);
     }
@@ -175,8 +177,9 @@ dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t co
     m->tile_bytes = (size_t)(cols / (l.block * l.super)) * (l.super_head + (size_t)l.super * l.block_bytes);
     set_options(b, m);
     if (m->tile_bytes > b->max_alloc) {
-        status = dcm_fail(DCM_ERR_MEMORY, "16 rows of a matrix (%zu bytes) are more than the device's largest buffer (%zu)",
-                          m->tile_bytes, b->max_alloc);
+        status =
+            dcm_fail(DCM_ERR_MEMORY, "16 rows of a matrix (%zu bytes) are more than the device's largest buffer (%zu)",
+                     m->tile_bytes, b->max_alloc);
         goto fail;
     }
     const uint32_t batch = m->tile_bytes < UPLOAD_BYTES ? (uint32_t)(UPLOAD_BYTES / m->tile_bytes) : 1;

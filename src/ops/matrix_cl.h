@@ -1,6 +1,7 @@
 /*
- * Weight matrices of the OpenCL back end. A matrix is cut into tiles of 16 rows, the last one filled up with zeros. A tile is a stream of
- * blocks (one column for float types, else 32 columns, for Q6_K 16), in super-blocks of 256 columns for the K types:
+ * Weight matrices of the OpenCL back end. A matrix is cut into tiles of 16 rows, the last one filled up with zeros. A
+ * tile is a stream of blocks (one column for float types, else 32 columns, for Q6_K 16), in super-blocks of 256 columns
+ * for the K types:
  *
  *   super-block: f16 d[16], and f16 dmin[16] (Q4_K, Q5_K), then its blocks
  *   block:       scales, then quants, row r of the tile at index r of each 16:
@@ -12,7 +13,8 @@
  *                Q8_0, Q5_K, Q6_K: 16 bytes (signed) for each column
  *                F32, F16, BF16: 16 items for each column
  *
- * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four rows each.
+ * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four
+ * rows each.
  */
 #ifndef OPS_MATRIX_CL_H
 #define OPS_MATRIX_CL_H

@@ -67,7 +67,8 @@ dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buff
     cl_int error;
     *out = NULL;
     if (bytes > b->max_alloc)
-        return dcm_fail(DCM_ERR_MEMORY, "%s: a buffer of %zu bytes is more than the largest that the device allows (%zu)",
+        return dcm_fail(DCM_ERR_MEMORY,
+                        "%s: a buffer of %zu bytes is more than the largest that the device allows (%zu)",
                         device->limits.name, bytes, b->max_alloc);
     if (b->memory.total > b->max_memory || bytes > b->max_memory - b->memory.total)
         return dcm_fail(DCM_ERR_MEMORY, "%s: a buffer of %zu bytes beside the %zu in use passes the limit of %zu bytes",
@@ -81,8 +82,8 @@ dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buff
     DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer"));
     /* Drivers allocate at first use: have it now, where lack of memory can be told apart from a failing kernel. */
     cl_mem mem = buffer_mem(*out);
-    CL_TRY(status, fail, clEnqueueMigrateMemObjects(device->queue, 1, &mem, CL_MIGRATE_MEM_OBJECT_CONTENT_UNDEFINED,
-                                                    0, NULL, NULL));
+    CL_TRY(status, fail,
+           clEnqueueMigrateMemObjects(device->queue, 1, &mem, CL_MIGRATE_MEM_OBJECT_CONTENT_UNDEFINED, 0, NULL, NULL));
     return DCM_OK;
 fail:
     clop_buffer_free(out);
@@ -171,8 +172,9 @@ dcm_status clop_write(buffer *buf, size_t offset, const void *data, size_t bytes
         cl->next_stage = (cl->next_stage + 1) % STAGE_COUNT;
         DCM_TRY(status, fail, stage_wait(s));
         memcpy(s->data, from, piece);
-        CL_TRY(status, fail, clEnqueueWriteBuffer(cl->device->queue, buffer_mem(buf), CL_FALSE, offset, piece, s->data,
-                                                  0, NULL, &s->done));
+        CL_TRY(status, fail,
+               clEnqueueWriteBuffer(cl->device->queue, buffer_mem(buf), CL_FALSE, offset, piece, s->data, 0, NULL,
+                                    &s->done));
         from += piece;
         offset += piece;
         bytes -= piece;
@@ -272,7 +274,8 @@ dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_
     dcm_status status;
     for (size_t i = 0; i < count; i++)
         CL_TRY(status, fail, clSetKernelArg(kernel, (cl_uint)i, args[i].size, args[i].value));
-    CL_TRY(status, fail, clEnqueueNDRangeKernel(self(b)->device->queue, kernel, dims, NULL, global, local, 0, NULL, NULL));
+    CL_TRY(status, fail,
+           clEnqueueNDRangeKernel(self(b)->device->queue, kernel, dims, NULL, global, local, 0, NULL, NULL));
     return DCM_OK;
 fail:
     return kernel_failed(status, kernel);

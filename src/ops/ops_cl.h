@@ -13,8 +13,8 @@ static inline cl_mem buffer_mem(const buffer *b) { return (cl_mem)b->handle; }
 cldev *clop_device(backend *b);
 
 /*
- * The kernel `name` of the family built with `options`: built at first use, then kept until the back end closes. Kernel arguments are set anew
- * before each launch (one thread at a time, in-order queue).
+ * The kernel `name` of the family built with `options`: built at first use, then kept until the back end closes. Kernel
+ * arguments are set anew before each launch (one thread at a time, in-order queue).
  */
 dcm_status clop_kernel(backend *b, const char *family, const char *options, const char *name, cl_kernel *kernel);
 
@@ -25,11 +25,21 @@ typedef struct clop_arg {
 } clop_arg;
 
 /* The argument for a variable (a scalar, or a cl_mem), for a buffer, or for `bytes` of local memory. */
-#define CLOP_VAR(VARIABLE) {sizeof(VARIABLE), &(VARIABLE)}
-#define CLOP_MEM(BUFFER) {sizeof(cl_mem), &(BUFFER)->handle}
-#define CLOP_LOCAL(BYTES) {(BYTES), NULL}
+#define CLOP_VAR(VARIABLE)                                                                                             \
+    {                                                                                                                  \
+        sizeof(VARIABLE), &(VARIABLE)                                                                                  \
+    }
+#define CLOP_MEM(BUFFER)                                                                                               \
+    {                                                                                                                  \
+        sizeof(cl_mem), &(BUFFER)->handle                                                                              \
+    }
+#define CLOP_LOCAL(BYTES)                                                                                              \
+    {                                                                                                                  \
+        (BYTES), NULL                                                                                                  \
+    }
 
-/* Set arguments 0 .. count - 1 and enqueue. `local` NULL only where the kernel has a required size. The global size is a multiple of the local. */
+/* Set arguments 0 .. count - 1 and enqueue. `local` NULL only where the kernel has a required size. The global size is
+ * a multiple of the local. */
 dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
                        const size_t *global, const size_t *local);
 
@@ -51,12 +61,14 @@ typedef enum clop_shape { CLOP_SHAPE_AUTO, CLOP_SHAPE_WIDE, CLOP_SHAPE_GROUP } c
 void clop_set_shape(backend *b, clop_shape shape);
 bool clop_wide(const backend *b);
 
-/* How dense products of many rows are computed: by CLBlast where the shape is not wide and the rows are many, or one of them (tests). */
+/* How dense products of many rows are computed: by CLBlast where the shape is not wide and the rows are many, or one of
+ * them (tests). */
 typedef enum clop_dense { CLOP_DENSE_AUTO, CLOP_DENSE_OWN, CLOP_DENSE_CLBLAST } clop_dense;
 void clop_set_dense(backend *b, clop_dense dense);
 clop_dense clop_get_dense(const backend *b);
 
-/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c, embed_cl.c. */
+/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c,
+ * embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
 dcm_status cl_linear(backend *b, const linear_args *args);
 dcm_status cl_kv_store(backend *b, const kv_store_args *args);

@@ -19,7 +19,7 @@
 static const struct {
     const char *name;
     uint32_t head_dim;
-} cases[] = {{"gate_d16_b1", 16},   {"gate_d16_b3", 16},   {"gate_d16_b6", 16},  {"direct_d16_b1", 16},
+} cases[] = {{"gate_d16_b1", 16},   {"gate_d16_b3", 16},   {"gate_d16_b6", 16}, {"direct_d16_b1", 16},
              {"direct_d16_b3", 16}, {"direct_d16_b6", 16}, {"gate_d64_b1", 64}};
 
 /* Rows of NAME.rows.safetensors as floats. */

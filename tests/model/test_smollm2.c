@@ -10,8 +10,11 @@
 #include <string.h>
 
 #define FOLDER TEST_GOLDEN "/model/smollm2"
-#define DCM_CASE(L, S, MERGE) \
-    {"dcm_L" #L "_S" #S "_" MERGE, {.group = L, .sinks = S ? S : -1, .merge = MERGE}, GOLDEN_TOKENS, L == 16 && S == 4}
+#define DCM_CASE(L, S, MERGE)                                                                                          \
+    {                                                                                                                  \
+        "dcm_L" #L "_S" #S "_" MERGE, {.group = L, .sinks = S ? S : -1, .merge = MERGE}, GOLDEN_TOKENS,                \
+            L == 16 && S == 4                                                                                          \
+    }
 
 enum { BIT_TOKENS = 300, BIT_TOKENS_REF = 48, BIT_GROUP = 256, BIT_SINKS = 4 };
 
@@ -69,7 +72,8 @@ static bool test_goldens(dcm_model *model, const char *device, bool is_ref, opti
             o->ran++;
             for (size_t chunk = 0; chunk < 2; chunk++) /* 0: as a prompt is read */
                 ok = golden_compare(model, device, FOLDER, "", c, f16 ? DCM_KV_F16 : DCM_KV_F32, chunk,
-                                    bounds_of(c, f16), ids) && ok;
+                                    bounds_of(c, f16), ids) &&
+                     ok;
         }
     return ok;
 }
@@ -86,8 +90,8 @@ static bool test_device(const char *name, const char *path, options *o, const in
         ok = test_goldens(model, name, info.is_ref, o, ids);
         const size_t count = info.is_ref && !o->all ? BIT_TOKENS_REF : BIT_TOKENS;
         for (int f16 = 0; f16 < 2 && (!o->only || !strcmp(o->only, "bits")); f16++) {
-            const dcm_cache_params dcm = {.group = BIT_GROUP, .sinks = BIT_SINKS, .merge = "newer",
-                                          .kv = f16 ? DCM_KV_F16 : DCM_KV_F32};
+            const dcm_cache_params dcm = {
+                .group = BIT_GROUP, .sinks = BIT_SINKS, .merge = "newer", .kv = f16 ? DCM_KV_F16 : DCM_KV_F32};
             o->ran++;
             ok = golden_same_bits(model, name, "dcm_L256_S4", &dcm, ids, count, 2 * BIT_GROUP - 1 + BIT_SINKS) && ok;
         }

@@ -1,6 +1,6 @@
 /*
- * Ten thousand tokens decoded one by one with L = 64 on a tiny model, on `ref` and every OpenCL device: the process grows by no
- * more than the cache does. test_steady MODEL.gguf
+ * Ten thousand tokens decoded one by one with L = 64 on a tiny model, on `ref` and every OpenCL device: the process
+ * grows by no more than the cache does. test_steady MODEL.gguf
  */
 #include "golden.h"
 
@@ -44,8 +44,8 @@ static bool decode(const char *name, dcm_session *session, const dcm_model_info 
     dcm_session_get_stats(session, &now);
     const size_t grown = resident() > settled ? resident() - settled : 0, cache = now.cache_bytes - then.cache_bytes;
     ok = settled && grown <= cache + SLACK && now.units == dcm_units_after(GROUP, 4, TOKENS) && now.tokens == TOKENS;
-    printf("%s: %d tokens, %zu units; after the first %d: resident +%zu bytes, cache +%zu: %s\n", name, TOKENS, now.units,
-           SETTLED, grown, cache, ok ? "ok" : "GREW");
+    printf("%s: %d tokens, %zu units; after the first %d: resident +%zu bytes, cache +%zu: %s\n", name, TOKENS,
+           now.units, SETTLED, grown, cache, ok ? "ok" : "GREW");
     return ok;
 }
 

@@ -312,9 +312,9 @@ static void allocations_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dcm_token_by_token), cmocka_unit_test(dcm_in_chunks),    cmocka_unit_test(full_and_window),
-        cmocka_unit_test(params_are_checked), cmocka_unit_test(allocations_fail),
-        cmocka_unit_test(blocks_fit_the_device),
+        cmocka_unit_test(dcm_token_by_token), cmocka_unit_test(dcm_in_chunks),
+        cmocka_unit_test(full_and_window),    cmocka_unit_test(params_are_checked),
+        cmocka_unit_test(allocations_fail),   cmocka_unit_test(blocks_fit_the_device),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,4 +1,5 @@
-/* The OpenCL back end's own part, on every device: buffers and their limits, staged writes, scratch, matrices in several buffers. */
+/* The OpenCL back end's own part, on every device: buffers and their limits, staged writes, scratch, matrices in
+ * several buffers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

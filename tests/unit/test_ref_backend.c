@@ -9,8 +9,8 @@
 
 #include <cmocka.h>
 
-#include "support/fixture.h"
 #include "ref/ref.h"
+#include "support/fixture.h"
 
 static void counts(void **state)
 {
