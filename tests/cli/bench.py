@@ -1,0 +1,278 @@
+"""`dcm bench` from outside, on a tiny model and the C reference: bench.py DCM MAKE_TINY_MODEL [PATTERN].
+
+No figure is expected to have a value; that names, counts, units, actions and the arithmetic between figures are right is.
+"""
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "spread", "units", "cache_bytes",
+          "peak_bytes", "host_peak_bytes", "step_bytes", "gb_s", "share", "prefill_tokens_per_s", "repetitions",
+          "needed_bytes", "status"]
+META = ["schema", "commit", "device", "driver", "platform", "host_cpu", "date", "command_line", "model",
+        "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "read_gb_s_start", "read_gb_s_end"]
+SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
+
+
+class Cli:
+    def __init__(self, program, make_tiny_model, folder):
+        self.program, self.folder = program, folder
+        self.tiny = str(folder / "tiny.gguf")
+        subprocess.run([make_tiny_model, self.tiny], check=True)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_"))}
+        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1")
+
+    def run(self, *args):
+        return subprocess.run([self.program, "bench", *map(str, args)], capture_output=True, text=True, timeout=120,
+                              env=self.environment)
+
+    def ok(self, *args):
+        result = self.run(*args)
+        assert result.returncode == 0, f"{args}: exit code {result.returncode}: {result.stderr}"
+        return result.stdout
+
+    def json(self, *args):
+        return json.loads(self.ok("-m", self.tiny, "--warmup", "16", "--format", "json", *args))
+
+    def fails(self, code, message, *args):
+        result = self.run(*args)
+        assert result.returncode == code, f"{args}: exit code {result.returncode}, not {code}: {result.stderr}"
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("dcm bench: "), f"{args}: not one line: {result.stderr!r}"
+        assert message in lines[0], f"{args}: {message!r} is not in {lines[0]!r}"
+        assert result.stdout == "", f"{args}: standard output has {result.stdout[:80]!r}"
+
+
+def near(a, b):
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def test_rows(cli):
+    result = cli.json("-p", "16,8", "-n", "4", "-d", "40,0,40", "-L", "8,16", "--cache", "dcm,window,full", "-r", "2")
+    tests = ["pp16", "pp16 @ d40", "pp8", "pp8 @ d40", "tg4", "tg4 @ d40"]
+    plan = subprocess.run([cli.program, "plan", "-L", "8", "-n", "56", "--format", "json"], capture_output=True, check=True)
+    window = json.loads(plan.stdout)["rows"][0]["units"]
+    policies = ["dcm:L=8:S=4:merge=newer", "dcm:L=16:S=4:merge=newer", f"window:W={window}:S=4", "full"]
+    assert [(r["policy"], r["test"]) for r in result["rows"]] == [(p, t) for p in policies for t in tests]
+    for row in result["rows"]:
+        assert list(row) == FIELDS, list(row)
+        assert row["status"] in ("ok", "busy") and row["repetitions"] == 2
+        assert (row["status"] == "busy") == (row["spread"] > 0.1), row  # no bandwidth is measured on the reference
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
+        assert row["cache_bytes"] <= row["peak_bytes"] and row["host_peak_bytes"] > 1 << 20
+        assert (row["prefill_tokens_per_s"] is None) == ("@" not in row["test"])
+        assert row["needed_bytes"] is None and row["share"] is None
+        for name in "step_bytes", "gb_s":
+            assert (row[name] is None) == row["test"].startswith("pp")
+        if row["policy"] == "full":
+            assert row["units"] == int(row["test"].split()[0][2:]) + (40 if "@" in row["test"] else 0)
+    missing = [name for name in META if name not in result]
+    assert not missing, missing
+    assert result["schema"] == 1 and result["device"] == "ref" and result["synthetic"] is False
+
+
+def test_steps(cli):
+    """Units, actions and levels are those of `dcm plan`, and the row's figures those of the recorded steps."""
+    out = cli.folder / "steps.jsonl"
+    result = cli.json("-p", "0", "-n", "30", "-d", "0,40", "-L", "8", "-r", "3", "--steps-out", out)
+    steps = [json.loads(line) for line in out.read_text().splitlines()]
+    plan = subprocess.run([cli.program, "plan", "-L", "8", "--sinks", "4", "--steps", "70", "--format", "json"],
+                          capture_output=True, check=True).stdout
+    plan = {row["token"]: row for row in json.loads(plan)["rows"]}
+    assert len(steps) == 2 * 3 * 30
+    assert {s["action"] for s in steps} == {"append", "merge", "retire"}
+    for step in steps:
+        row = plan[step["token"]]
+        assert (step["units"], step["action"], step["level"]) == (row["units"], row["action"], row["level"]), step
+    unit_bytes = 2 * 2 * 2 * 16 * 2  # layers, keys and values, KV heads, channels, f16
+    for row, depth in zip(result["rows"], (0, 40)):
+        mine = [s for s in steps if s["test"] == row["test"]]
+        assert [s["token"] for s in mine] == 3 * list(range(depth + 1, depth + 31))
+        times = sorted(s["ns"] * 1e-6 for s in mine)
+        for name, share in ("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99), ("max_ms", 1):
+            assert near(row[name], times[math.ceil(share * len(times)) - 1]), (name, row)
+        rates = sorted(30e9 / sum(s["ns"] for s in mine if s["repetition"] == r) for r in range(3))
+        assert near(row["tokens_per_s"], rates[1]) and near(row["spread"], (rates[2] - rates[0]) / rates[1])
+        units = sum(s["units"] for s in mine) / len(mine)
+        assert abs(row["step_bytes"] - result["step_weight_bytes"] - units * unit_bytes) <= 1
+        assert near(row["gb_s"], row["step_bytes"] / (row["p50_ms"] * 1e6))
+        assert row["units"] == mine[-1]["units"]
+
+
+def test_other_policies(cli):
+    out = cli.folder / "steps.jsonl"
+    cli.json("-p", "0", "-n", "12", "--cache", "window,full", "--window", "9", "-r", "1", "--steps-out", out)
+    steps = [json.loads(line) for line in out.read_text().splitlines()]
+    window, full = steps[:12], steps[12:]
+    assert [(s["units"], s["action"]) for s in window] == [(n, "append") for n in range(1, 10)] + 3 * [(9, "evict")]
+    assert [(s["units"], s["action"]) for s in full] == [(n, "append") for n in range(1, 13)]
+    assert all(s["level"] == -1 for s in steps)
+
+
+def test_shapes(cli):
+    element = {"f16": 2, "q8_0": 34 / 32, "q4_1": 20 / 32}
+    for weights, size in element.items():
+        for tied in 1, 0:
+            args = ["-m", f"{SHAPE},tied={tied}", "--weights", weights, "-p", "4", "-n", "2", "-r", "1", "--warmup",
+                    "0", "--format", "json"]
+            result, again = (json.loads(cli.ok(*args)) for _ in range(2))
+            numbers = 300 * 64 + 2 * (128 * 64 + 64 * 64 + 192 * 64 + 64 * 96)
+            step = numbers * size + (1 + 2 * 2) * 64 * 4
+            assert result["step_weight_bytes"] == step, (weights, tied, result)
+            assert result["weight_bytes"] == step + (0 if tied else 300 * 64 * size)
+            assert result["synthetic"] is True and result["weights"] == weights
+            assert result["model_digest"] == again["model_digest"]
+            assert [row["test"] for row in result["rows"]] == ["pp4", "tg2"]
+    # A shape of the list is named; one too large for the memory allowed is refused with the bytes.
+    cli.fails(5, "bytes", "-m", "shape:smollm2-135m", "-p", "1", "-n", "0", "-r", "1", "--max-memory", "1M")
+
+
+def test_formats(cli):
+    base = ["-m", cli.tiny, "-p", "4", "-n", "2", "-r", "1", "--warmup", "0"]
+    rows = list(csv.reader(io.StringIO(cli.ok(*base, "--format", "csv"))))
+    assert rows[0] == FIELDS and [row[0] for row in rows[1:]] == ["pp4", "tg2"]
+    lines = [json.loads(line) for line in cli.ok(*base, "--format", "jsonl").splitlines()]
+    assert [line["test"] for line in lines] == ["pp4", "tg2"] and all(name in lines[0] for name in META + FIELDS)
+    for text in cli.ok(*base), cli.ok(*base, "--format", "md"):
+        head, *body = text.splitlines()
+        assert "test" in head and "p99_ms" in head and "needed_bytes" not in head and len(body) >= 2
+
+
+def test_compare(cli):
+    base = ["-p", "4", "-n", "8", "-r", "1"]
+    old = cli.json(*base)
+    old["rows"][0].update(tokens_per_s=1, p50_ms=2.0)
+    del old["rows"][1]
+    path = cli.folder / "old.json"
+    path.write_text(json.dumps(old))
+    new = cli.json(*base, "--compare", path)
+    first, second = new["rows"]
+    assert first["old_tokens_per_s"] == 1 and first["ratio"] == first["tokens_per_s"]
+    assert near(first["p50_ratio"], first["p50_ms"] / 2)
+    assert second["ratio"] is None and second["old_p50_ms"] is None
+    assert "ratio" in cli.ok("-m", cli.tiny, *base, "--compare", path).splitlines()[0]
+    # Another model: said, and gone on with.
+    result = cli.run("-m", SHAPE, *base, "--compare", path, "--warmup", "16")
+    assert result.returncode == 0 and "has another model_digest" in result.stderr
+
+
+def test_compare_wrong(cli):
+    for name, text, message in [("schema", '{"schema":2,"rows":[]}', "schema 2, this program compares with schema 1"),
+                                ("none", '{"rows":[]}', 'no "schema"'),
+                                ("kind", '{"schema":"1","rows":[]}', 'no "schema"'),
+                                ("rows", '{"schema":1}', 'no "rows"'),
+                                ("list", "[1]", 'no "schema"'),
+                                ("broken", '{"schema":1', "not readable as JSON: line 1"),
+                                ("empty", "", "not readable as JSON")]:
+        path = cli.folder / f"{name}.json"
+        path.write_text(text)
+        cli.fails(3, message, "-m", cli.tiny, "--compare", path)
+    cli.fails(3, "absent.json", "-m", cli.tiny, "--compare", cli.folder / "absent.json")
+
+
+def test_usage(cli):
+    model = ["-m", cli.tiny]
+    for args, message in [
+        ([], "--model FILE|NAME|shape:NAME is required"),
+        (["-m", "shape:gpt-9"], 'unknown shape "gpt-9"; there are smollm2-135m, llama-1b, llama-8b'),
+        (["-m", "shape:"], "unknown shape"),
+        (["-m", "shape:layers=2,hidden=64"], "heads is missing"),
+        (["-m", SHAPE + ",wings=2"], '"wings" is none of layers'),
+        (["-m", SHAPE + ",tied=2"], "not an integer in 0 .. 1"),
+        (["-m", SHAPE.replace("heads=4", "heads=0")], "not an integer in 1"),
+        (["-m", SHAPE.replace("heads=4", "heads=x")], "not an integer in 1"),
+        (["-m", SHAPE.replace("hidden=64", "hidden=65")], "not a multiple of 8"),
+        (["-m", SHAPE.replace("ffn=96", "ffn=90"), "--weights", "q4_1"], "must be multiples of 32"),
+        ([*model, "--weights", "f16"], "--weights has no effect"),
+        (["-m", SHAPE, "--weights", "q2"], "none of f16|q8_0|q4_1"),
+        ([*model, "-p", "0", "-n", "0"], "nothing to measure"),
+        ([*model, "-p", "-1"], "--prompt"),
+        ([*model, "-r", "0"], "--repetitions"),
+        ([*model, "-d", "1,x"], "--depth"),
+        ([*model, "--cache", "half"], '"half" is none of dcm|full|window'),
+        ([*model, "--cache", "dcm,"], '"" is none of'),
+        ([*model, "--cache", "full,full"], "full is named twice"),
+        ([*model, "--cache", "full", "-L", "8"], "--group has no effect with --cache full"),
+        ([*model, "--cache", "full", "--sinks", "8"], "--sinks has no effect"),
+        ([*model, "--cache", "window,full", "--merge", "mean"], "--merge has no effect"),
+        ([*model, "--window", "9"], "--window has no effect with --cache dcm"),
+        ([*model, "--cache", "window", "--window", "4"], "must exceed the 4 sinks"),
+        ([*model, "-L", "7"], "power of two"),
+        ([*model, "-v", "-q"], "exclude each other"),
+    ]:
+        cli.fails(2, message, *args)
+    cli.fails(3, "absent", "-m", str(cli.folder / "absent.gguf"))
+    cli.fails(3, "cannot write", *model, "--steps-out", cli.folder / "no" / "steps.jsonl")
+
+
+def test_full_disk(cli):
+    if os.path.exists("/dev/full"):
+        result = cli.run("-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1", "-q", "--steps-out", "/dev/full")
+        assert result.returncode == 3 and "cannot write all of it" in result.stderr, result
+
+
+def test_memory(cli):
+    """What does not fit is refused before it is tried, with the bytes, and the rest is measured."""
+    base = ["-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1", "--warmup", "8", "--format", "json",
+            "--max-memory", "900K"]
+    began = time.monotonic()
+    result = cli.run(*base, "-d", "0,40,1000000000", "--cache", "full,dcm", "-L", "8")
+    assert time.monotonic() - began < 60
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["status"] == "no memory" for row in rows] == 2 * [False, False, True], rows
+    full, dcm = rows[2], rows[5]
+    assert full["needed_bytes"] > 1000000004 * 256 and full["tokens_per_s"] is None and full["repetitions"] == 0
+    assert 900 << 10 < dcm["needed_bytes"] < full["needed_bytes"] / 7
+    lines = [line for line in result.stderr.splitlines() if "left out" in line]
+    assert len(lines) == 2 and str(full["needed_bytes"]) in lines[0] and "921600" in lines[0], result.stderr
+    result = cli.run(*base, "-d", "1000000", "--cache", "full")
+    assert result.returncode == 5 and json.loads(result.stdout)["rows"][0]["status"] == "no memory", result
+    assert "needed_bytes" in cli.run("-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1", "-d", "0,1000000", "--cache",
+                                     "full", "--max-memory", "900K").stdout.splitlines()[0]
+
+
+def test_interrupted(cli):
+    out = cli.folder / "cut.jsonl"
+    for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+        process = subprocess.Popen([cli.program, "bench", "-m", cli.tiny, "-p", "8", "-n", "1000000", "-r", "1",
+                                    "--warmup", "0", "--format", "json", "--steps-out", str(out)], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.environment)
+        time.sleep(2)  # it must have come to the decoding
+        process.send_signal(number)
+        text, errors = process.communicate(timeout=60)
+        assert process.returncode == code, (process.returncode, errors)
+        rows = json.loads(text)["rows"]
+        assert [(row["test"], row["status"]) for row in rows] == [("pp8", "ok"), ("tg1000000", "interrupted")], rows
+        assert rows[1]["repetitions"] == 0 and rows[1]["tokens_per_s"] > 0
+        steps = out.read_text().splitlines()
+        assert steps and json.loads(steps[-1])["token"] == len(steps)
+
+
+def main():
+    program, make_tiny_model, *pattern = sys.argv[1:]
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        cli = Cli(program, make_tiny_model, pathlib.Path(folder))
+        tests = {n: f for n, f in globals().items() if n.startswith("test_") and all(p in n for p in pattern)}
+        for name, function in tests.items():
+            try:
+                function(cli)
+                print(f"ok      {name}", flush=True)
+            except Exception:  # a failed check must not hide the others
+                failed += 1
+                print(f"FAILED  {name}\n{traceback.format_exc(limit=-2)}", flush=True)
+    print(f"{len(tests) - failed} passed, {failed} failed")
+    sys.exit(failed > 0 or not tests)
+
+
+main()
