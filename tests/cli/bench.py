@@ -1,6 +1,6 @@
 """`dcm bench` from outside, on a tiny model and the C reference: bench.py DCM MAKE_TINY_MODEL [PATTERN].
 
-No figure is expected to have a value; that names, counts, units, actions and the arithmetic between figures are right is.
+No figure is expected to have a value: names, counts, units, actions and the arithmetic between figures are checked.
 """
 import csv
 import io
@@ -59,7 +59,8 @@ def near(a, b):
 def test_rows(cli):
     result = cli.json("-p", "16,8", "-n", "4", "-d", "40,0,40", "-L", "8,16", "--cache", "dcm,window,full", "-r", "2")
     tests = ["pp16", "pp16 @ d40", "pp8", "pp8 @ d40", "tg4", "tg4 @ d40"]
-    plan = subprocess.run([cli.program, "plan", "-L", "8", "-n", "56", "--format", "json"], capture_output=True, check=True)
+    plan = subprocess.run([cli.program, "plan", "-L", "8", "-n", "56", "--format", "json"], capture_output=True,
+                          check=True)
     window = json.loads(plan.stdout)["rows"][0]["units"]
     policies = ["dcm:L=8:S=4:merge=newer", "dcm:L=16:S=4:merge=newer", f"window:W={window}:S=4", "full"]
     assert [(r["policy"], r["test"]) for r in result["rows"]] == [(p, t) for p in policies for t in tests]
@@ -83,18 +84,18 @@ def test_rows(cli):
 def test_steps(cli):
     """Units, actions and levels are those of `dcm plan`, and the row's figures those of the recorded steps."""
     out = cli.folder / "steps.jsonl"
-    result = cli.json("-p", "0", "-n", "30", "-d", "0,40", "-L", "8", "-r", "3", "--steps-out", out)
+    result = cli.json("-p", "0", "-n", "30", "-d", "0,10,40", "-L", "8", "-r", "3", "--steps-out", out)
     steps = [json.loads(line) for line in out.read_text().splitlines()]
     plan = subprocess.run([cli.program, "plan", "-L", "8", "--sinks", "4", "--steps", "70", "--format", "json"],
                           capture_output=True, check=True).stdout
     plan = {row["token"]: row for row in json.loads(plan)["rows"]}
-    assert len(steps) == 2 * 3 * 30
+    assert len(steps) == 3 * 3 * 30
     assert {s["action"] for s in steps} == {"append", "merge", "retire"}
     for step in steps:
         row = plan[step["token"]]
         assert (step["units"], step["action"], step["level"]) == (row["units"], row["action"], row["level"]), step
     unit_bytes = 2 * 2 * 2 * 16 * 2  # layers, keys and values, KV heads, channels, f16
-    for row, depth in zip(result["rows"], (0, 40)):
+    for row, depth in zip(result["rows"], (0, 10, 40)):  # 10 is behind 0 + 30: begun anew
         mine = [s for s in steps if s["test"] == row["test"]]
         assert [s["token"] for s in mine] == 3 * list(range(depth + 1, depth + 31))
         times = sorted(s["ns"] * 1e-6 for s in mine)
