@@ -30,7 +30,8 @@ class Cli:
         subprocess.run([make_tiny_model, self.chat, "--chatml"], check=True)
         pathlib.Path(self.text).write_text(TEXT)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_"))}
-        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1")
+        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1",
+                                OMP_WAIT_POLICY="passive")
 
     def run(self, *args, stdin=b"", **environment):
         return subprocess.run([self.program, *map(str, args)], input=stdin, capture_output=True, timeout=120,
@@ -127,6 +128,8 @@ def test_run_usage(cli):
         ([*model, *prompt, "--max-memory", "101%"], "--max-memory"),
         ([*model, *prompt, "--max-memory", "99999999999G"], "--max-memory"),
         ([*model, *prompt, "--threads", "-2"], "--threads"),
+        ([*model, *prompt, "--chunk", "0"], "--chunk: \"0\" is not an integer in 1 .. 65536"),
+        ([*model, *prompt, "--chunk", "65537"], "--chunk"),
         ([*model, "-i", "-"], "reads standard input itself"),
         ([*model, "-p", "", "-q"], "no tokens"),
     ]:
@@ -138,6 +141,7 @@ def test_eval_usage(cli):
         (["-f", cli.text], "--model .* is required"),
         (["-m", cli.tiny], "exactly one of -p"),
         (["-m", cli.tiny, "-f", cli.text, "--skip", "x"], "--skip"),
+        (["-m", cli.tiny, "-f", cli.text, "--chunk", "0"], "--chunk"),
         (["-m", cli.tiny, "-f", cli.text, "--against", "window"], "none of none|full"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm", "-L", "8"], "--group has no effect with --policies"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm,full", "--logprobs", "x"], "takes one policy, not 2"),
@@ -182,6 +186,13 @@ def test_missing_files(cli):
 
 def test_prompt_with_nul(cli):
     cli.fails(3, "NUL byte at offset 3", "run", "-m", cli.tiny, "-", stdin=b"abc\0def")
+    late = cli.folder / "late.txt"
+    late.write_bytes(TEXT.encode() * 400 + b"\0")
+    size = late.stat().st_size - 1
+    assert size > 1 << 16
+    quiet = ["-m", cli.tiny, "--merge", "newer"]
+    cli.fails(3, f"late.txt: a NUL byte at offset {size}: not a text", "run", *quiet, "-f", late)
+    cli.fails(3, f"NUL byte at offset {size}", "eval", "ppl", *quiet, "-f", late)
 
 
 def test_unwritable_output(cli):
@@ -300,7 +311,57 @@ def test_memory(cli):
     cli.ok("run", "-m", cli.tiny, *long_text, "--merge", "newer", "--max-memory", "50%")
 
 
+def test_refused_before_work(cli):
+    """Where the length is known nothing is fed; from a pipe the cache grows until the limit."""
+    small = ["run", "-m", cli.tiny, "--cache", "full", "--max-memory", "1M", "-n", "1", "-q"]
+    text = TEXT.encode() * 20
+    path = cli.folder / "large.txt"
+    path.write_bytes(text)
+    cli.fails(5, r"of \d+ tokens needs \d+ bytes .*--cache dcm -L \d+ would fit", *small, "-f", path)
+    group = re.search(r"-L (\d+)", cli.run(*small, "-f", path).stderr.decode()).group(1)
+    cli.fails(5, r"^dcm run: token \d+: .*\d+ bytes", *small, "-", stdin=text)
+    cli.ok("run", "-m", cli.tiny, "-f", path, "-L", group, "--max-memory", "1M", "-n", "1", "-q", "--merge", "newer")
+    huge = ["--chunk", "65536", "-L", "4096", "--merge", "newer", "--max-memory", "1M"]
+    cli.fails(5, "bytes", "run", "-m", cli.tiny, "-p", "x", *huge)
+
+
+def test_context_warning(cli):
+    """One warning when the cache holds more units than trained positions, however the text comes."""
+    args = ["run", "-m", cli.tiny, "--cache", "full", "-n", "1"]
+    text = TEXT.encode() * 4
+    for stdin, source in (b"", ["-p", text.decode()]), (text, ["-"]):
+        errors = cli.run(*args, *source, stdin=stdin).stderr
+        assert errors.count(b"expect nonsense") == 1, errors
+
+
 # ---- What works ----
+
+
+def test_text_in_pieces(cli):
+    """A text longer than a piece that is tokenized at once has the ids of the whole text."""
+    path = cli.folder / "pieces.txt"
+    path.write_text("".join(f"{TEXT}{i}\n\n  {i * i}  \u4e2d\u6587 it's\r\n" for i in range(256)))
+    assert path.stat().st_size > 1 << 16
+    ids = cli.ok("tokenize", "-m", cli.tiny, "-f", path, "--ids").decode().strip().split(",")
+    out = cli.folder / "pieces.csv"
+    first = len(ids) - 300  # behind the first piece
+    cli.ok("eval", "ppl", "-m", cli.tiny, "-f", path, "--offset", first, "--cache", "full", "--logprobs", out, "-q")
+    assert [r["token"] for r in csv.DictReader(out.open())] == ids[first + 1 :]
+
+
+def test_chunk(cli):
+    """The C reference gives the same bits whatever the chunk."""
+    for policy in ["-L", "8", "--merge", "newer"], ["--cache", "full"], ["--cache", "window", "--window", "20"]:
+        files, texts = [], []
+        for chunk in "1", "7", "1000":
+            path = cli.folder / f"chunk{chunk}.csv"
+            ppl(cli, "-n", "150", *policy, "--chunk", chunk, "--logprobs", path)
+            files.append(path.read_bytes())
+            texts.append(cli.ok("run", "-m", cli.tiny, "-f", cli.text, "-n", "20", *policy, "--chunk", chunk, "-q"))
+        assert files[0] == files[1] == files[2] and texts[0] == texts[1] == texts[2], policy
+    args = ["-n", "150", "--against", "full", "--policies", "dcm:L=4:merge=newer,window:W=auto", "--skip", "40"]
+    assert ppl(cli, *args, "--chunk", "1")["rows"] == ppl(cli, *args, "--chunk", "7")["rows"] == ppl(cli, *args)["rows"]
+
 
 
 def test_help(cli):
@@ -496,6 +557,73 @@ def test_signals(cli):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code, (process.returncode, errors)
         assert errors == b"", errors
+
+
+def test_signals_while_reading(cli):
+    """A prompt that is being read ends between two steps: statistics follow, nothing was generated."""
+    for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+        command = [cli.program, "run", "-m", cli.tiny, "-", "-n", "9", "--cache", "full", "-q", "--stats"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=cli.environment)
+        process.stdin.write(TEXT.encode() * 250)  # more than a piece: reading goes on, and the pipe stays open
+        process.stdin.flush()
+        time.sleep(2)
+        process.send_signal(number)
+        process.wait(timeout=60)
+        errors, text = process.stderr.read(), process.stdout.read()
+        process.stdin.close()
+        assert process.returncode == code and text == b"", (process.returncode, errors, text)
+        assert int(re.search(rb"tokens in: +(\d+)", errors).group(1)) > 0, errors
+        assert re.search(rb"tokens out: +0,", errors), errors
+
+
+def test_interrupted_eval(cli):
+    """Nothing half-written is left."""
+    path = cli.folder / "half.csv"
+    long_text = cli.folder / "long.txt"
+    long_text.write_text(TEXT * 200)
+    command = [cli.program, "eval", "ppl", "-m", cli.tiny, "-f", str(long_text), "--cache", "full", "-q",
+               "--logprobs", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.environment)
+    deadline = time.time() + 60
+    while not pathlib.Path(f"{path}.part").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == errors == b"", (process.returncode, out, errors)
+    assert not list(cli.folder.glob("half*"))
+
+
+def at_terminal(cli, command, keys):
+    """Run with a terminal as standard input, output and error; each of `keys` is written once its text was seen."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(cli.program, [cli.program, *command], {**cli.environment, "TERM": "dumb"})
+    seen, at, left, deadline = b"", 0, list(keys), time.time() + 60
+    while time.time() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                seen += os.read(terminal, 65536)
+            except OSError:
+                break
+        if left and left[0][0] in seen[at:]:
+            at = len(seen)
+            time.sleep(0.2)
+            os.write(terminal, left.pop(0)[1])
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen
+
+
+def test_progress_and_interrupted_turn(cli):
+    path = cli.folder / "turn.txt"
+    path.write_text(TEXT * 200)
+    command = ["run", "-m", cli.chat, "-i", "-f", str(path), "--cache", "full", "-n", "3"]
+    code, seen = at_terminal(cli, command, [(b"left", b"\x03"), (b"> ", b"Hi\n"), (b"> ", b"\x04")])
+    assert code == 0 and re.search(rb"\d+ of \d+ tokens, [\d.]+ tokens/s, \d+:\d\d left", seen), (code, seen)
+    assert b"interrupted: the first" in seen, seen
+    code, seen = at_terminal(cli, [*command, "-q"], [(b"", b"\x03"), (b"> ", b"\x04")])
+    assert code in (0, 130) and b"tokens/s" not in seen, (code, seen)
 
 
 def test_closed_pipe(cli):
