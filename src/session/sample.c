@@ -64,8 +64,8 @@ static double total_of(const candidate *c, size_t count)
 }
 
 /*
- * The smallest set of heaviest candidates whose weight reaches p of the total, to the front. Candidates below (1 - p) / count
- * of the total weigh less than 1 - p of it together, so that only those above need sorting.
+ * The smallest set of heaviest candidates whose weight reaches p of the total, to the front. Candidates below
+ * (1 - p) / count of the total weigh less than 1 - p of it together, so that only those above need sorting.
  */
 static size_t keep_mass(candidate *c, size_t count, double p)
 {

@@ -33,7 +33,8 @@ bool golden_read_ids(const char *folder, int32_t *ids, size_t *count);
 
 /*
  * Feeds the case's tokens but the last, `chunk` at a time, and compares the log-probability of each chunk's next token
- * (log-softmax in double) with FOLDER/PREFIX NAME.csv; with `chunk` 0 every token's, fed in steps of the session's choosing. Prints one line: the differences and "ok" or what is wrong.
+ * (log-softmax in double) with FOLDER/PREFIX NAME.csv; with `chunk` 0 every token's, fed in steps of the session's
+ * choosing. Prints one line: the differences and "ok" or what is wrong.
  */
 bool golden_compare(dcm_model *model, const char *device, const char *folder, const char *prefix, const golden_case *c,
                     dcm_kv_type kv, size_t chunk, golden_bounds bounds, const int32_t *ids);
