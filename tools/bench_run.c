@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "bench.h"
+#include "progress.h"
 #include "tool.h"
 
 #include <inttypes.h>
@@ -8,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PREFILL_TOKENS = 4096, WARM_STEPS = 8, WARM_MERGED = 24 };
+enum { SLICE = 512, CHUNK_MAX = 65536, WARM_STEPS = 8, WARM_MERGED = 24 };
 
 /* One sequence on its way through the depths of a test. */
 typedef struct pass {
@@ -39,12 +40,16 @@ static int32_t token_id(const bench *b, uint64_t i)
     return (int32_t)((z ^ z >> 31) % b->r.info.vocab);
 }
 
-/* Read `count` tokens as a prompt; the logits of the last make it wait for the end. Stops between steps on a signal. */
-static dcm_status read_prompt(pass *p, uint64_t count)
+/*
+ * Read `count` tokens as a prompt; the logits of the last make it wait for the end. Stops between steps on a signal.
+ * `shown`: where nothing is timed closely; NULL for none.
+ */
+static dcm_status read_prompt(pass *p, uint64_t count, progress *shown)
 {
-    static int32_t ids[PREFILL_TOKENS];
+    static int32_t ids[CHUNK_MAX];
     const uint32_t chunk = dcm_session_chunk(p->session);
-    const uint64_t most = chunk < PREFILL_TOKENS ? PREFILL_TOKENS / chunk * chunk : PREFILL_TOKENS;
+    const uint64_t first = p->position;
+    const uint64_t most = chunk < SLICE ? SLICE / chunk * chunk : chunk < CHUNK_MAX ? chunk : CHUNK_MAX;
     while (count && !tool_stopped()) {
         const uint64_t n = count < most ? count : most;
         for (uint64_t i = 0; i < n; i++)
@@ -56,17 +61,22 @@ static dcm_status read_prompt(pass *p, uint64_t count)
             dcm_plan_step(&p->plan);
         p->position += n;
         count -= n;
+        if (shown)
+            progress_at(shown, p->position - first);
     }
-    return tool_stopped() ? DCM_ERR_INTERRUPTED : DCM_OK;
+    return count ? DCM_ERR_INTERRUPTED : DCM_OK;
 }
 
 /* Read up to `depth`, and add to the time that filling takes. */
 static dcm_status fill(pass *p, uint64_t depth)
 {
-    const uint64_t before = p->position, start = now_ns();
-    const dcm_status status = depth > before ? read_prompt(p, depth - before) : DCM_OK;
+    const uint64_t before = p->position, count = depth - before, start = now_ns();
+    progress shown;
+    progress_begin(&shown, p->b->quiet, count);
+    const dcm_status status = read_prompt(p, count, &shown);
     p->filled += p->position - before;
     p->fill_seconds += (double)(now_ns() - start) * 1e-9;
+    progress_end(&shown);
     return status;
 }
 
@@ -159,7 +169,7 @@ static dcm_status measure(pass *p, bench_case *c)
         status = decode(p, c, &seconds);
     } else {
         const uint64_t start = now_ns();
-        status = read_prompt(p, c->size);
+        status = read_prompt(p, c->size, NULL);
         seconds = (double)(now_ns() - start) * 1e-9;
     }
     dcm_session_stats stats;
@@ -259,15 +269,15 @@ static dcm_status warm_up(bench *b, policy *one)
         }
     }
     if (status == DCM_OK && b->warmup)
-        status = read_prompt(&p, b->warmup);
+        status = read_prompt(&p, b->warmup, NULL);
     for (int i = 0; i < WARM_STEPS && b->warmup && status == DCM_OK; i++)
-        status = read_prompt(&p, 1);
+        status = read_prompt(&p, 1, NULL);
     if (status == DCM_OK && b->warmup && one->params.kind == DCM_CACHE_DCM) {
         dcm_cache_params merging = one->params;
         merging.group = DCM_GROUP_MIN;
         status = pass_open(&p, b, &merging);
         for (int i = 0; i < WARM_MERGED && status == DCM_OK; i++)
-            status = read_prompt(&p, 1);
+            status = read_prompt(&p, 1, NULL);
     }
     dcm_session_close(&p.session);
     return status;
