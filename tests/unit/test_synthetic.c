@@ -160,6 +160,22 @@ static void test_peak(void **state)
     dcm_model_close(&model);
 }
 
+/* Nothing for the reference; for an OpenCL device what dcm_device_try finds, however busy the machine is. */
+static void test_read_speed(void **state)
+{
+    (void)state;
+    dcm_device *best;
+    dcm_device_info info;
+    double gb_s = -1;
+    assert_int_equal(dcm_device_read_speed(device, &gb_s), DCM_OK);
+    assert_true(gb_s == 0);
+    assert_int_equal(dcm_device_open(&best, NULL), DCM_OK);
+    dcm_device_get_info(best, &info);
+    assert_int_equal(dcm_device_read_speed(best, &gb_s), DCM_OK);
+    assert_true(info.is_ref ? gb_s == 0 : gb_s > 0.05 && gb_s < 50000);
+    dcm_device_close(&best);
+}
+
 /* A limit that the weights pass: an error, and nothing is left behind that would count against the next model. */
 static void test_no_memory(void **state)
 {
@@ -178,8 +194,9 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_answers), cmocka_unit_test(test_parts_differ), cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_refused), cmocka_unit_test(test_peak),         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_answers),    cmocka_unit_test(test_parts_differ), cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_peak),         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_read_speed),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
