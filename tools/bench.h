@@ -45,7 +45,7 @@ typedef struct bench_case {
     bench_step *step; /* decode: of all repetitions; room for all */
     size_t steps;
     size_t units, unit_bytes, cache_bytes, peak_bytes, host_peak_bytes; /* after the last token */
-    size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all */
+    size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all, at least */
     bench_state state;
 } bench_case;
 

@@ -205,7 +205,7 @@ static void refuse(const bench *b, const dcm_session *session, bench_case *c, si
     for (size_t i = 0; i <= deeper; i++) {
         c[i].state = BENCH_NO_MEMORY;
         c[i].needed = bytes_needed(b, session, &c[i]);
-        fprintf(stderr, "%s: %s, %s: left out: %zu bytes are needed%s%s\n", tool_name(), c[i].test, c[i].name,
+        fprintf(stderr, "%s: %s, %s: left out: at least %zu bytes are needed%s%s\n", tool_name(), c[i].test, c[i].name,
                 c[i].needed, why ? ": " : "", why ? why : "");
     }
 }
