@@ -1,6 +1,7 @@
 /*
- * Ten thousand tokens decoded one by one with L = 64 on a tiny model, on `ref` and every OpenCL device: the process
- * grows by no more than the cache does. test_steady MODEL.gguf
+ * Constant memory on a tiny model, on `ref` and every OpenCL device: test_steady MODEL.gguf. Ten thousand tokens
+ * decoded one by one, and a prompt of 200,000 (on `ref`, which is slower, 40,000): the process grows by no more than
+ * the cache does, and the cache is never larger than its units, those of a step, and one step of growth.
  */
 #include "golden.h"
 
@@ -8,7 +9,16 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { TOKENS = 10000, SETTLED = 1000, GROUP = 64, SLACK = 1 << 20 };
+enum {
+    TOKENS = 10000,
+    SETTLED = 1000,
+    GROUP = 64,
+    SLACK = 1 << 20,
+    PROMPT = 200000,
+    PROMPT_REF = 40000,
+    PIECE = 2000,
+    PROMPT_GROUP = 256
+};
 
 /* Resident bytes of this process. */
 static size_t resident(void)
@@ -49,22 +59,61 @@ static bool decode(const char *name, dcm_session *session, const dcm_model_info 
     return ok;
 }
 
+/* 1.02 x what is in the cache and in a step, and the larger of 64 units and an eighth. */
+static bool cache_bounded(const dcm_session *session, const dcm_session_stats *s)
+{
+    const size_t units = s->units + 2 * dcm_session_chunk(session), eighth = s->cache_bytes / 8;
+    const size_t growth = eighth > 64 * s->unit_bytes ? eighth : 64 * s->unit_bytes;
+    return (double)s->cache_bytes <= 1.02 * (double)(units * s->unit_bytes) + (double)growth;
+}
+
+static bool read_prompt(const char *name, dcm_session *session, size_t tokens)
+{
+    int32_t piece[PIECE];
+    size_t settled = 0;
+    dcm_session_stats then = {0}, now = {0};
+    bool ok = true;
+    for (size_t i = 0; i < PIECE; i++)
+        piece[i] = (int32_t)(i * 7 % 256);
+    for (size_t at = 0; ok && at < tokens; at += PIECE) {
+        ok = dcm_session_feed(session, piece, PIECE, NULL) == DCM_OK || golden_fail("%s: %s", name, dcm_error());
+        dcm_session_get_stats(session, &now);
+        ok = ok && (cache_bounded(session, &now) || golden_fail("%s: %zu bytes for %zu units after %zu tokens", name,
+                                                                now.cache_bytes, now.units, at + PIECE));
+        if (at + PIECE == tokens / 10) {
+            settled = resident();
+            then = now;
+        }
+    }
+    const size_t grown = resident() > settled ? resident() - settled : 0, cache = now.cache_bytes - then.cache_bytes;
+    ok = ok && settled && grown <= cache + SLACK && now.units == dcm_units_after(PROMPT_GROUP, 4, tokens);
+    printf("%s: a prompt of %zu tokens, %zu units; after its first tenth: resident +%zu bytes, cache +%zu: %s\n", name,
+           tokens, now.units, grown, cache, ok ? "ok" : "GREW");
+    return ok;
+}
+
 static bool run(const char *name, const char *path)
 {
     dcm_device *device = NULL;
     dcm_model *model = NULL;
-    dcm_session *session = NULL;
+    dcm_session *session = NULL, *reader = NULL;
     dcm_model_info info;
-    const dcm_device_params where = {.name = name, .threads = 1};
+    dcm_device_info where;
+    const dcm_device_params params = {.name = name, .threads = 1};
     const dcm_cache_params cache = {.group = GROUP, .merge = "newer"};
-    bool ok = dcm_device_open(&device, &where) == DCM_OK && dcm_model_open(&model, device, path) == DCM_OK &&
-              dcm_session_open(&session, model, &cache) == DCM_OK;
+    const dcm_cache_params long_cache = {.group = PROMPT_GROUP, .merge = "newer"};
+    bool ok = dcm_device_open(&device, &params) == DCM_OK && dcm_model_open(&model, device, path) == DCM_OK &&
+              dcm_session_open(&session, model, &cache) == DCM_OK &&
+              dcm_session_open(&reader, model, &long_cache) == DCM_OK;
     if (ok) {
         dcm_model_get_info(model, &info);
+        dcm_device_get_info(device, &where);
         ok = decode(name, session, &info);
+        ok = read_prompt(name, reader, where.is_ref ? PROMPT_REF : PROMPT) && ok;
     } else {
         golden_fail("%s: %s", name, dcm_error());
     }
+    dcm_session_close(&reader);
     dcm_session_close(&session);
     dcm_model_close(&model);
     dcm_device_close(&device);
