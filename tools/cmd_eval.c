@@ -167,7 +167,7 @@ static void print_rows(const ppl_run *run)
     enum { WITH_FULL = sizeof columns / sizeof *columns };
     json_t *meta = runtime_meta(run->r);
     json_object_set_new(meta, "test", json_string("ppl"));
-    json_object_set_new(meta, "file", json_string(run->o->input.file ? run->o->input.file : ""));
+    json_object_set_new(meta, "file", runtime_text(run->o->input.file));
     json_object_set_new(meta, "offset", json_integer(run->o->offset));
     json_object_set_new(meta, "skip", json_integer(run->o->skip));
     table t;

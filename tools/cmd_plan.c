@@ -1,5 +1,6 @@
 #include "input.h"
 #include "options.h"
+#include "runtime.h"
 #include "table.h"
 #include "tool.h"
 
@@ -64,7 +65,7 @@ static int print_sizes(const plan_options *o, const dcm_model_info *model)
     enum { WITH_MODEL = sizeof columns / sizeof *columns, WITHOUT_MODEL = WITH_MODEL - 3 };
     json_t *meta = json_pack("{s:I}", "sinks", (json_int_t)o->sinks);
     if (model)
-        json_object_set_new(meta, "model", json_string(o->model));
+        json_object_set_new(meta, "model", runtime_text(o->model));
     table t;
     table_begin(&t, (table_format)o->format, columns, model ? WITH_MODEL : WITHOUT_MODEL, meta);
     for (size_t i = 0; i < o->groups.count; i++) {

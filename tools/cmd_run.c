@@ -83,7 +83,7 @@ static int turn(generator *g, const run_options *o, bool chat, text_reader *text
 }
 
 /* One line from the terminal with editing, or from a pipe without; NULL at its end. The caller frees it. */
-static char *read_line(bool terminal)
+static char *read_line(bool terminal, bool *bad)
 {
     if (terminal) {
         char *line = readline("> ");
@@ -98,6 +98,12 @@ static char *read_line(bool terminal)
         free(line);
         return NULL;
     }
+    if (strlen(line) != (size_t)size) {
+        tool_fail(DCM_ERR_FILE, "standard input: a NUL byte at offset %zu of a line: not a text", strlen(line));
+        free(line);
+        *bad = true;
+        return NULL;
+    }
     if (size && line[size - 1] == '\n')
         line[size - 1] = 0;
     return line;
@@ -108,7 +114,10 @@ static int converse(generator *g, const run_options *o, bool chat)
     const bool terminal = isatty(STDIN_FILENO);
     rl_outstream = stderr;
     for (;;) {
-        char *line = read_line(terminal);
+        bool bad = false;
+        char *line = read_line(terminal, &bad);
+        if (bad)
+            return DCM_ERR_FILE;
         if (!line)
             break;
         int code = 0;

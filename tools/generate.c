@@ -214,6 +214,10 @@ int generator_turn(generator *g)
         for (size_t i = 0; g->ignore_end && i < g->n_ends; i++)
             g->logits[g->ends[i]] = -INFINITY;
         const int32_t id = dcm_sample(g->logits, g->r->info.vocab, &g->sample, &g->rng);
+        if (id < 0) {
+            code = tool_fail_library(DCM_ERR_MEMORY);
+            break;
+        }
         if (dcm_is_end_token(g->r->tokenizer, id) && !g->ignore_end)
             break;
         code = print_token(g, id);

@@ -99,7 +99,7 @@ void options_add_cache(args *a, cache_options *o)
          "shipped for this "
          "very model, else newer."},
         {"window", 0, ARG_INT, &o->window, "W",
-         "window: units in all, sinks and the current token included; must exceed the sinks.", 1, UINT32_MAX},
+         "window: units in all, sinks and the current token included; must exceed the sinks.", 1, 1 << 28},
         {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100,
          100, .show_zero = true},
         options_kv(&o->kv),

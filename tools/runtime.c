@@ -5,6 +5,7 @@
 #include "version.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -25,6 +26,9 @@ int runtime_open(runtime *r, const device_options *device, const char *model)
     if (status != DCM_OK)
         return tool_fail_library(status);
     dcm_model_get_info(r->model, &r->info);
+    if (dcm_vocab_size(r->tokenizer) > r->info.vocab)
+        return tool_fail(DCM_ERR_FILE, "%s: the tokenizer has %zu tokens, the model's vocabulary only %u rows", path,
+                         dcm_vocab_size(r->tokenizer), r->info.vocab);
     return 0;
 }
 
@@ -54,6 +58,20 @@ static void host_cpu(char *out, size_t size)
     fclose(in);
 }
 
+json_t *runtime_text(const char *text)
+{
+    json_t *json = json_string(text ? text : "");
+    char *copy = json ? NULL : strdup(text);
+    if (!copy)
+        return json;
+    for (char *c = copy; *c; c++)
+        if ((unsigned char)*c >= 0x80)
+            *c = '?';
+    json = json_string(copy);
+    free(copy);
+    return json;
+}
+
 json_t *runtime_host_meta(void)
 {
     char cpu[256], date[32] = "";
@@ -62,8 +80,8 @@ json_t *runtime_host_meta(void)
     if (gmtime_r(&now, &utc))
         strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
     host_cpu(cpu, sizeof cpu);
-    return json_pack("{s:s,s:s,s:s,s:s}", "commit", DCM_COMMIT, "host_cpu", cpu, "date", date, "command_line",
-                     tool_command_line());
+    return json_pack("{s:s,s:o,s:s,s:o}", "commit", DCM_COMMIT, "host_cpu", runtime_text(cpu), "date", date,
+                     "command_line", runtime_text(tool_command_line()));
 }
 
 json_t *runtime_meta(const runtime *r)
@@ -73,8 +91,9 @@ json_t *runtime_meta(const runtime *r)
     json_t *meta = runtime_host_meta();
     dcm_device_get_info(r->device, &device);
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->info.digest);
-    json_t *own = json_pack("{s:s,s:s?,s:s?,s:s?,s:s}", "device", device.name, "driver", device.driver, "platform",
-                            device.platform, "model", r->info.name, "model_digest", digest);
+    json_t *own = json_pack("{s:o,s:o,s:o,s:o,s:s}", "device", runtime_text(device.name), "driver",
+                            runtime_text(device.driver), "platform", runtime_text(device.platform), "model",
+                            runtime_text(r->info.name), "model_digest", digest);
     json_object_update(meta, own);
     json_decref(own);
     return meta;

@@ -20,6 +20,10 @@ typedef struct runtime {
 int runtime_open(runtime *r, const device_options *device, const char *model);
 void runtime_close(runtime *r);
 
+/* A JSON string of any bytes, "" for NULL: where they are no UTF-8, a question mark stands for each that is not ASCII.
+ */
+json_t *runtime_text(const char *text);
+
 /* Commit, host CPU, date and command line: what every measured result carries. */
 json_t *runtime_host_meta(void);
 

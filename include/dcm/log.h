@@ -8,6 +8,7 @@
 extern "C" {
 #endif
 
+/* DCM_LOG_QUIET: only what belongs to an error, such as the log of a build that failed. */
 typedef enum dcm_log_level { DCM_LOG_QUIET, DCM_LOG_WARN, DCM_LOG_INFO, DCM_LOG_DEBUG } dcm_log_level;
 
 /* Messages above `level` are dropped; the default is DCM_LOG_WARN. Set it before threads start. */

@@ -29,9 +29,11 @@ typedef struct dcm_cache_params {
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*
-     * Most tokens read in one step, whatever the policy; 0: what suits the device, for dcm at most L/2. Above L, dcm
-     * takes steps of L. Units, levels and places are the same for every chunk; on the reference all bits are, elsewhere
-     * sums may round differently. While a step runs, the cache holds up to two units more for each of its tokens.
+     * Most tokens of one step when several are fed at once, whatever the policy; dcm takes at most L. While a step
+     * runs, the cache holds up to two units more for each of its tokens than it will need; 0 takes what suits the
+     * device, in shorter steps where that would leave room unused. Units, levels and places are the same for every
+     * chunk, and so are the bits of the result. (Tokens fed one by one are computed by other kernels: the same bits on
+     * the reference, elsewhere another rounding of sums.)
      */
     uint32_t chunk;
 } dcm_cache_params;
@@ -66,7 +68,7 @@ DCM_API void dcm_session_close(dcm_session **session);
 /*
  * Feed `count` tokens. With `logits` not NULL the logits after the last token are written there: `vocab` floats,
  * natural order of ids. Errors: DCM_ERR_USAGE (an id outside the vocabulary: nothing is fed), DCM_ERR_MEMORY (the
- * message says how many bytes and what would fit), DCM_ERR_DEVICE, DCM_ERR_INTERRUPTED. After an error other than
+ * message says how many bytes and what would fit), DCM_ERR_DEVICE. After an error other than
  * DCM_ERR_USAGE the session can only be closed or asked for its counters.
  */
 DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens, size_t count, float *logits);

@@ -10,7 +10,7 @@ dcm_log_level dcm_log_get_level(void) { return current; }
 
 void dcm_log(dcm_log_level level, const char *format, ...)
 {
-    if (level > current || level == DCM_LOG_QUIET)
+    if (level > current)
         return;
     char text[4096];
     va_list args;

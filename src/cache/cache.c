@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-enum { FIRST_FAR_RING = 1024, SINKS = DCM_LEVELS_MAX };
+enum { FIRST_FAR_RING = 1024, SINKS = DCM_LEVELS_MAX, SLACK_PART = 50 /* a step may leave 1/50 unused */ };
 
 static uint64_t power_of_two_at_least(uint64_t x)
 {
@@ -21,8 +21,6 @@ static uint64_t ring_need(const cache *c, uint32_t g, uint32_t n)
     const uint64_t step = n > 1 ? (n >> g) + 1 : 0;
     if (g == SINKS)
         return c->plan.sinks;
-    if (c->kind == DCM_CACHE_WINDOW)
-        return c->window - c->plan.sinks + n;
     if (g == c->plan.top)
         return c->plan.count[g] + (n >> g) + 1;
     return (2 * (uint64_t)c->plan.group >> g) - 1 + step;
@@ -275,6 +273,35 @@ dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n)
 done:
     mem_free(&merges);
     return status;
+}
+
+/* Units at the height of a step of n tokens and after it; for dcm every token past a full near queue counts as a merge.
+ */
+static void step_units(const cache *c, uint64_t n, uint64_t *peak, uint64_t *after)
+{
+    const dcm_plan *p = &c->plan;
+    const uint64_t units = dcm_plan_units(p);
+    *peak = *after = units + n;
+    if (c->kind == DCM_CACHE_WINDOW && *after > c->window) {
+        *after = c->window;
+    } else if (c->kind == DCM_CACHE_DCM) {
+        const uint64_t sinks_left = p->tokens < p->sinks ? p->sinks - p->tokens : 0;
+        const uint64_t unmerged = sinks_left + 2 * (uint64_t)p->group - 1 - dcm_plan_near(p);
+        const uint64_t merges = n > unmerged ? n - unmerged : 0;
+        *peak += merges;
+        *after -= merges;
+    }
+}
+
+uint32_t cache_step_room(const cache *c, uint32_t most)
+{
+    for (uint32_t n = most; n > 1; n--) {
+        uint64_t peak, after;
+        step_units(c, n, &peak, &after);
+        if (peak <= c->slots.allocated || SLACK_PART * (peak - after) <= after)
+            return n;
+    }
+    return 1;
 }
 
 step cache_step_batch(const cache *c, uint32_t level)

@@ -47,16 +47,18 @@ static dcm_status grow(slot_pool *s)
                         s->unit_bytes, s->ops->max_alloc);
     if (block == KV_BLOCKS)
         return dcm_fail(DCM_ERR_MEMORY,
-                        "the cache has %zu units in %d blocks, the most it can have; use a smaller "
-                        "--group, or --cache dcm",
+                        "the cache has %zu units in %d blocks, the most it can have; the dcm cache "
+                        "with a larger group length has fewer",
                         s->allocated, KV_BLOCKS);
     dcm_status status = mem_resize(&s->free, s->allocated + units, sizeof *s->free, "free slots");
     if (status != DCM_OK)
         return status;
     status = s->ops->ops->buffer_new(s->ops, units * s->unit_bytes, MEM_CACHE, &s->pool.block[block]);
     if (status != DCM_OK)
-        return dcm_fail_in(status, "growing the cache from %zu to %zu units (%zu bytes each)", s->allocated,
-                           s->allocated + units, s->unit_bytes);
+        return dcm_fail_in(status,
+                           "growing the cache from %zu to %zu units of %zu bytes (what it has fits; the dcm cache "
+                           "takes fewer units for a text)",
+                           s->allocated, s->allocated + units, s->unit_bytes);
     s->pool.block_units[block] = (uint32_t)units;
     s->pool.n_blocks++;
     s->allocated += units;

@@ -111,7 +111,7 @@ static dcm_status build_from_source(cldev *device, const program_source *source,
     DCM_TRY(status, fail, cldev_check(error, "clCreateProgramWithSource(...)"));
     error = clBuildProgram(program, 1, &device->id, source->options, NULL, NULL);
     if (error != CL_SUCCESS) {
-        const dcm_log_level level = quiet ? DCM_LOG_DEBUG : DCM_LOG_WARN;
+        const dcm_log_level level = quiet ? DCM_LOG_DEBUG : DCM_LOG_QUIET;
         dcm_log(level, "kernel family %s on %s: build with \"%s\" failed, the compiler says:", source->family,
                 device->limits.name, source->options);
         show_log(device, source, program, level);

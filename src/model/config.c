@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <dcm/log.h>
+
 #include "base/error.h"
 #include "base/hash.h"
 
@@ -177,6 +179,21 @@ static uint64_t digest(const model_config *c, const gguf *file)
     return hash;
 }
 
+/* Keys of related models whose meaning dcm does not compute: ignoring them would give wrong answers. */
+static dcm_status refuse_unknown_arithmetic(const model_config *c, const gguf *file)
+{
+    static const char *const keys[] = {
+        "logit_scale",         "residual_scale",         "embedding_scale",         "attention.scale",
+        "attention.clamp_kqv", "attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.attn_factor"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (has(c, file, keys[i]))
+            return dcm_fail(DCM_ERR_FILE, "%s: %s.%s is not supported", gguf_path(file), c->arch, keys[i]);
+    if (has(c, file, "attention.sliding_window"))
+        dcm_log(DCM_LOG_WARN, "%s: the model was trained with a sliding window; its tokens see the whole cache here",
+                gguf_path(file));
+    return DCM_OK;
+}
+
 dcm_status model_config_read(model_config *c, const gguf *file)
 {
     dcm_model_info *m = &c->info;
@@ -189,6 +206,7 @@ dcm_status model_config_read(model_config *c, const gguf *file)
     DCM_TRY(status, fail, get_u32(c, file, "feed_forward_length", 1, MAX_WIDTH, &m->ffn));
     DCM_TRY(status, fail, get_u32(c, file, "context_length", 1, UINT32_MAX, &m->context));
     DCM_TRY(status, fail, get_f32(c, file, "attention.layer_norm_rms_epsilon", &c->norm_eps));
+    DCM_TRY(status, fail, refuse_unknown_arithmetic(c, file));
     if (has(c, file, "expert_count"))
         DCM_TRY(status, fail, get_u32(c, file, "expert_count", 0, UINT32_MAX, &experts));
     if (experts) {

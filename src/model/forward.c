@@ -59,26 +59,34 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
     const kv_store_args store = {pool, s, index, c->rope, a->qkv, c->info.heads};
     const attention_args attend = {pool, s, index, c->rope, a->qkv, c->info.heads, a->attn};
     dcm_status status;
-    DCM_TRY(
-        status, fail,
-        run_map(
-            ops, &l->qkv,
-            (linear_args){
-                .n = s->n, .input = INPUT_RMSNORM, .x = a->x, .gain = l->attn_norm, .eps = c->norm_eps, .y = a->qkv}));
+    DCM_TRY(status, fail,
+            run_map(ops, &l->qkv,
+                    (linear_args){.n = s->n,
+                                  .many = a->reading,
+                                  .input = INPUT_RMSNORM,
+                                  .x = a->x,
+                                  .gain = l->attn_norm,
+                                  .eps = c->norm_eps,
+                                  .y = a->qkv}));
     DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
     DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
-    DCM_TRY(status, fail, run_map(ops, &l->attn_out, (linear_args){.n = s->n, .x = a->attn, .y = a->x, .add = true}));
+    DCM_TRY(
+        status, fail,
+        run_map(ops, &l->attn_out, (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
     DCM_TRY(status, fail,
             run_map(ops, &l->gate_up,
                     (linear_args){.n = s->n,
+                                  .many = a->reading,
                                   .input = INPUT_RMSNORM,
                                   .x = a->x,
                                   .gain = l->ffn_norm,
                                   .eps = c->norm_eps,
                                   .y = a->gate_up}));
-    DCM_TRY(status, fail,
-            run_map(ops, &l->down,
-                    (linear_args){.n = s->n, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true}));
+    DCM_TRY(
+        status, fail,
+        run_map(ops, &l->down,
+                (linear_args){
+                    .n = s->n, .many = a->reading, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true}));
     return DCM_OK;
 fail:
     return dcm_fail_in(status, "layer %u", index);
@@ -93,7 +101,7 @@ dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, 
     return status;
 }
 
-dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n)
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n, bool many)
 {
     const dcm_model_info *m = &model->config.info;
     if (!a->logits || a->logits->bytes < (size_t)n * m->vocab * sizeof(float)) {
@@ -104,6 +112,7 @@ dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, 
     }
     const linear_args args = {.w = model->output,
                               .n = n,
+                              .many = many,
                               .input = INPUT_RMSNORM,
                               .x = a->x,
                               .x_offset = (size_t)first * m->hidden,

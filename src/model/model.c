@@ -233,6 +233,20 @@ fail:
     return status;
 }
 
+/* A model that cannot fit is refused before anything is uploaded; the tensors' bytes are a lower bound of what it
+ * takes. */
+static dcm_status check_memory(const loader *l)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < gguf_tensor_count(l->file); i++)
+        bytes += gguf_tensor_at(l->file, i)->bytes;
+    const size_t left = l->ops->max_memory - l->ops->memory.total;
+    if (l->ops->max_memory && bytes > left)
+        return dcm_fail(DCM_ERR_MEMORY, "%s: the weights take %zu bytes, and %zu of %zu are left", gguf_path(l->file),
+                        bytes, left, l->ops->max_memory);
+    return DCM_OK;
+}
+
 static dcm_status load_weights(dcm_model *model, loader *l)
 {
     const dcm_model_info *m = &model->config.info;
@@ -275,6 +289,7 @@ dcm_status dcm_model_open(dcm_model **out, dcm_device *device, const char *path)
     l = (loader){.file = file, .ops = model->ops};
     DCM_TRY(status, done, mem_new(&l.used, gguf_tensor_count(file), sizeof *l.used, "tensor marks"));
     DCM_TRY(status, done, check_tensors(&l, &model->config));
+    DCM_TRY(status, done, check_memory(&l));
     const size_t before = model->ops->memory.now[MEM_WEIGHTS];
     DCM_TRY(status, done, load_weights(model, &l));
     model_count_bytes(model, before);
@@ -301,8 +316,7 @@ dcm_status dcm_model_info_read(const char *path, dcm_model_info *info)
         for (size_t i = 0; i < gguf_tensor_count(file); i++)
             info->weight_bytes += gguf_tensor_at(file, i)->bytes;
         info->tied = !gguf_find_tensor(file, "output.weight");
-        info->step_bytes =
-            info->weight_bytes - (info->tied ? 0 : gguf_find_tensor(file, "token_embd.weight")->bytes);
+        info->step_bytes = info->weight_bytes - (info->tied ? 0 : gguf_find_tensor(file, "token_embd.weight")->bytes);
     }
     gguf_close(&file);
     return status;

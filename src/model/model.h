@@ -58,6 +58,7 @@ void model_count_bytes(dcm_model *model, size_t before);
 /* Activations of a step, f32, made for at most `tokens` tokens. */
 typedef struct activations {
     uint32_t tokens;
+    bool reading;    /* of a prompt: its last bits do not depend on how it is cut into steps */
     buffer *x;       /* (n, hidden) */
     buffer *qkv;     /* (n, (heads + 2 kv_heads) head_dim) */
     buffer *attn;    /* (n, heads head_dim) */
@@ -71,7 +72,8 @@ void activations_close(activations *a);
 /* Issue the forward pass of a step whose merges are done: units are appended, a->x holds the last layer's output. */
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s);
 
-/* Issue the vocabulary product for tokens first .. first + n - 1 of the step into a->logits, (n, vocab). */
-dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n);
+/* Issue the vocabulary product for tokens first .. first + n - 1 of the step into a->logits, (n, vocab); `many` as in
+ * linear_args. */
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n, bool many);
 
 #endif

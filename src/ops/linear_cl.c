@@ -126,7 +126,7 @@ static dcm_status linear_group(backend *b, const linear_args *args)
 
 dcm_status cl_linear(backend *b, const linear_args *args)
 {
-    if (matmul_pays(b, args))
+    if (args->many)
         return cl_matmul(b, args);
     return clop_wide(b) ? linear_wide(b, args) : linear_group(b, args);
 }

@@ -3,8 +3,6 @@
 #include <stdio.h>
 
 enum {
-    TOKENS_WIDE = 4, /* from so many tokens on it pays to unpack the weights once for all */
-    TOKENS_GROUP = 16,
     ITEMS_PER_UNIT = 4, /* as in linear_cl.c */
     PANEL_WIDE = 12,    /* tokens of a panel on CPUs with vectors of 16 floats: 24 sums in 32 registers */
     PANEL_NARROW = 4,
@@ -160,14 +158,8 @@ fail:
     return status;
 }
 
-bool matmul_pays(const backend *b, const linear_args *args)
-{
-    if (clop_wide(b))
-        return args->n >= TOKENS_WIDE;
-    return args->n >= TOKENS_GROUP && clop_device((backend *)b)->limits.max_work_group >= SIDE * SIDE;
-}
-
 dcm_status cl_matmul(backend *b, const linear_args *args)
 {
-    return clop_wide(b) ? matmul_wide(b, args) : matmul_group(b, args);
+    const bool groups = clop_device(b)->limits.max_work_group >= SIDE * SIDE;
+    return clop_wide(b) || !groups ? matmul_wide(b, args) : matmul_group(b, args);
 }

@@ -45,8 +45,7 @@ size_t matrix_work_floats(const matrix *m);
 /* True where the type's product needs the sums of x over the blocks. */
 bool matrix_has_min(quant_type type);
 
-/* cl_linear with the weights unpacked once for all tokens, and whether that is the faster way. */
-bool matmul_pays(const backend *b, const linear_args *args);
+/* cl_linear for linear_args.many: the weights are unpacked once for all tokens. */
 dcm_status cl_matmul(backend *b, const linear_args *args);
 
 /* Work-items of a group of the family's group kernels: options define GROUP as this. */

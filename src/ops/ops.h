@@ -128,6 +128,8 @@ typedef enum linear_input {
 typedef struct linear_args {
     const matrix *w; /* (rows, cols) */
     uint32_t n;
+    bool
+        many; /* for whatever n the product of many vectors, whose rounding does not depend on n; else of single ones */
     linear_input input;
     buffer *x;       /* (n, cols), or (n, 2 cols) for INPUT_SWIGLU */
     size_t x_offset; /* first element */

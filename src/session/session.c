@@ -14,6 +14,7 @@ struct dcm_session {
     merge_model merge; /* name NULL for full and window */
     activations act;
     uint32_t chunk; /* most tokens of a step */
+    bool frugal;    /* shorter steps where long ones would take room that the cache does not need afterwards */
     uint64_t tokens;
     bool failed; /* the cache's state is not known: only closing and counting are left */
 };
@@ -29,14 +30,11 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
     return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
 }
 
-/* Tokens of a step: as asked for, or what suits the device; dcm does all merges of a step before its attention, so at
- * most L. */
+/* Most tokens of a step. dcm does all merges of a step before its attention, so at most L. */
 static uint32_t chunk_of(const dcm_cache_params *params, const backend *ops)
 {
-    const bool dcm = params->kind == DCM_CACHE_DCM;
-    const uint32_t most = dcm ? (params->chunk ? params->group : params->group / 2) : UINT32_MAX;
     const uint32_t chunk = params->chunk ? params->chunk : ops->chunk;
-    return chunk < most ? chunk : most;
+    return params->kind == DCM_CACHE_DCM && chunk > params->group ? params->group : chunk;
 }
 
 dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache_params *given)
@@ -49,6 +47,7 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
     s->model = model;
     s->chunk = chunk_of(&params, model->ops);
+    s->frugal = !params.chunk;
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
     DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn));
@@ -82,7 +81,7 @@ static dcm_status read_logits(dcm_session *s, uint32_t n, wanted want, float *lo
     const dcm_model *model = s->model;
     const uint32_t first = want == LOGITS_EACH ? 0 : n - 1, count = n - first;
     dcm_status status;
-    DCM_TRY(status, fail, model_logits(model, &s->act, first, count));
+    DCM_TRY(status, fail, model_logits(model, &s->act, first, count, want == LOGITS_EACH && s->act.reading));
     status = model->ops->ops->read(s->act.logits, 0, logits, (size_t)count * model->config.info.vocab * sizeof *logits);
 fail:
     return status;
@@ -118,9 +117,11 @@ static dcm_status feed(dcm_session *s, const int32_t *tokens, size_t count, want
             return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i],
                             vocab);
     for (size_t at = 0, n; at < count; at += n) {
-        n = count - at < s->chunk ? count - at : s->chunk;
+        const uint32_t most = count - at < s->chunk ? (uint32_t)(count - at) : s->chunk;
+        n = s->frugal ? cache_step_room(&s->cache, most) : most;
         const wanted now = want == LOGITS_LAST && at + n < count ? LOGITS_NONE : want;
         float *to = now == LOGITS_EACH ? logits + at * vocab : logits;
+        s->act.reading = count > 1;
         const dcm_status status = run_step(s, tokens + at, (uint32_t)n, now, to);
         if (status != DCM_OK) {
             s->failed = true;

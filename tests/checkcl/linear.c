@@ -9,7 +9,7 @@ typedef struct linear_case {
     uint32_t rows, cols, n;
     linear_input input;
     fx_input fill;
-    bool bias, add;
+    bool bias, add, many;
     void *w;
     float *x, *gain, *b, *y;
     size_t x_items, y_items, ldy;
@@ -23,6 +23,7 @@ static dcm_status run(ck *c, int side, const void *what)
     const linear_args args = {
         .w = ck_matrix(c, side, l->type, l->rows, l->cols, l->w),
         .n = l->n,
+        .many = l->many,
         .input = l->input,
         .x = ck_buffer(c, side, "x", l->x, l->x_items * 4, 4),
         .x_offset = X_OFFSET,
@@ -89,8 +90,13 @@ static void bounds(ck *c, const void *what)
 static void one(ck *c, const linear_case *shape)
 {
     linear_case l = *shape;
-    if (!ck_case(c, "linear/%s_%s_r%u_c%u_n%u%s%s_%s", quant_name(l.type), input_names[l.input], l.rows, l.cols, l.n,
-                 l.bias ? "_bias" : "", l.add ? "_add" : "", fx_input_name(l.fill)))
+    if (l.n > 1 && !l.many) { /* both ways */
+        l.many = true;
+        one(c, &l);
+        l.many = false;
+    }
+    if (!ck_case(c, "linear/%s_%s_r%u_c%u_n%u%s%s%s_%s", quant_name(l.type), input_names[l.input], l.rows, l.cols, l.n,
+                 l.bias ? "_bias" : "", l.add ? "_add" : "", l.many ? "_many" : "", fx_input_name(l.fill)))
         return;
     const size_t wide = l.cols * (l.input == INPUT_SWIGLU ? 2u : 1u);
     l.ldy = l.rows + (l.n > 1 ? Y_GAP : 0u);
@@ -135,6 +141,7 @@ void check_linear(ck *c)
             one(c, &(linear_case){type, rows[k], some, 19, INPUT_RMSNORM, FX_NORMAL, .bias = k % 2, .add = k % 3 == 1});
         one(c, &(linear_case){type, 576, items == 256 ? 1536 : 576, 1, INPUT_RMSNORM, FX_NORMAL});
         one(c, &(linear_case){type, 576, 1536, 1, INPUT_SWIGLU, FX_NORMAL, .add = true});
+        one(c, &(linear_case){type, 70, some, 1, INPUT_RMSNORM, FX_NORMAL, .many = true});
         for (size_t k = 0; items == 1 && k < sizeof odd / sizeof *odd; k++)
             one(c, &(linear_case){type, 13, odd[k], k % 2 ? 1 + k % 3 : 18, (linear_input)(k % 3), FX_NORMAL});
     }

@@ -1,8 +1,9 @@
 /*
- * A prompt read in steps of many tokens leaves what reading it token by token leaves: test_prefill MODEL.gguf [SEED].
- * Every chunk 1 .. 70, 128, 512, 1000, every L 2 .. 256, sinks 0, 1, 4 and every phase of a schedule's cycle are
- * covered; the rest of a combination is drawn from the seed. On `ref` all logits are the same bits, also those of the
- * tokens decoded afterwards. On OpenCL devices, with keys and values in f32, the steps are off the reference's logits
+ * A prompt read in steps of many tokens leaves what reading it token by token leaves: test_prefill MODEL.gguf
+ * [SEED]. Every chunk 1 .. 70, 128, 512, 1000, every L 2 .. 256, sinks 0, 1, 4 and every phase of a schedule's
+ * cycle are covered; the rest of a combination is drawn from the seed. The chunk changes no bit of the logits, nor
+ * of those of the tokens decoded afterwards, and until the first merge they are those of the full cache. On `ref`
+ * they are the bits of token by token; on OpenCL devices, with keys and values in f32, they are off the reference
  * by at most 8 times what decoding is off by (f16 storage would turn a last bit into a rounding of 2^-11 here and
  * there).
  */
@@ -15,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { AFTER = 3, TOKENS_MAX = 4096, FACTOR = 8 };
+enum { AFTER = 3, TOKENS_MAX = 4096, FACTOR = 8, ONE_BY_ONE = UINT16_MAX };
 
 typedef struct combination {
     uint32_t chunk, group;
@@ -60,8 +61,12 @@ static float *read_prompt(const place *p, const combination *c, uint32_t chunk)
     dcm_session *session = NULL;
     dcm_session_stats stats;
     float *logits = malloc((AFTER + 1) * p->info.vocab * sizeof *logits);
-    bool ok = logits && dcm_session_open(&session, p->model, &params) == DCM_OK &&
-              dcm_session_feed(session, ids, c->tokens, logits) == DCM_OK;
+    bool ok = logits && dcm_session_open(&session, p->model, &params) == DCM_OK;
+    if (chunk != ONE_BY_ONE)
+        ok = ok && dcm_session_feed(session, ids, c->tokens, logits) == DCM_OK;
+    else
+        for (size_t i = 0; ok && i < c->tokens; i++)
+            ok = dcm_session_feed(session, ids + i, 1, logits) == DCM_OK;
     if (ok) {
         dcm_session_get_stats(session, &stats);
         ok = stats.units == dcm_units_after(c->group, (uint32_t)c->sinks, c->tokens);
@@ -93,14 +98,17 @@ static bool check(const place *ref, const place *cl, combination *c, double *wor
 {
     if (cl)
         c->kv = DCM_KV_F32;
-    const size_t n = (AFTER + 1) * ref->info.vocab;
-    float *truth = read_prompt(ref, c, 1), *other = truth ? read_prompt(cl ? cl : ref, c, c->chunk) : NULL;
-    float *single = other && cl ? read_prompt(cl, c, 1) : NULL;
-    bool ok = other && (!cl || single);
-    if (ok && !cl) {
-        ok = memcmp(truth, other, n * sizeof *truth) == 0 || golden_fail("ref: the bits differ");
-    } else if (ok) {
-        const double usual = furthest(single, truth, n), off = furthest(other, truth, n), ratio = off / usual;
+    const place *p = cl ? cl : ref;
+    const size_t n = (AFTER + 1) * ref->info.vocab, bytes = n * sizeof(float);
+    float *truth = read_prompt(ref, c, ONE_BY_ONE), *single = cl ? read_prompt(cl, c, ONE_BY_ONE) : NULL;
+    float *steps = read_prompt(p, c, c->chunk), *usual_steps = read_prompt(p, c, 0);
+    bool ok = truth && steps && usual_steps && (!cl || single);
+    if (ok)
+        ok = !memcmp(steps, usual_steps, bytes) || golden_fail("%s: the chunk changes the bits", p->name);
+    if (ok && !cl)
+        ok = !memcmp(truth, steps, bytes) || golden_fail("ref: the bits differ from token by token");
+    if (ok && cl) {
+        const double usual = furthest(single, truth, n), off = furthest(steps, truth, n), ratio = off / usual;
         *worst = ratio <= *worst ? *worst : ratio;
         ok = off <= FACTOR * usual || golden_fail("%s: off by %g, where decoding is off by %g", cl->name, off, usual);
     }
@@ -108,9 +116,33 @@ static bool check(const place *ref, const place *cl, combination *c, double *wor
         golden_fail("chunk %u, L %u, %d sinks, %zu tokens, %s, %s; repeat with seed %llu", c->chunk, c->group, c->sinks,
                     c->tokens, golden_kv_name(c->kv), c->merge, (unsigned long long)seed);
     free(truth);
-    free(other);
     free(single);
+    free(steps);
+    free(usual_steps);
     return ok;
+}
+
+/* A prompt of as many tokens as are not merged, and one more: the bits of the full cache, and then no longer. */
+static bool check_unmerged(const place *p, uint32_t group, int sinks, dcm_kv_type kv)
+{
+    const size_t unmerged = 2 * group - 1 + (size_t)sinks, bytes = p->info.vocab * sizeof(float);
+    const dcm_cache_params params[2] = {{.group = group, .sinks = sinks ? sinks : -1, .merge = "newer", .kv = kv},
+                                        {.kind = DCM_CACHE_FULL, .kv = kv}};
+    bool ok = true;
+    for (size_t more = 0; more < 2; more++) {
+        float *logits[2] = {malloc(bytes), malloc(bytes)};
+        for (int i = 0; i < 2; i++) {
+            dcm_session *session = NULL;
+            ok = ok && logits[i] && dcm_session_open(&session, p->model, &params[i]) == DCM_OK &&
+                 dcm_session_feed(session, ids, unmerged + more, logits[i]) == DCM_OK;
+            dcm_session_close(&session);
+        }
+        ok = ok && (memcmp(logits[0], logits[1], bytes) == 0) == (more == 0);
+        free(logits[0]);
+        free(logits[1]);
+    }
+    return ok || golden_fail("%s: L %u, %d sinks, %s: not the bits of the full cache until the first merge", p->name,
+                             group, sinks, golden_kv_name(kv));
 }
 
 static uint64_t draw(uint64_t below) { return rng_next(&rng) % below; }
@@ -149,6 +181,9 @@ static bool run(const place *ref, const place *cl)
         ok = check(ref, cl, &(combination[]){fill(1 + (uint32_t)draw(16), 16, dcm_near_coverage(16) + 4 + phase)}[0],
                    &worst) &&
              ok;
+    for (uint32_t group = 2; group <= 64; group *= 2)
+        for (int sinks = 0; sinks < 5; sinks += 2)
+            ok = check_unmerged(cl ? cl : ref, group, sinks, group % 4 ? DCM_KV_F16 : DCM_KV_F32) && ok;
     if (cl)
         printf("%s: %zu combinations, at most %.2f times as far off as decoding: %s\n", cl->name, count, worst,
                ok ? "ok" : "FAILED");
