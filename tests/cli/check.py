@@ -252,6 +252,9 @@ def test_damaged_model(cli):
     def huge_shape(data):
         put(data, tensor(data, b"blk.0.attn_k.weight") + 12, 1 << 62, 8)
 
+    def fewer_rows(data):
+        put(data, tensor(data, b"token_embd.weight") + 12, 100, 8)
+
     def wrong_arch(data):
         data[:] = data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lemma")
 
@@ -260,6 +263,7 @@ def test_damaged_model(cli):
         (lambda data: put(data, 4, 9, 4), "version"),
         (lambda data: put(data, 8, 1 << 60, 8), "tensor"),
         (lambda data: put(data, 16, 1 << 60, 8), ""),
+        (fewer_rows, "tokenizer has [0-9]+ tokens, the model's vocabulary only 100"),
         (unknown_type, "token_embd.weight.*999|999.*token_embd.weight"),
         (unsupported_type, "IQ2_XXS"),
         (wrong_shape, "blk.0.attn_k.weight"),
@@ -532,6 +536,12 @@ def test_eval_same_until_merged(cli):
     compressed = csv_of(cli, "-n", "120", "-L", "16", "--merge", "newer")
     assert full[: last] == compressed[: last]
     assert full != compressed
+
+
+def test_eval_json_of_odd_bytes(cli):
+    text = os.fsdecode(b"caf\xe9 au lait, sans sucre")
+    table = json.loads(cli.ok("eval", "ppl", "-m", cli.tiny, "-p", text, "--format", "json", "-q"))
+    assert "caf? au lait" in table["command_line"] and table["device"]
 
 
 def test_eval_against(cli):
