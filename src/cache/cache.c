@@ -293,7 +293,7 @@ static void step_units(const cache *c, uint64_t n, uint64_t *peak, uint64_t *aft
     }
 }
 
-uint32_t cache_step_room(const cache *c, uint32_t most)
+static uint32_t room(const cache *c, uint32_t most)
 {
     for (uint32_t n = most; n > 1; n--) {
         uint64_t peak, after;
@@ -302,6 +302,18 @@ uint32_t cache_step_room(const cache *c, uint32_t most)
             return n;
     }
     return 1;
+}
+
+uint32_t cache_step_room(cache *c, uint32_t most)
+{
+    const uint32_t n = room(c, most);
+    const size_t units = cache_units(c), growth = slots_growth(&c->slots);
+    const size_t limit = units + units / SLACK_PART + growth;
+    /* A block ahead of need, of what the bound on the cache leaves, unless blocks would become small or many. */
+    if (n == most || limit < c->slots.allocated + growth / 2 || c->slots.pool.n_blocks >= KV_BLOCKS / 2 ||
+        slots_grow(&c->slots, limit - c->slots.allocated) != DCM_OK)
+        return n;
+    return room(c, most);
 }
 
 step cache_step_batch(const cache *c, uint32_t level)

@@ -69,9 +69,10 @@ dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n);
 
 /*
  * The most tokens, at most `most`, that a step can have without taking room that the cache will not need afterwards: a
- * longer step holds the sources of its merges and the units it evicts until its end. At least 1.
+ * longer step holds the sources of its merges and the units it evicts until its end. At least 1. The cache may grow
+ * ahead of need, within 1.02 x its units and one step of growth.
  */
-uint32_t cache_step_room(const cache *c, uint32_t most);
+uint32_t cache_step_room(cache *c, uint32_t most);
 
 /* The step's merges of level g alone, for the merge ops; n_merges may be 0. */
 step cache_step_batch(const cache *c, uint32_t level);

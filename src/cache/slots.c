@@ -28,8 +28,8 @@ void slots_close(slot_pool *s)
     memset(s, 0, sizeof *s);
 }
 
-/* Units of the next block: at most what the device allows in one buffer. */
-static size_t growth(const slot_pool *s)
+/* At most what the device allows in one buffer. */
+size_t slots_growth(const slot_pool *s)
 {
     const size_t part = s->allocated / GROWTH_PART, most = s->ops->max_alloc / s->unit_bytes;
     size_t units = part > FIRST_UNITS ? part : FIRST_UNITS;
@@ -38,9 +38,8 @@ static size_t growth(const slot_pool *s)
     return units < (size_t)1 << KV_SLOT_BITS ? units : (size_t)1 << KV_SLOT_BITS;
 }
 
-static dcm_status grow(slot_pool *s)
+dcm_status slots_grow(slot_pool *s, size_t units)
 {
-    const size_t units = growth(s);
     const uint32_t block = s->pool.n_blocks;
     if (!units)
         return dcm_fail(DCM_ERR_MEMORY, "one cache unit takes %zu bytes, more than the device's largest buffer of %zu",
@@ -71,7 +70,7 @@ static dcm_status grow(slot_pool *s)
 dcm_status slots_take(slot_pool *s, uint32_t *slot)
 {
     if (!s->free_count) {
-        const dcm_status status = grow(s);
+        const dcm_status status = slots_grow(s, slots_growth(s));
         if (status != DCM_OK)
             return status;
     }

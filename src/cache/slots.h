@@ -25,6 +25,12 @@ void slots_close(slot_pool *s);
  */
 dcm_status slots_take(slot_pool *s, uint32_t *slot);
 
+/* Units that the next block has by the rule above. */
+size_t slots_growth(const slot_pool *s);
+
+/* Add a block of `units` now. Errors as slots_take. */
+dcm_status slots_grow(slot_pool *s, size_t units);
+
 /* Give a slot back. */
 void slots_give(slot_pool *s, uint32_t slot);
 
