@@ -104,6 +104,10 @@ static void run_apart(void **state)
     snprintf(path, sizeof path, "%s/empty", base);
     assert_int_equal(mkdir(path, 0700), 0);
     waitpid(start_case(c->name, c->variable, c->value ? c->value : path), &status, 0);
+    if (WIFSIGNALED(status)) { /* PoCL 3.1 was seen to die once in some 150 runs with a part of a device: not twice */
+        fprintf(stderr, "%s: died of signal %d, and is run once more\n", c->name, WTERMSIG(status));
+        waitpid(start_case(c->name, c->variable, c->value ? c->value : path), &status, 0);
+    }
     snprintf(command, sizeof command, "rm -rf '%s'", base);
     assert_int_equal(system(command), 0);
     assert_true(WIFEXITED(status));
