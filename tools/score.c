@@ -1,5 +1,7 @@
 #include "score.h"
 
+#include <dcm/session.h>
+
 #include <math.h>
 
 double score_log_sum(const float *logits, size_t vocab)
@@ -19,15 +21,6 @@ void score_add(score_sums *sums, double logprob)
     sums->scored++;
 }
 
-static size_t most_probable(const float *logits, size_t vocab)
-{
-    size_t best = 0;
-    for (size_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return best;
-}
-
 void score_compare(score_sums *sums, const float *full, double full_sum, const float *other, double other_sum,
                    size_t vocab)
 {
@@ -38,5 +31,5 @@ void score_compare(score_sums *sums, const float *full, double full_sum, const f
             kl += p * (log_p - (other[i] - other_sum));
     }
     sums->kl += kl;
-    sums->same_top += most_probable(full, vocab) == most_probable(other, vocab);
+    sums->same_top += dcm_sample(full, vocab, NULL, NULL) == dcm_sample(other, vocab, NULL, NULL);
 }

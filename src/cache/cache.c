@@ -65,7 +65,6 @@ static dcm_status reserve_rings(cache *c, uint32_t n)
     mem_free(&c->table);
     buffer_free(&c->slots.pool.table);
     c->table = table;
-    c->table_size = total;
     c->slots.pool.table = device;
     return DCM_OK;
 fail:

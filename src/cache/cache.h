@@ -39,8 +39,7 @@ typedef struct cache {
     slot_pool slots;
     cache_ring ring[DCM_LEVELS_MAX + 1]; /* the last one is the sinks' */
     uint32_t *table;                     /* host copy of slots.pool.table */
-    size_t table_size;
-    uint32_t *released; /* slots to give back once the step's ops are issued */
+    uint32_t *released;                  /* slots to give back once the step's ops are issued */
     size_t released_count, released_room;
     uint32_t *words; /* host copy of the step's data */
     size_t words_room;
