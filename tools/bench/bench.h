@@ -1,4 +1,4 @@
-/* Parts of `dcm bench`: what is measured, and how it is told. */
+/* Parts of `dcm bench`: what is measured, and how it is told. The command itself is cmd_bench.c beside this folder. */
 #ifndef BENCH_H
 #define BENCH_H
 
@@ -10,7 +10,7 @@
 
 enum { BENCH_BUSY_PERCENT = 10 }; /* repetitions or bandwidth apart by more than this: the machine was busy */
 
-/* ---- Shapes (bench_shape.c) ---- */
+/* ---- Shapes (shape.c) ---- */
 
 /* True for "shape:...". */
 bool bench_is_shape(const char *model);
@@ -64,12 +64,12 @@ typedef struct bench {
 } bench;
 
 /*
- * Measure all cases (bench_run.c). 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
+ * Measure all cases (run.c). 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
  * that do not fit are marked, with a word on stderr, and the others go on.
  */
 int bench_run(bench *b);
 
-/* ---- Results (bench_report.c) ---- */
+/* ---- Results (report.c) ---- */
 
 /* Seconds or rates: the value below which a share of the sorted `values` lies (nearest rank); NAN for none. */
 double bench_quantile(const double *sorted, size_t count, double share);
