@@ -1,8 +1,8 @@
 #include "bench.h"
 #include "input.h"
+#include "output.h"
 #include "tool.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -269,16 +269,6 @@ static json_t *meta_of(const bench *b, const bench_options *o)
     return meta;
 }
 
-static int close_steps(const bench *b, const bench_options *o, FILE **out)
-{
-    if (!*out)
-        return 0;
-    bench_write_steps(b, *out);
-    const bool failed = ferror(*out), unwritten = fclose(*out) != 0;
-    *out = NULL;
-    return failed || unwritten ? tool_fail(DCM_ERR_FILE, "%s: cannot write all of it", o->steps) : 0;
-}
-
 /* Ratios mean little across devices or models. */
 static void warn_of_difference(const bench_options *o, const json_t *old, const json_t *now)
 {
@@ -298,7 +288,7 @@ static int result_code(const bench *b)
     return DCM_ERR_MEMORY;
 }
 
-static int run(bench *b, const bench_options *o, FILE **steps, const json_t *old)
+static int run(bench *b, const bench_options *o, output_file *steps, const json_t *old)
 {
     int code = open_model(b, o);
     if (code)
@@ -309,7 +299,9 @@ static int run(bench *b, const bench_options *o, FILE **steps, const json_t *old
     if (old)
         warn_of_difference(o, old, meta);
     bench_print(b, (table_format)o->format, meta, old ? json_object_get(old, "rows") : NULL);
-    const int written = close_steps(b, o, steps);
+    if (steps->out)
+        bench_write_steps(b, steps->out);
+    const int written = output_close(steps, true);
     return code ? code : written ? written : result_code(b);
 }
 
@@ -347,7 +339,7 @@ int cmd_bench(int argc, char **argv)
                        "of the whole prompt. step_bytes is what one token must read (weights,\nand units times bytes a "
                        "unit), gb_s that over p50, share that over the read bandwidth measured in the same run."};
     bench b = {0};
-    FILE *steps = NULL;
+    output_file steps = {0};
     json_t *old = NULL;
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
@@ -356,12 +348,11 @@ int cmd_bench(int argc, char **argv)
     code = check(&a, &o, &b);
     if (code == 0 && o.compare)
         code = bench_read_old(o.compare, &old);
-    if (code == 0 && o.steps && !(steps = fopen(o.steps, "w")))
-        code = tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", o.steps, strerror(errno));
+    if (code == 0 && o.steps)
+        code = output_open(&steps, o.steps);
     if (code == 0)
         code = run(&b, &o, &steps, old);
-    if (steps)
-        fclose(steps);
+    output_close(&steps, false);
     json_decref(old);
     release(&b);
     return code;

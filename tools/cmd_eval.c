@@ -1,5 +1,5 @@
 #include "fit.h"
-#include "logprobs.h"
+#include "output.h"
 #include "policies.h"
 #include "progress.h"
 #include "reader.h"
@@ -39,7 +39,7 @@ typedef struct ppl_run {
     policy_list policies;
     ppl_row row[POLICIES_MAX], full; /* full: of --against */
     size_t step;                     /* tokens fed to every session in turn */
-    logprob_file csv;
+    output_file csv;
 } ppl_run;
 
 /* ---- The run ---- */
@@ -272,18 +272,26 @@ static int take_policies(const args *a, ppl_run *run, const dcm_cache_params *pa
     return code;
 }
 
+static int open_csv(ppl_run *run)
+{
+    const int code = output_open(&run->csv, run->o->logprobs);
+    if (code == 0)
+        fputs("index,token,logprob\n", run->csv.out);
+    return code;
+}
+
 static int evaluate(ppl_run *run, text_reader *text)
 {
     int code = take_tokens(run, text);
     if (code == 0)
         code = policies_resolve(&run->policies, run->count);
     if (code == 0 && run->o->logprobs)
-        code = logprobs_open(&run->csv, run->o->logprobs);
+        code = open_csv(run);
     if (code == 0)
         code = open_rows(run);
     if (code == 0)
         code = feed_all(run);
-    const int closed = logprobs_close(&run->csv, code == 0);
+    const int closed = output_close(&run->csv, code == 0);
     if (code == 0)
         code = closed;
     if (code == 0)

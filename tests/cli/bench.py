@@ -89,7 +89,7 @@ def test_steps(cli):
     plan = subprocess.run([cli.program, "plan", "-L", "8", "--sinks", "4", "--steps", "70", "--format", "json"],
                           capture_output=True, check=True).stdout
     plan = {row["token"]: row for row in json.loads(plan)["rows"]}
-    assert len(steps) == 3 * 3 * 30
+    assert len(steps) == 3 * 3 * 30 and not list(cli.folder.glob("*.part"))
     assert {s["action"] for s in steps} == {"append", "merge", "retire"}
     for step in steps:
         row = plan[step["token"]]

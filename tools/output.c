@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "logprobs.h"
+#include "output.h"
 
 #include "tool.h"
 
@@ -9,10 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int logprobs_open(logprob_file *f, const char *path)
+int output_open(output_file *f, const char *path)
 {
     struct stat st;
-    *f = (logprob_file){.path = path};
+    *f = (output_file){.path = path};
     if (lstat(path, &st) != 0 || S_ISREG(st.st_mode)) {
         if (asprintf(&f->part, "%s.part", path) < 0) {
             f->part = NULL;
@@ -20,13 +20,10 @@ int logprobs_open(logprob_file *f, const char *path)
         }
     }
     f->out = fopen(f->part ? f->part : path, "w");
-    if (!f->out)
-        return tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
-    fputs("index,token,logprob\n", f->out);
-    return 0;
+    return f->out ? 0 : tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
 }
 
-int logprobs_close(logprob_file *f, bool keep)
+int output_close(output_file *f, bool keep)
 {
     bool failed = false;
     if (f->out) {
@@ -39,6 +36,6 @@ int logprobs_close(logprob_file *f, bool keep)
     }
     free(f->part);
     const char *path = f->path;
-    *f = (logprob_file){0};
+    *f = (output_file){0};
     return failed && keep ? tool_fail(DCM_ERR_FILE, "%s: cannot write all of it", path) : 0;
 }
