@@ -56,6 +56,43 @@ DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info
  */
 DCM_API dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s);
 
+/*
+ * Measure what an empty kernel costs on an opened device, in microseconds: one of many in a full queue, and to enqueue
+ * one, run it and wait for it; the best of several. The reference: 0, nothing is measured. Nothing else should run
+ * meanwhile. Errors: DCM_ERR_DEVICE, DCM_ERR_MEMORY.
+ */
+DCM_API dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us, double *round_trip_us);
+
+/*
+ * What ran on a device, by kernel. `family` groups kernels that do one job: "linear" and "matmul" (weights times one
+ * and many vectors, rows of the embedding), "attention", "merge" and "dense" (merges, and the products of a merge
+ * model), "cache" (keys and values into their units), "transfer" (kernel "read" or "write"); more may come. Of the
+ * reference the kernels are its operations, and the time is that of the wall.
+ */
+typedef struct dcm_profile_entry {
+    const char *family, *kernel;
+    uint64_t items; /* work-items of one launch: tells apart what one kernel does at several sizes; 0: not known */
+    uint64_t launches;
+    uint64_t ns; /* of all launches: from their start to their end by the device's clock */
+} dcm_profile_entry;
+
+typedef struct dcm_profile {
+    const dcm_profile_entry *entries; /* in the order of their first launch; owned by the device */
+    size_t count;
+    uint64_t
+        span_ns; /* from the start of the first to the end of the last; what no entry has of it, the device idled */
+    uint64_t wait_ns; /* the host waited for the device; beside it, it prepared and enqueued */
+} dcm_profile;
+
+/*
+ * Count from now on what runs on the device (`on`), or stop counting. *counted (may be NULL) gets what was counted
+ * since the last call that switched counting on, and is valid until the next call; all zero when nothing was. Waits
+ * for what runs. While counting is on, an OpenCL device uses a queue of its own that takes times, which makes steps
+ * slower; off, nothing of it is left. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE (no queue that takes times): nothing is
+ * changed.
+ */
+DCM_API dcm_status dcm_device_profile(dcm_device *device, bool on, dcm_profile *counted);
+
 /* Let dcm_session_stats.peak_bytes count from what the device holds now. */
 DCM_API void dcm_device_reset_peak(dcm_device *device);
 

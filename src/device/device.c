@@ -28,6 +28,29 @@ static void divide(cldev *device, uint32_t units)
     device->limits.compute_units = units;
 }
 
+static dcm_status queue_open(const cldev *device, bool profiling, cl_command_queue *queue)
+{
+    cl_int error;
+    *queue = clCreateCommandQueue(device->context, device->id, profiling ? CL_QUEUE_PROFILING_ENABLE : 0, &error);
+    return cldev_check(error, "clCreateCommandQueue(...)");
+}
+
+dcm_status cldev_profile(cldev *device, bool on)
+{
+    dcm_status status = DCM_OK;
+    if (device->profiling == on)
+        return DCM_OK;
+    CL_TRY(status, fail, clFinish(device->queue));
+    if (!device->other)
+        DCM_TRY(status, fail, queue_open(device, on, &device->other));
+    cl_command_queue queue = device->other;
+    device->other = device->queue;
+    device->queue = queue;
+    device->profiling = on;
+fail:
+    return status;
+}
+
 dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
 {
     dcm_status status = DCM_OK;
@@ -49,9 +72,7 @@ dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
     const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)entry->platform_id, 0};
     device->context = clCreateContext(properties, 1, &device->id, notify, NULL, &error);
     DCM_TRY(status, fail, cldev_check(error, "clCreateContext(...)"));
-    device->queue =
-        clCreateCommandQueue(device->context, device->id, profiling ? CL_QUEUE_PROFILING_ENABLE : 0, &error);
-    DCM_TRY(status, fail, cldev_check(error, "clCreateCommandQueue(...)"));
+    DCM_TRY(status, fail, queue_open(device, profiling, &device->queue));
     *out = device;
     return DCM_OK;
 fail:
@@ -68,6 +89,8 @@ void cldev_close(cldev **device)
         clFinish(d->queue);
         clReleaseCommandQueue(d->queue);
     }
+    if (d->other)
+        clReleaseCommandQueue(d->other);
     if (d->context)
         clReleaseContext(d->context);
     if (d->sub_device)

@@ -60,11 +60,15 @@ typedef struct cldev {
     bool sub_device;
     cl_context context;
     cl_command_queue queue;
-    bool profiling;
+    cl_command_queue other; /* without profiling while `queue` has it, and the other way round; NULL: not asked for */
+    bool profiling;         /* `queue` times what it runs */
 } cldev;
 
 /* Errors name the device. A CPU that cannot be divided is used whole, and it is said. */
 dcm_status cldev_open(cldev **device, const cldev_entry *entry, bool profiling);
+
+/* Wait for the queue, then go on with one that times what it runs, or with one that does not. */
+dcm_status cldev_profile(cldev *device, bool on);
 
 /* Waits for the queue, then releases; NULL and pointers to NULL are accepted. */
 void cldev_close(cldev **device);
@@ -107,6 +111,9 @@ typedef struct cldev_probe {
 
 /* The first of them alone. DCM_ERR_DEVICE where a sum that was timed is wrong. */
 dcm_status cldev_measure_read(cldev *device, double *gb_s);
+
+/* The next two alone. */
+dcm_status cldev_measure_launch(cldev *device, double *launch_us, double *round_trip_us);
 
 /* Nothing else should run meanwhile. DCM_ERR_DEVICE where a sum that was timed is wrong. */
 dcm_status cldev_measure(cldev *device, cldev_probe *probe);

@@ -103,7 +103,7 @@ fail:
     return status;
 }
 
-static dcm_status measure_launch(cldev *device, double *launch_us, double *round_trip_us)
+dcm_status cldev_measure_launch(cldev *device, double *launch_us, double *round_trip_us)
 {
     dcm_status status = DCM_OK;
     probe_run run = {0};
@@ -172,7 +172,7 @@ dcm_status cldev_measure(cldev *device, cldev_probe *probe)
     dcm_status status = DCM_OK;
     memset(probe, 0, sizeof *probe);
     DCM_TRY(status, fail, cldev_measure_read(device, &probe->read_gb_s));
-    DCM_TRY(status, fail, measure_launch(device, &probe->launch_us, &probe->round_trip_us));
+    DCM_TRY(status, fail, cldev_measure_launch(device, &probe->launch_us, &probe->round_trip_us));
     probe->largest_alloc = measure_alloc(device);
 fail:
     return status;

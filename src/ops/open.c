@@ -2,8 +2,10 @@
 
 #include <dcm/log.h>
 
+#include "base/error.h"
 #include "base/memory.h"
 #include "device/device.h"
+#include "ops/profile.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -84,6 +86,7 @@ void dcm_device_close(dcm_device **device)
     if (!device || !*device)
         return;
     backend_close(&(*device)->ops);
+    mem_free(&(*device)->profile);
     cldev_close(&(*device)->cl);
     mem_free(device);
 }
@@ -94,6 +97,36 @@ dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s)
 {
     *gb_s = 0;
     return device->cl ? cldev_measure_read(device->cl, gb_s) : DCM_OK;
+}
+
+/* Two in turn: one is counted into while the caller has the other. */
+struct device_profile {
+    profile half[2];
+    size_t next;
+};
+
+dcm_status dcm_device_profile(dcm_device *device, bool on, dcm_profile *counted)
+{
+    dcm_status status;
+    if (!device->profile)
+        DCM_TRY(status, fail, mem_new(&device->profile, 1, sizeof *device->profile, "a device's profile"));
+    struct device_profile *p = device->profile;
+    profile *done = device->ops->profile, *to = &p->half[p->next];
+    *to = (profile){0};
+    DCM_TRY(status, fail, device->ops->ops->profile(device->ops, on ? to : NULL));
+    p->next ^= 1;
+    if (counted)
+        *counted = done ? (dcm_profile){done->entry, done->count, done->last_ns - done->first_ns, done->wait_ns}
+                        : (dcm_profile){0};
+    return DCM_OK;
+fail:
+    return status;
+}
+
+dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us, double *round_trip_us)
+{
+    *launch_us = *round_trip_us = 0;
+    return device->cl ? cldev_measure_launch(device->cl, launch_us, round_trip_us) : DCM_OK;
 }
 
 void dcm_device_reset_peak(dcm_device *device) { device->ops->memory.peak = device->ops->memory.total; }

@@ -12,6 +12,7 @@ struct dcm_device {
     backend *ops;     /* where ops run: device->ops->ops->linear(device->ops, ...) */
     struct cldev *cl; /* NULL for the reference */
     dcm_device_info info;
+    struct device_profile *profile; /* NULL: never asked for */
 };
 
 #endif

@@ -20,6 +20,7 @@
 
 typedef struct backend backend;
 typedef struct ops ops;
+struct profile;
 
 /* Memory of one back end. `handle` is the back end's own: host memory (ref) or a cl_mem. */
 typedef struct buffer {
@@ -226,6 +227,10 @@ struct ops {
     dcm_status (*read)(buffer *, size_t offset, void *data, size_t bytes);
     dcm_status (*sync)(backend *);
 
+    /* Add what has run to b->profile, waiting for it; from now on count into `to` (NULL: nothing, which costs nothing).
+     */
+    dcm_status (*profile)(backend *, struct profile *to);
+
     /* `data`: rows x quant_row_bytes(type, cols) bytes as in the file. Counted as MEM_WEIGHTS. */
     dcm_status (*matrix_new)(backend *, quant_type, uint32_t rows, uint32_t cols, const void *data, matrix **);
     void (*matrix_free)(matrix **);
@@ -243,9 +248,10 @@ struct ops {
 struct backend {
     const ops *ops;
     mem_counter memory;
-    size_t max_alloc;  /* largest buffer */
-    size_t max_memory; /* most bytes in all */
-    uint32_t chunk;    /* tokens of a step that suit the device when a prompt is read */
+    size_t max_alloc;        /* largest buffer */
+    size_t max_memory;       /* most bytes in all */
+    uint32_t chunk;          /* tokens of a step that suit the device when a prompt is read */
+    struct profile *profile; /* where launches and times are counted; NULL: nowhere */
 };
 
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */

@@ -1,8 +1,10 @@
 #include "ops/ops_cl.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "ops/clblast.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -24,6 +26,7 @@ typedef struct program {
     char *family, *options;
     cl_program handle;
     size_t n_kernels;
+    char label[24]; /* what profiles call the family: "attention" for "attention_view+attention_wide" */
     struct {
         char name[48];
         cl_kernel handle;
@@ -40,11 +43,14 @@ struct backend_cl {
     buffer *staging;
     stage stage[STAGE_COUNT];
     size_t next_stage;
+    clop_pending pending;
 };
 
 static backend_cl *self(backend *b) { return (backend_cl *)b; }
 
 cldev *clop_device(backend *b) { return self(b)->device; }
+
+clop_pending *clop_pending_of(backend *b) { return &self(b)->pending; }
 
 void clop_set_shape(backend *b, clop_shape shape) { self(b)->shape = shape; }
 
@@ -149,11 +155,13 @@ static void staging_close(backend_cl *cl)
 }
 
 /* Wait until the stage's last write has been done. */
-static dcm_status stage_wait(stage *s)
+static dcm_status stage_wait(backend *b, stage *s)
 {
     dcm_status status = DCM_OK;
     if (s->done) {
+        const uint64_t begin = clock_ns();
         CL_TRY(status, fail, clWaitForEvents(1, &s->done));
+        clop_waited(b, clock_ns() - begin);
         clReleaseEvent(s->done);
         s->done = NULL;
     }
@@ -170,11 +178,13 @@ dcm_status clop_write(buffer *buf, size_t offset, const void *data, size_t bytes
         stage *s = &cl->stage[cl->next_stage];
         const size_t piece = bytes < STAGE_BYTES ? bytes : STAGE_BYTES;
         cl->next_stage = (cl->next_stage + 1) % STAGE_COUNT;
-        DCM_TRY(status, fail, stage_wait(s));
+        DCM_TRY(status, fail, stage_wait(&cl->base, s));
         memcpy(s->data, from, piece);
         CL_TRY(status, fail,
                clEnqueueWriteBuffer(cl->device->queue, buffer_mem(buf), CL_FALSE, offset, piece, s->data, 0, NULL,
                                     &s->done));
+        if (cl->base.profile && clRetainEvent(s->done) == CL_SUCCESS)
+            DCM_TRY(status, fail, clop_count(&cl->base, "transfer", "write", 0, s->done));
         from += piece;
         offset += piece;
         bytes -= piece;
@@ -183,16 +193,30 @@ fail:
     return status;
 }
 
-static dcm_status read_buffer(buffer *buf, size_t offset, void *data, size_t bytes)
+static dcm_status finish(backend *b)
 {
-    cl_command_queue queue = self(buf->owner)->device->queue;
-    if (!bytes)
-        return cldev_check(clFinish(queue), "clFinish");
-    return cldev_check(clEnqueueReadBuffer(queue, buffer_mem(buf), CL_TRUE, offset, bytes, data, 0, NULL, NULL),
-                       "clEnqueueReadBuffer");
+    const uint64_t begin = clock_ns();
+    const dcm_status status = cldev_check(clFinish(self(b)->device->queue), "clFinish");
+    clop_waited(b, clock_ns() - begin);
+    return status;
 }
 
-static dcm_status finish(backend *b) { return cldev_check(clFinish(self(b)->device->queue), "clFinish"); }
+static dcm_status read_buffer(buffer *buf, size_t offset, void *data, size_t bytes)
+{
+    backend *b = buf->owner;
+    cl_event event;
+    dcm_status status;
+    if (!bytes)
+        return finish(b);
+    const uint64_t begin = clock_ns();
+    CL_TRY(status, fail,
+           clEnqueueReadBuffer(self(b)->device->queue, buffer_mem(buf), CL_TRUE, offset, bytes, data, 0, NULL,
+                               clop_event(b, &event)));
+    clop_waited(b, clock_ns() - begin);
+    status = clop_count(b, "transfer", "read", 0, event);
+fail:
+    return status;
+}
 
 /* ---- Programs ---- */
 
@@ -230,6 +254,9 @@ static dcm_status program_open(backend_cl *cl, const char *family, const char *o
     DCM_TRY(status, fail, copy_string(&(*out)->family, family));
     DCM_TRY(status, fail, copy_string(&(*out)->options, options));
     DCM_TRY(status, fail, cldev_build(cl->device, family, options, &(*out)->handle));
+    const char *last = strrchr(family, '+');
+    snprintf((*out)->label, sizeof(*out)->label, "%s", last ? last + 1 : family);
+    (*out)->label[strcspn((*out)->label, "_")] = 0;
     (*out)->next = cl->programs;
     cl->programs = *out;
     return DCM_OK;
@@ -268,14 +295,32 @@ static dcm_status kernel_failed(dcm_status status, cl_kernel kernel)
     return dcm_fail_in(status, "kernel %s", name);
 }
 
+/* All kernels are clop_kernel's, whose record has the names. */
+static dcm_status count_launch(backend *b, cl_kernel kernel, uint32_t dims, const size_t *global, cl_event event)
+{
+    uint64_t items = 1;
+    if (!event)
+        return DCM_OK;
+    for (uint32_t d = 0; d < dims; d++)
+        items *= global[d];
+    for (const program *p = self(b)->programs; p; p = p->next)
+        for (size_t i = 0; i < p->n_kernels; i++)
+            if (p->kernel[i].handle == kernel)
+                return clop_count(b, p->label, p->kernel[i].name, items, event);
+    return clop_count(b, "other", "other", items, event);
+}
+
 dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
                        const size_t *global, const size_t *local)
 {
     dcm_status status;
+    cl_event event;
     for (size_t i = 0; i < count; i++)
         CL_TRY(status, fail, clSetKernelArg(kernel, (cl_uint)i, args[i].size, args[i].value));
     CL_TRY(status, fail,
-           clEnqueueNDRangeKernel(self(b)->device->queue, kernel, dims, NULL, global, local, 0, NULL, NULL));
+           clEnqueueNDRangeKernel(self(b)->device->queue, kernel, dims, NULL, global, local, 0, NULL,
+                                  clop_event(b, &event)));
+    DCM_TRY(status, fail, count_launch(b, kernel, dims, global, event));
     return DCM_OK;
 fail:
     return kernel_failed(status, kernel);
@@ -288,6 +333,7 @@ static void close_backend(backend *b)
     backend_cl *cl = self(b);
     clFinish(cl->device->queue);
     clblast_clear();
+    clop_pending_close(&cl->pending);
     staging_close(cl);
     for (size_t i = 0; i < CLOP_SCRATCHES; i++)
         clop_buffer_free(&cl->scratch[i]);
@@ -306,6 +352,7 @@ static const ops table = {
     .write = clop_write,
     .read = read_buffer,
     .sync = finish,
+    .profile = clop_profile,
     .matrix_new = cl_matrix_new,
     .matrix_free = cl_matrix_free,
     .embed = cl_embed,

@@ -43,6 +43,29 @@ typedef struct clop_arg {
 dcm_status clop_launch(backend *b, cl_kernel kernel, const clop_arg *args, size_t count, uint32_t dims,
                        const size_t *global, const size_t *local);
 
+/*
+ * While something is profiled: the place for an enqueue's event, else NULL; what then becomes of the event (NULL: none
+ * was made), which is taken over; and the host's waits. `family` and `kernel` live as long as the back end.
+ */
+cl_event *clop_event(const backend *b, cl_event *event);
+dcm_status clop_count(backend *b, const char *family, const char *kernel, uint64_t items, cl_event event);
+void clop_waited(backend *b, uint64_t ns);
+
+/* Events of what was enqueued, not read yet. */
+typedef struct clop_counted {
+    cl_event event;
+    size_t entry; /* of the profile */
+} clop_counted;
+
+typedef struct clop_pending {
+    clop_counted *item;
+    size_t count;
+} clop_pending;
+
+clop_pending *clop_pending_of(backend *b);
+void clop_pending_close(clop_pending *p);
+dcm_status clop_profile(backend *b, struct profile *to);
+
 /* Scratch buffers of a back end, one for each purpose; freed by close. */
 typedef enum clop_scratch_id {
     CLOP_SCRATCH_ATTENTION,

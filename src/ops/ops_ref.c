@@ -1,6 +1,8 @@
 #include "ops/ops.h"
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "ops/profile.h"
 #include "ref/ref.h"
 
 #include <string.h>
@@ -236,15 +238,35 @@ static dcm_status op_merge_apply(backend *b, const merge_apply_args *a)
     return DCM_OK;
 }
 
+/* ---- The same, timed ---- */
+
+static dcm_status ref_profile(backend *b, profile *to);
+
+#define TIMED(FAMILY, OP)                                                                                              \
+    static dcm_status timed_##OP(backend *b, const OP##_args *a)                                                       \
+    {                                                                                                                  \
+        const uint64_t begin = clock_ns();                                                                             \
+        const dcm_status status = op_##OP(b, a);                                                                       \
+        profile_add(b->profile, profile_find(b->profile, FAMILY, #OP, 0), begin, clock_ns());                          \
+        return status;                                                                                                 \
+    }
+TIMED("linear", embed)
+TIMED("linear", linear)
+TIMED("cache", kv_store)
+TIMED("attention", attention)
+TIMED("merge", merge_gather)
+TIMED("dense", dense)
+TIMED("merge", merge_apply)
+
+/* ---- The tables ---- */
+
+#define REF_MEMORY                                                                                                     \
+    .close = ref_close, .buffer_new = ref_buffer_new, .buffer_free = ref_buffer_free, .write = ref_write,              \
+    .read = ref_read, .sync = ref_sync, .profile = ref_profile, .matrix_new = ref_matrix_new,                          \
+    .matrix_free = ref_matrix_free
+
 static const ops ref_ops = {
-    .close = ref_close,
-    .buffer_new = ref_buffer_new,
-    .buffer_free = ref_buffer_free,
-    .write = ref_write,
-    .read = ref_read,
-    .sync = ref_sync,
-    .matrix_new = ref_matrix_new,
-    .matrix_free = ref_matrix_free,
+    REF_MEMORY,
     .embed = op_embed,
     .linear = op_linear,
     .kv_store = op_kv_store,
@@ -253,6 +275,24 @@ static const ops ref_ops = {
     .dense = op_dense,
     .merge_apply = op_merge_apply,
 };
+
+static const ops timed_ops = {
+    REF_MEMORY,
+    .embed = timed_embed,
+    .linear = timed_linear,
+    .kv_store = timed_kv_store,
+    .attention = timed_attention,
+    .merge_gather = timed_merge_gather,
+    .dense = timed_dense,
+    .merge_apply = timed_merge_apply,
+};
+
+static dcm_status ref_profile(backend *b, profile *to)
+{
+    b->ops = to ? &timed_ops : &ref_ops;
+    b->profile = to;
+    return DCM_OK;
+}
 
 /* Bytes of the machine's memory. */
 static size_t host_memory(void)
