@@ -33,6 +33,8 @@ typedef struct dcm_device_info {
     const char *platform; /* "C reference" for ref */
     const char *driver;
     bool is_ref;
+    const char *type;       /* "gpu", "accelerator", "cpu" or "custom"; static; "cpu" for ref */
+    const char *pci;        /* its place on the PCI bus, "0000:65:00.0"; "" where that is not told */
     size_t memory_bytes;    /* global memory */
     size_t max_alloc_bytes; /* largest single buffer, as queried */
 } dcm_device_info;

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-static const char *type_name(cl_device_type type)
+const char *cldev_type_name(cl_device_type type)
 {
     static const char *const names[] = {"custom", "cpu", "accelerator", "gpu"};
     return names[cldev_type_rank(type)];
@@ -17,7 +17,7 @@ static void fill_entry(dcm_device_entry *out, const cldev_entry *in)
     *out = (dcm_device_entry){
         .platform_index = in->platform,
         .device_index = in->index,
-        .type = type_name(l->type),
+        .type = cldev_type_name(l->type),
         .compute_units = l->compute_units,
         .memory_bytes = l->memory,
         .max_alloc_bytes = l->max_alloc,

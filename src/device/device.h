@@ -19,6 +19,7 @@
 /* Limits and features of one device. 0 or false: unsupported or unknown. */
 typedef struct cldev_limits {
     char name[256], platform[256], vendor[256], driver[256], version[128], c_version[128];
+    char pci[32]; /* "0000:65:00.0": domain, bus, device, function; "" where the driver does not tell */
     cl_device_type type;
     uint32_t compute_units;
     size_t memory, max_alloc, local_memory, max_work_group;
@@ -88,6 +89,9 @@ dcm_status cldev_probe_features(cldev *device);
  * word. A failed build is DCM_ERR_DEVICE and the build log is shown.
  */
 dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program);
+
+/* "gpu", "accelerator", "cpu" or "custom"; of several types the one that ranks highest. */
+const char *cldev_type_name(cl_device_type type);
 
 /* "CL_OUT_OF_RESOURCES" for -5; never NULL. */
 const char *cldev_error_name(cl_int error);

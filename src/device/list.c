@@ -11,6 +11,10 @@
 #include <strings.h>
 
 #define PLATFORM_NOT_FOUND_KHR (-1001) /* cl_khr_icd: the loader found no platform */
+#define PCI_BUS_INFO_KHR 0x410F        /* cl_khr_pci_bus_info: domain, bus, device, function */
+#define PCI_BUS_ID_NV 0x4008           /* cl_nv_device_attribute_query; beside it: slot (device and function), domain */
+#define PCI_SLOT_ID_NV 0x4009
+#define PCI_DOMAIN_ID_NV 0x400A
 
 /* Drivers pad names with blanks. */
 static void trim(char *text)
@@ -52,6 +56,23 @@ static cl_ulong device_number(cl_device_id id, cl_device_info what, size_t size)
     return clGetDeviceInfo(id, what, sizeof wide, &wide, NULL) == CL_SUCCESS ? wide : 0;
 }
 
+/* Two extensions tell where a device is plugged in; most CPU drivers have neither. */
+static void query_pci(cl_device_id id, char *out, size_t size)
+{
+    cl_uint at[4] = {0}, slot = 0;
+    out[0] = '\0';
+    if (clGetDeviceInfo(id, PCI_BUS_INFO_KHR, sizeof at, at, NULL) != CL_SUCCESS) {
+        if (clGetDeviceInfo(id, PCI_BUS_ID_NV, sizeof at[1], &at[1], NULL) != CL_SUCCESS ||
+            clGetDeviceInfo(id, PCI_SLOT_ID_NV, sizeof slot, &slot, NULL) != CL_SUCCESS)
+            return;
+        if (clGetDeviceInfo(id, PCI_DOMAIN_ID_NV, sizeof at[0], &at[0], NULL) != CL_SUCCESS)
+            at[0] = 0;
+        at[2] = slot >> 3;
+        at[3] = slot & 7;
+    }
+    snprintf(out, size, "%04x:%02x:%02x.%x", at[0], at[1], at[2], at[3]);
+}
+
 static bool at_least_1_2(const char *version)
 {
     unsigned major = 0, minor = 0;
@@ -66,6 +87,7 @@ static void query_limits(cl_platform_id platform, cl_device_id id, cldev_limits 
     device_text(id, CL_DRIVER_VERSION, l->driver, sizeof l->driver);
     device_text(id, CL_DEVICE_VERSION, l->version, sizeof l->version);
     device_text(id, CL_DEVICE_OPENCL_C_VERSION, l->c_version, sizeof l->c_version);
+    query_pci(id, l->pci, sizeof l->pci);
     l->type = device_number(id, CL_DEVICE_TYPE, sizeof(cl_ulong));
     l->compute_units = (uint32_t)device_number(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
     l->memory = device_number(id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));

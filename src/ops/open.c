@@ -26,6 +26,8 @@ static dcm_status open_ref(dcm_device *device, const dcm_device_params *params)
         .platform = "C reference",
         .driver = "OpenMP",
         .is_ref = true,
+        .type = "cpu",
+        .pci = "",
         .memory_bytes = host_memory(),
         .max_alloc_bytes = device->ops->max_alloc,
     };
@@ -44,6 +46,8 @@ static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dc
         .name = l->name,
         .platform = l->platform,
         .driver = l->driver,
+        .type = cldev_type_name(l->type),
+        .pci = l->pci,
         .memory_bytes = l->memory,
         .max_alloc_bytes = l->max_alloc,
     };

@@ -119,6 +119,8 @@ static void no_platform(void **state)
     assert_string_equal(said, "dcm: no OpenCL platform on this machine: computing with the C reference\n");
     dcm_device_get_info(device, &info);
     assert_true(info.is_ref);
+    assert_string_equal(info.type, "cpu");
+    assert_string_equal(info.pci, "");
     dcm_device_close(&device);
     assert_null(device);
     assert_int_equal(dcm_device_open(&device, &(dcm_device_params){.name = "0.0"}), DCM_ERR_DEVICE);
@@ -362,6 +364,7 @@ static void open_device(void **state)
         dcm_device_get_info(device, &info);
         assert_false(info.is_ref);
         assert_string_equal(info.name, entries[i].limits.name);
+        assert_string_equal(info.type, cldev_type_name(entries[i].limits.type));
         assert_int_equal(info.max_alloc_bytes, entries[i].limits.max_alloc);
         dcm_device_close(&device);
     }

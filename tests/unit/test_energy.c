@@ -1,0 +1,360 @@
+/*
+ * Joules of bench: RAPL in a folder of the test's own, NVML by a library of the test's own (LD_LIBRARY_PATH), and the
+ * place on the PCI bus by which a board is told, from a driver that is made to answer.
+ */
+#define _GNU_SOURCE
+#include "energy.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/memory.h"
+#include "device/device.h"
+#include "support/fake_nvml.h"
+
+static const dcm_device_info cpu = {.name = "Xeon", .platform = "Acme", .type = "cpu", .pci = ""};
+
+static char root[] = "/tmp/dcm-powercap-XXXXXX";
+
+static void wait_ms(int ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+}
+
+/* ---- RAPL ---- */
+
+static void write_file(const char *folder, const char *name, const char *text)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", root, folder);
+    mkdir(path, 0700);
+    snprintf(path, sizeof path, "%s/%s/%s", root, folder, name);
+    FILE *out = fopen(path, "w");
+    assert_non_null(out);
+    fputs(text, out);
+    fclose(out);
+}
+
+static void write_domain(const char *folder, const char *name, const char *counter, const char *range)
+{
+    write_file(folder, "name", name);
+    write_file(folder, "energy_uj", counter);
+    write_file(folder, "max_energy_range_uj", range);
+}
+
+static int make_tree(void **state)
+{
+    (void)state;
+    if (!mkdtemp(root))
+        return 1;
+    setenv("DCM_POWERCAP", root, 1);
+    write_domain("intel-rapl:0", "package-0\n", "900000000\n", "1000000000\n");
+    write_domain("intel-rapl:1", "package-1\n", "5000000\n", "1000000000\n");
+    /* What must not be counted twice, or is no package. */
+    write_domain("intel-rapl:0:0", "core\n", "1\n", "1000000000\n");
+    write_domain("intel-rapl:2", "psys\n", "1\n", "1000000000\n");
+    write_domain("intel-rapl-mmio:0", "package-0\n", "1\n", "1000000000\n");
+    write_file("intel-rapl", "enabled", "1\n");
+    return 0;
+}
+
+static int remove_tree(void **state)
+{
+    char command[256];
+    (void)state;
+    snprintf(command, sizeof command, "rm -r '%s'", root);
+    return system(command);
+}
+
+static void count(const char *folder, const char *value) { write_file(folder, "energy_uj", value); }
+
+static void rapl(void **state)
+{
+    energy e;
+    double seconds;
+    (void)state;
+    energy_open(&e, &cpu);
+    assert_non_null(e.source.read);
+    assert_string_equal(e.source.method, "RAPL");
+    assert_string_equal(e.source.scope, "CPU package");
+    assert_true(strstr(e.source.name, "package-0") && strstr(e.source.name, "package-1"));
+    assert_int_equal(e.source.domains, 2);
+    /* What is used before the start counts for nothing; then 50 J and 7 J. */
+    count("intel-rapl:0", "910000000\n");
+    energy_start(&e);
+    count("intel-rapl:0", "960000000\n");
+    count("intel-rapl:1", "12000000\n");
+    count("intel-rapl:0:0", "99000000\n");
+    count("intel-rapl:2", "99000000\n");
+    wait_ms(20);
+    assert_float_equal(energy_stop(&e, &seconds), 57, 1e-9);
+    assert_true(seconds >= 0.02 && seconds < 10);
+    /* Over the end of the first counter: 40 J up to it, 2 J beyond. */
+    energy_start(&e);
+    count("intel-rapl:0", "2000000\n");
+    assert_float_equal(energy_stop(&e, &seconds), 42, 1e-9);
+    energy_close(&e);
+    assert_null(e.source.read);
+}
+
+/* The counter goes round more than once while work is measured: it is read in between. */
+static void rapl_round_twice(void **state)
+{
+    energy e;
+    double seconds;
+    (void)state;
+    count("intel-rapl:0", "900000000\n");
+    energy_open(&e, &cpu);
+    e.source.period = 0.02;
+    energy_start(&e);
+    count("intel-rapl:0", "100000000\n");
+    wait_ms(200);
+    count("intel-rapl:0", "950000000\n");
+    wait_ms(200);
+    count("intel-rapl:0", "150000000\n");
+    assert_float_equal(energy_stop(&e, &seconds), 200 + 850 + 200, 1e-9);
+    energy_close(&e);
+}
+
+static void rapl_fails_meanwhile(void **state)
+{
+    energy e;
+    double seconds;
+    (void)state;
+    energy_open(&e, &cpu);
+    energy_start(&e);
+    count("intel-rapl:1", "no number\n");
+    assert_true(isnan(energy_stop(&e, &seconds)));
+    count("intel-rapl:1", "5000000\n");
+    energy_start(&e);
+    assert_true(energy_stop(&e, &seconds) >= 0);
+    energy_close(&e);
+}
+
+static void idle(void **state)
+{
+    energy e;
+    (void)state;
+    energy_open(&e, &cpu);
+    energy_measure_idle(&e, 0.05);
+    assert_null(e.source.read);
+    assert_non_null(strstr(e.missing, "the counter stands still"));
+    energy_close(&e);
+}
+
+static void rapl_none(void **state)
+{
+    energy e;
+    double seconds = 1;
+    char path[256];
+    (void)state;
+    setenv("DCM_POWERCAP", "/nowhere", 1);
+    energy_open(&e, &cpu);
+    setenv("DCM_POWERCAP", root, 1);
+    assert_null(e.source.read);
+    assert_string_equal(e.missing, "RAPL: no CPU package in /nowhere");
+    energy_measure_idle(&e, 60); /* nothing to wait for */
+    energy_start(&e);
+    assert_true(isnan(energy_stop(&e, &seconds)) && seconds == 0);
+    energy_close(&e);
+    /* One package that cannot be read: the others' sum would mislead. A folder stands for what root may read too. */
+    snprintf(path, sizeof path, "%s/intel-rapl:1/energy_uj", root);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkdir(path, 0700), 0);
+    energy_open(&e, &cpu);
+    assert_null(e.source.read);
+    assert_true(strstr(e.missing, path) && strstr(e.missing, "Is a directory"));
+    assert_int_equal(rmdir(path), 0);
+    count("intel-rapl:1", "5000000\n");
+    energy_close(&e);
+}
+
+/* ---- NVML ---- */
+
+static fake_nvml_state *fake;
+
+static dcm_device_info gpu(const char *name, const char *platform, const char *pci)
+{
+    return (dcm_device_info){.name = name, .platform = platform, .type = "gpu", .pci = pci};
+}
+
+static int load_fake(void **state)
+{
+    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    (void)state;
+    fake = library ? dlsym(library, "fake_nvml") : NULL;
+    return fake ? 0 : 1;
+}
+
+static int set_boards(void **state)
+{
+    (void)state;
+    *fake = (fake_nvml_state){.boards = 3,
+                              .board = {{"0000:17:00.0", "NVIDIA A", true, true, 5000, 70000},
+                                        {"0000:65:00.0", "NVIDIA B", true, true, 1000, 90000},
+                                        {"0000:ca:00.0", "NVIDIA B", true, true, 1000, 90000}}};
+    return 0;
+}
+
+static void nvml_counter(void **state)
+{
+    const dcm_device_info device = gpu("NVIDIA B", "NVIDIA CUDA", "0000:65:00.0");
+    energy e;
+    double seconds;
+    (void)state;
+    energy_open(&e, &device);
+    assert_non_null(e.source.read);
+    assert_string_equal(e.source.method, "NVML energy counter");
+    assert_string_equal(e.source.scope, "whole GPU board");
+    assert_string_equal(e.source.name, "NVIDIA B");
+    fake->board[1].millijoules = 3000;
+    energy_start(&e);
+    fake->board[0].millijoules = fake->board[2].millijoules = 99999;
+    fake->board[1].millijoules = 4500;
+    assert_float_equal(energy_stop(&e, &seconds), 1.5, 1e-9);
+    assert_int_equal(fake->asked, 1);
+    assert_int_equal(fake->powers, 0);
+    assert_int_equal(fake->energies, 3);
+    assert_int_equal(fake->started, 1);
+    energy_close(&e);
+    assert_int_equal(fake->started, 0);
+}
+
+static void nvml_power(void **state)
+{
+    const dcm_device_info device = gpu("NVIDIA A", "NVIDIA CUDA", "");
+    energy e;
+    double seconds;
+    (void)state;
+    fake->board[0].counts = false;
+    energy_open(&e, &device);
+    assert_string_equal(e.source.method, "NVML power, sampled");
+    energy_measure_idle(&e, 0.1);
+    assert_float_equal(e.idle_watts, 70, 1e-6);
+    __atomic_store_n(&fake->board[0].milliwatts, 100000, __ATOMIC_RELAXED);
+    energy_start(&e);
+    wait_ms(300);
+    __atomic_store_n(&fake->board[0].milliwatts, 300000, __ATOMIC_RELAXED);
+    wait_ms(300);
+    const double joules = energy_stop(&e, &seconds);
+    assert_true(fake->powers > 10);
+    assert_true(joules > 130 * seconds && joules < 270 * seconds); /* 200 W in the mean; both halves are late alike */
+    energy_close(&e);
+}
+
+static void nvml_which(void **state)
+{
+    static const struct {
+        const char *name, *platform, *pci;
+        unsigned boards;
+        int expected; /* board, or -1: none */
+    } cases[] = {
+        {"NVIDIA B", "NVIDIA CUDA", "0000:ca:00.0", 3, 2},
+        {"NVIDIA B", "NVIDIA CUDA", "0000:ff:00.0", 3, -1},
+        {"NVIDIA A", "NVIDIA CUDA", "", 3, 0},
+        {"NVIDIA B", "NVIDIA CUDA", "", 3, -1},
+        {"NVIDIA B", "NVIDIA CUDA", "", 2, 1},
+        {"NVIDIA C", "NVIDIA CUDA", "", 2, -1},
+        {"GeForce", "nvidia", "", 1, 0},
+        {"Radiant", "Bolt", "", 1, -1},
+        {"Radiant", "Bolt", "0000:03:00.0", 1, -1},
+        {"NVIDIA A", "NVIDIA CUDA", "", 0, -1},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const dcm_device_info device = gpu(cases[i].name, cases[i].platform, cases[i].pci);
+        energy e;
+        fake->boards = cases[i].boards;
+        energy_open(&e, &device);
+        if ((e.source.read ? (int)fake->asked : -1) != cases[i].expected)
+            fail_msg("case %zu: board %d, not %d", i, e.source.read ? (int)fake->asked : -1, cases[i].expected);
+        assert_true(e.source.read || strstr(e.missing, cases[i].name));
+        energy_close(&e);
+        assert_int_equal(fake->started, 0);
+    }
+}
+
+static void nvml_none(void **state)
+{
+    const dcm_device_info device = gpu("NVIDIA A", "NVIDIA CUDA", "");
+    energy e;
+    (void)state;
+    fake->board[0].counts = fake->board[0].tells_power = false;
+    energy_open(&e, &device);
+    assert_null(e.source.read);
+    assert_string_equal(e.missing, "NVML: NVIDIA A tells neither energy nor power");
+    assert_int_equal(fake->started, 0);
+    energy_close(&e);
+    fake->broken = true;
+    energy_open(&e, &device);
+    assert_null(e.source.read);
+    assert_string_equal(e.missing, "NVML: libnvidia-ml.so.1 does not start");
+    energy_close(&e);
+}
+
+/* ---- The place on the bus ---- */
+
+static enum { PCI_NONE, PCI_KHR, PCI_NV, PCI_NV_OLD } pci;
+
+/* The driver's answers, with those about PCI made up. */
+cl_int CL_API_CALL clGetDeviceInfo(cl_device_id id, cl_device_info what, size_t size, void *out, size_t *size_out)
+{
+    static cl_int(CL_API_CALL * real)(cl_device_id, cl_device_info, size_t, void *, size_t *);
+    const cl_uint khr[] = {1, 0x65, 0x1f, 7}, nv[] = {0xca, 0x0b, 2}; /* slot: device 1, function 3 */
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "clGetDeviceInfo");
+    if (what == 0x410F && pci == PCI_KHR && size >= sizeof khr) {
+        memcpy(out, khr, sizeof khr);
+        return CL_SUCCESS;
+    }
+    if (what >= 0x4008 && what <= (pci == PCI_NV ? 0x400Au : 0x4009u) && pci >= PCI_NV) {
+        memcpy(out, &nv[what - 0x4008], sizeof *nv);
+        return CL_SUCCESS;
+    }
+    if (what == 0x410F || (what >= 0x4008 && what <= 0x400A))
+        return CL_INVALID_VALUE;
+    return real(id, what, size, out, size_out);
+}
+
+static void place_on_the_bus(void **state)
+{
+    static const char *const expected[] = {"", "0001:65:1f.7", "0002:ca:01.3", "0000:ca:01.3"};
+    (void)state;
+    for (int i = PCI_NONE; i <= PCI_NV_OLD; i++) {
+        dcm_device *device = NULL;
+        dcm_device_info info;
+        pci = i;
+        assert_int_equal(dcm_device_open(&device, &(dcm_device_params){.name = "0.0"}), DCM_OK);
+        dcm_device_get_info(device, &info);
+        assert_string_equal(info.pci, expected[i]);
+        dcm_device_close(&device);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest counters[] = {
+        cmocka_unit_test(rapl), cmocka_unit_test(rapl_round_twice), cmocka_unit_test(rapl_fails_meanwhile),
+        cmocka_unit_test(idle), cmocka_unit_test(rapl_none),
+    };
+    const struct CMUnitTest boards[] = {
+        cmocka_unit_test_setup(nvml_counter, set_boards),
+        cmocka_unit_test_setup(nvml_power, set_boards),
+        cmocka_unit_test_setup(nvml_which, set_boards),
+        cmocka_unit_test_setup(nvml_none, set_boards),
+        cmocka_unit_test(place_on_the_bus),
+    };
+    const int failed = cmocka_run_group_tests(counters, make_tree, remove_tree);
+    return failed + cmocka_run_group_tests(boards, load_fake, NULL);
+}
