@@ -219,6 +219,7 @@ static void release(bench *b)
     free(b->cases);
     free(b->logits);
     policies_release(&b->policies);
+    energy_close(&b->meter);
     runtime_close(&b->r);
 }
 
@@ -239,6 +240,7 @@ static int open_model(bench *b, const bench_options *o)
     code = options_open_device(&o->device, &b->r.device);
     if (code)
         return code;
+    bench_meter_open(b);
     b->memory_limit = options_memory_limit(&o->device, b->r.device);
     status = dcm_device_read_speed(b->r.device, &b->read_start);
     if (status == DCM_OK)
@@ -264,6 +266,9 @@ static json_t *meta_of(const bench *b, const bench_options *o)
         "seed", (json_int_t)b->seed, "repetitions", (json_int_t)b->repetitions, "read_gb_s_start",
         b->read_start > 0 ? json_real(b->read_start) : json_null(), "read_gb_s_end",
         b->read_end > 0 ? json_real(b->read_end) : json_null());
+    json_object_update(meta, own);
+    json_decref(own);
+    own = bench_meter_meta(b);
     json_object_update(meta, own);
     json_decref(own);
     return meta;

@@ -19,19 +19,19 @@ arg_option table_format_option(int *format)
         "format", 0, ARG_CHOICE, format, .choices = TABLE_FORMATS, .help = "How the result is printed."};
 }
 
-/* A cell as text; `digits` < 0: 10 significant digits. The caller frees it. */
-static char *cell_string(const table_cell *cell, int digits)
+/* A cell as text, `none` where it is empty; `digits` < 0: 10 significant digits. The caller frees it. */
+static char *cell_string(const table_cell *cell, int digits, const char *none)
 {
     char *text = NULL;
     int n = 0;
     switch (cell->kind) {
-    case CELL_NONE: n = asprintf(&text, "%s", ""); break;
+    case CELL_NONE: n = asprintf(&text, "%s", none); break;
     case CELL_TEXT: n = asprintf(&text, "%s", cell->text ? cell->text : ""); break;
     case CELL_INT: n = asprintf(&text, "%" PRId64, cell->integer); break;
     case CELL_BOOL: n = asprintf(&text, "%s", cell->integer ? "yes" : "no"); break;
     case CELL_REAL:
         if (!isfinite(cell->real))
-            n = asprintf(&text, "%s", "");
+            n = asprintf(&text, "%s", none);
         else if (digits < 0)
             n = asprintf(&text, "%.10g", cell->real);
         else
@@ -91,7 +91,7 @@ static void text_row(table *t, const table_cell *cells)
     char *row[TABLE_COLUMNS_MAX];
     char **to = t->held ? t->held + t->n_held * t->n_columns : row;
     for (size_t c = 0; c < t->n_columns; c++)
-        to[c] = cell_string(&cells[c], t->columns[c].digits);
+        to[c] = cell_string(&cells[c], t->columns[c].digits, "-");
     if (t->held) {
         if (++t->n_held == HELD_ROWS)
             release_held(t);
@@ -144,7 +144,7 @@ static void separated_row(const table *t, const table_cell *cells)
 {
     char *row[TABLE_COLUMNS_MAX];
     for (size_t c = 0; c < t->n_columns; c++)
-        row[c] = cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -1);
+        row[c] = cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -1, "");
     print_separated_row(t, row);
     for (size_t c = 0; c < t->n_columns; c++)
         free(row[c]);
@@ -240,4 +240,10 @@ void table_end(table *t)
         puts("\n]}");
     json_decref(t->meta);
     t->meta = NULL;
+}
+
+void table_note(table_format format, const char *text)
+{
+    if (format == FORMAT_TEXT || format == FORMAT_MD)
+        printf("\n%s\n", text);
 }

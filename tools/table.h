@@ -23,7 +23,7 @@ typedef struct table_column {
 
 typedef enum cell_kind { CELL_NONE, CELL_TEXT, CELL_INT, CELL_REAL, CELL_BOOL } cell_kind;
 
-/* One value. CELL_NONE: empty, null in JSON; so is a real that is not finite. */
+/* One value. CELL_NONE: "-" in text, null in JSON, else empty; so is a real that is not finite. */
 typedef struct table_cell {
     cell_kind kind;
     const char *text;
@@ -37,7 +37,7 @@ static inline table_cell cell_int(int64_t n) { return (table_cell){CELL_INT, 0, 
 static inline table_cell cell_real(double x) { return (table_cell){CELL_REAL, 0, 0, x}; }
 static inline table_cell cell_bool(bool b) { return (table_cell){CELL_BOOL, 0, b, 0}; }
 
-enum { TABLE_COLUMNS_MAX = 32 };
+enum { TABLE_COLUMNS_MAX = 48 };
 
 typedef struct table {
     table_format format;
@@ -60,5 +60,8 @@ void table_begin(table *t, table_format format, const table_column *columns, siz
 void table_row(table *t, const table_cell *cells);
 
 void table_end(table *t);
+
+/* A paragraph below a finished table, in text and Markdown; the other formats have no place for one. */
+void table_note(table_format format, const char *text);
 
 #endif

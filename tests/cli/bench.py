@@ -8,18 +8,21 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
 FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "spread", "units", "cache_bytes",
-          "peak_bytes", "host_peak_bytes", "step_bytes", "gb_s", "share", "prefill_tokens_per_s", "repetitions",
-          "needed_bytes", "status"]
+          "peak_bytes", "host_peak_bytes", "step_bytes", "gb_s", "share", "j_per_1k", "watts", "idle_watts",
+          "energy_source", "prefill_tokens_per_s", "repetitions", "needed_bytes", "status"]
 META = ["schema", "commit", "device", "driver", "platform", "host_cpu", "date", "command_line", "model",
-        "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "read_gb_s_start", "read_gb_s_end"]
+        "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "read_gb_s_start", "read_gb_s_end",
+        "energy", "energy_missing"]
 SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
 
 
@@ -29,19 +32,21 @@ class Cli:
         self.tiny = str(folder / "tiny.gguf")
         subprocess.run([make_tiny_model, self.tiny], check=True)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_"))}
-        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1")
+        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1",
+                                DCM_POWERCAP=str(folder / "no powercap"))
 
-    def run(self, *args):
+    def run(self, *args, powercap=None):
+        environment = {**self.environment, **({"DCM_POWERCAP": str(powercap)} if powercap else {})}
         return subprocess.run([self.program, "bench", *map(str, args)], capture_output=True, text=True, timeout=120,
-                              env=self.environment)
+                              env=environment)
 
-    def ok(self, *args):
-        result = self.run(*args)
+    def ok(self, *args, **options):
+        result = self.run(*args, **options)
         assert result.returncode == 0, f"{args}: exit code {result.returncode}: {result.stderr}"
         return result.stdout
 
-    def json(self, *args):
-        return json.loads(self.ok("-m", self.tiny, "--warmup", "16", "--format", "json", *args))
+    def json(self, *args, **options):
+        return json.loads(self.ok("-m", self.tiny, "--warmup", "16", "--format", "json", *args, **options))
 
     def fails(self, code, message, *args):
         result = self.run(*args)
@@ -146,6 +151,80 @@ def test_formats(cli):
     for text in cli.ok(*base), cli.ok(*base, "--format", "md"):
         head, *body = text.splitlines()
         assert "test" in head and "p99_ms" in head and "needed_bytes" not in head and len(body) >= 2
+
+
+class Package:
+    """A RAPL counter that goes on by `watts`, beginning at `first` and starting anew after `size` microjoules."""
+
+    def __init__(self, root, watts, first, size):
+        self.folder, self.watts, self.first, self.size = root / "intel-rapl:0", watts, first, size
+        self.folder.mkdir(parents=True)
+        (self.folder / "name").write_text("package-0\n")
+        (self.folder / "max_energy_range_uj").write_text(f"{size}\n")
+        self.thread, self.began, self.over = threading.Thread(target=self.go_on), time.monotonic(), False
+
+    def write(self):
+        part = self.folder / "part"
+        part.write_text(f"{int(self.first + (time.monotonic() - self.began) * self.watts * 1e6) % self.size}\n")
+        part.rename(self.folder / "energy_uj")
+
+    def go_on(self):
+        while not self.over:
+            self.write()
+            time.sleep(0.001)
+
+    def __enter__(self):
+        self.write()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over = True
+        self.thread.join()
+
+
+def test_energy(cli):
+    """A package of 40 W, whose counter starts anew on the way: joules are watts times the time of 1,000 tokens."""
+    root = cli.folder / "powercap"
+    with Package(root, 40, 99_000_000, 100_000_000):
+        result = cli.json("-p", "4", "-n", "4000", "-r", "2", powercap=root)
+        text = cli.ok("-m", cli.tiny, "-p", "0", "-n", "4000", "-r", "1", powercap=root)
+        short = cli.json("-p", "0", "-n", "2", "-r", "1", powercap=root)["rows"][0]
+    prompt, row = result["rows"]
+    assert prompt["j_per_1k"] is None and prompt["watts"] is None and prompt["energy_source"] is None
+    assert abs(row["watts"] / 40 - 1) < 0.1 and abs(row["idle_watts"] / 40 - 1) < 0.1, row
+    # Between two tokens a little is done that no token's time has in it.
+    per_1k = 1000 / row["tokens_per_s"] * 40
+    assert 0.9 * per_1k < row["j_per_1k"] < 1.5 * per_1k, (per_1k, row)
+    assert row["energy_source"] == "RAPL, CPU package (package-0)"
+    energy = result["energy"]
+    assert (energy["method"], energy["scope"], energy["of"]) == ("RAPL", "CPU package", "package-0")
+    assert energy["idle_watts"] == row["idle_watts"] and result["energy_missing"] is None
+    assert "by RAPL, CPU package (package-0); 4" in text.splitlines()[-1], text
+    assert short["j_per_1k"] is None and short["idle_watts"] > 0  # too short to tell
+
+
+def test_no_energy(cli):
+    result = cli.json("-p", "0", "-n", "4", "-r", "1")
+    row = result["rows"][0]
+    assert all(row[name] is None for name in ("j_per_1k", "watts", "idle_watts", "energy_source")), row
+    assert result["energy"] is None and "RAPL: no CPU package in" in result["energy_missing"]
+    out = cli.run("-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1")
+    lines = out.stdout.splitlines()
+    assert re.split("  +", lines[1])[re.split("  +", lines[0]).index("j_per_1k")] == "-", lines
+    assert [line for line in (out.stdout + out.stderr).splitlines() if "energy is not measured" in line] == lines[-1:]
+    assert "energy" not in cli.ok("-m", cli.tiny, "-p", "4", "-n", "0", "-r", "1")
+    # A counter that stands still counts nothing, and one that may not be read neither.
+    folder = cli.folder / "still" / "intel-rapl:0"
+    folder.mkdir(parents=True)
+    for name, value in ("name", "package-0"), ("energy_uj", "7"), ("max_energy_range_uj", "9"):
+        (folder / name).write_text(value)
+    missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent)["energy_missing"]
+    assert "stands still" in missing
+    if os.geteuid():
+        (folder / "energy_uj").chmod(0)
+        missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent)["energy_missing"]
+        assert "energy_uj: Permission denied" in missing
 
 
 def test_compare(cli):

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "energy.h"
 #include "policies.h"
 #include "runtime.h"
 #include "table.h"
@@ -44,6 +45,8 @@ typedef struct bench_case {
     uint32_t repetitions;
     bench_step *step; /* decode: of all repetitions; room for all */
     size_t steps;
+    double joules, metered_seconds; /* decode: over all repetitions */
+    size_t metered_steps;
     size_t units, unit_bytes, cache_bytes, peak_bytes, host_peak_bytes; /* after the last token */
     size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all, at least */
     bench_state state;
@@ -59,6 +62,7 @@ typedef struct bench {
     uint32_t repetitions;
     uint64_t warmup, seed;
     bool quiet;
+    energy meter;
     float *logits;
     double read_start, read_end; /* GB/s; 0: not measured */
 } bench;
@@ -68,6 +72,23 @@ typedef struct bench {
  * that do not fit are marked, with a word on stderr, and the others go on.
  */
 int bench_run(bench *b);
+
+/* ---- Energy (meter.c) ---- */
+
+/* Find what counts the energy of the opened device, where something is decoded, and measure what is drawn when idle. */
+void bench_meter_open(bench *b);
+
+/* Joules of 1,000 decoded tokens; NAN where nothing counts them or the test was too short for what does. */
+double bench_joules_per_1k(const bench *b, const bench_case *c);
+
+/* Mean power while decoding; NAN as above. */
+double bench_watts(const bench *b, const bench_case *c);
+
+/* Members "energy" (method, scope, of, idle_watts; or null) and "energy_missing" (why, or null). */
+json_t *bench_meter_meta(const bench *b);
+
+/* The same below a table. */
+void bench_meter_note(const bench *b, table_format format);
 
 /* ---- Results (report.c) ---- */
 

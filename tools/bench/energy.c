@@ -45,6 +45,14 @@ void energy_close(energy *e)
     give_up(e, NULL);
 }
 
+void energy_text(const energy *e, char *out, size_t size)
+{
+    const energy_source *s = &e->source;
+    out[0] = '\0';
+    if (s->read)
+        snprintf(out, size, "%s, %s (%s)", s->method, s->scope, s->name);
+}
+
 /* ---- Measuring ---- */
 
 /* Add what was used since the last sample: of a power, its mean over the two samples. */

@@ -42,6 +42,9 @@ typedef struct energy {
     double joules, watts, began, sampled; /* watts of the last sample, seconds of the clock */
 } energy;
 
+/* "RAPL, CPU package (package-0)"; "" for none. */
+void energy_text(const energy *e, char *out, size_t size);
+
 /*
  * Find what counts the energy of `device`: NVML for a GPU, RAPL for a CPU. Nothing found is no error: `missing` says
  * why. Close in any case.

@@ -147,6 +147,10 @@ static const struct {
     {{"step_bytes", 0}, WIDE},
     {{"gb_s", 2}, ALWAYS},
     {{"share", 3}, ALWAYS},
+    {{"j_per_1k", 2}, ALWAYS},
+    {{"watts", 2}, WIDE},
+    {{"idle_watts", 2}, WIDE},
+    {{"energy_source", 0}, WIDE},
     {{"prefill_tokens_per_s", 2}, WIDE},
     {{"repetitions", 0}, WIDE},
     {{"needed_bytes", 0}, REFUSED},
@@ -201,6 +205,8 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
 {
     static const char *const states[] = {"", "ok", "busy", "no memory", "interrupted"};
     const figures f = figures_of(b, c);
+    char source[ENERGY_TEXT];
+    energy_text(&b->meter, source, sizeof source);
     const json_t *before = old ? find_old(old, c) : NULL;
     const double old_rate = old_number(before, "tokens_per_s"), old_p50 = old_number(before, "p50_ms");
     const table_cell cells[COLUMNS] = {
@@ -219,6 +225,10 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         isfinite(f.step_bytes) ? cell_int((int64_t)f.step_bytes) : cell_none(),
         cell_real(f.gb_s),
         cell_real(f.share),
+        cell_real(bench_joules_per_1k(b, c)),
+        cell_real(bench_watts(b, c)),
+        *source && c->decode ? cell_real(b->meter.idle_watts) : cell_none(),
+        *source && c->decode ? cell_text(source) : cell_none(),
         cell_real(f.prefill_rate),
         cell_int(c->repetitions),
         bytes_cell(c->needed),
@@ -249,6 +259,7 @@ void bench_print(const bench *b, table_format format, json_t *meta, const json_t
         if (b->cases[i].state != BENCH_WAITING)
             print_case(b, &t, &b->cases[i], old);
     table_end(&t);
+    bench_meter_note(b, format);
 }
 
 /* ---- Files ---- */

@@ -132,7 +132,7 @@ static void note_action(pass *p, size_t units_before, bench_step *step)
     }
 }
 
-static dcm_status decode(pass *p, bench_case *c, double *seconds)
+static dcm_status decode_steps(pass *p, bench_case *c, double *seconds)
 {
     dcm_session_stats stats;
     uint64_t total = 0;
@@ -156,6 +156,20 @@ static dcm_status decode(pass *p, bench_case *c, double *seconds)
     }
     *seconds = (double)total * 1e-9;
     return DCM_OK;
+}
+
+/* The same with the energy it takes. */
+static dcm_status decode(pass *p, bench_case *c, double *seconds)
+{
+    energy *meter = &p->b->meter;
+    const size_t before = c->steps;
+    double lasted;
+    energy_start(meter);
+    const dcm_status status = decode_steps(p, c, seconds);
+    c->joules += energy_stop(meter, &lasted);
+    c->metered_seconds += lasted;
+    c->metered_steps += c->steps - before;
+    return status;
 }
 
 /* Bring the sequence to the case's depth and do it once. */
