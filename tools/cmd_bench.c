@@ -15,6 +15,7 @@ typedef struct bench_options {
     int64_t sinks, window, chunk, repetitions, warmup, seed;
     double log_r;
     int kv, weights, format;
+    bool breakdown;
     device_options device;
     verbosity_options words;
 } bench_options;
@@ -61,6 +62,9 @@ static void add_options(args *a, bench_options *o)
         table_format_option(&o->format),
         {"steps-out", 0, ARG_TEXT, &o->steps, "FILE.jsonl",
          "Write one line a decoded token: token, ns, units after it, action of the cache."},
+        {"breakdown", 0, ARG_FLAG, &o->breakdown,
+         .help = "Add a table of the time a token by kernel, from a pass of its own after each test, and of what is "
+                 "left of the step beside them."},
         {"compare", 0, ARG_TEXT, &o->compare, "OLD.json",
          "Add ratios to an earlier run's result (--format json): this run's figures over the old ones."},
     };
@@ -215,6 +219,7 @@ static void release(bench *b)
         free(b->cases[i].rate);
         free(b->cases[i].prefill_rate);
         free(b->cases[i].step);
+        free(b->cases[i].profile);
     }
     free(b->cases);
     free(b->logits);
@@ -243,6 +248,8 @@ static int open_model(bench *b, const bench_options *o)
     bench_meter_open(b);
     b->memory_limit = options_memory_limit(&o->device, b->r.device);
     status = dcm_device_read_speed(b->r.device, &b->read_start);
+    if (status == DCM_OK)
+        status = dcm_device_launch_time(b->r.device, &b->launch_us, &b->round_trip_us);
     if (status == DCM_OK)
         status = synthetic ? dcm_model_synthetic(&b->r.model, b->r.device, &shape, (dcm_weights)o->weights)
                            : dcm_model_open(&b->r.model, b->r.device, path);
@@ -303,7 +310,11 @@ static int run(bench *b, const bench_options *o, output_file *steps, const json_
     json_t *meta = meta_of(b, o);
     if (old)
         warn_of_difference(o, old, meta);
+    if (o->breakdown && o->format == FORMAT_JSON)
+        json_object_set_new(meta, "breakdown", bench_breakdown(b));
     bench_print(b, (table_format)o->format, meta, old ? json_object_get(old, "rows") : NULL);
+    if (o->breakdown && o->format != FORMAT_JSON)
+        bench_print_breakdown(b, (table_format)o->format);
     if (steps->out)
         bench_write_steps(b, steps->out);
     const int written = output_close(steps, true);
@@ -318,7 +329,8 @@ static int check(const args *a, bench_options *o, bench *b)
     *b = (bench){.repetitions = (uint32_t)o->repetitions,
                  .warmup = (uint64_t)o->warmup,
                  .seed = (uint64_t)o->seed,
-                 .quiet = o->words.quiet};
+                 .quiet = o->words.quiet,
+                 .breakdown = o->breakdown};
     int code = options_apply_verbosity(&o->words);
     if (code == 0)
         code = take_policies(a, o, &b->policies);

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "ops/clblast.h"
+#include "ops/profile.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -328,6 +329,18 @@ fail:
 
 /* ---- The table ---- */
 
+/* Profiles tell the matrices apart. */
+static dcm_status linear(backend *b, const linear_args *args)
+{
+    if (!b->profile)
+        return cl_linear(b, args);
+    b->profile->rows = args->w->rows;
+    b->profile->cols = args->w->cols;
+    const dcm_status status = cl_linear(b, args);
+    b->profile->rows = b->profile->cols = 0;
+    return status;
+}
+
 static void close_backend(backend *b)
 {
     backend_cl *cl = self(b);
@@ -356,7 +369,7 @@ static const ops table = {
     .matrix_new = cl_matrix_new,
     .matrix_free = cl_matrix_free,
     .embed = cl_embed,
-    .linear = cl_linear,
+    .linear = linear,
     .kv_store = cl_kv_store,
     .attention = cl_attention,
     .merge_gather = cl_merge_gather,

@@ -6,12 +6,14 @@ size_t profile_find(profile *p, const char *family, const char *kernel, uint64_t
 {
     for (size_t i = 0; i < p->count; i++) {
         const dcm_profile_entry *e = &p->entry[i];
-        if (e->items == items && !strcmp(e->kernel, kernel) && !strcmp(e->family, family))
+        if (e->items == items && e->rows == p->rows && e->cols == p->cols && !strcmp(e->kernel, kernel) &&
+            !strcmp(e->family, family))
             return i;
     }
     if (p->count == PROFILE_ENTRIES)
         return PROFILE_ENTRIES - 1;
-    p->entry[p->count] = (dcm_profile_entry){.family = family, .kernel = kernel, .items = items};
+    p->entry[p->count] =
+        (dcm_profile_entry){.family = family, .kernel = kernel, .rows = p->rows, .cols = p->cols, .items = items};
     if (p->count == PROFILE_ENTRIES - 1)
         p->entry[p->count] = (dcm_profile_entry){.family = "other", .kernel = "other"};
     return p->count++;

@@ -9,13 +9,14 @@ enum { PROFILE_ENTRIES = 96 };
 typedef struct profile {
     dcm_profile_entry entry[PROFILE_ENTRIES];
     size_t count;
+    uint32_t rows, cols;        /* of the weights that what comes is about; 0: none */
     uint64_t first_ns, last_ns; /* start of the first and end of the last thing counted, by the device's clock */
     uint64_t wait_ns;           /* the host's, for the device */
 } profile;
 
 /*
- * The entry of a kernel at a size, added where there is none; names are kept, not copied. Kernels that find no room
- * share the last entry, "other".
+ * The entry of a kernel at a size, for weights of p->rows and p->cols, added where there is none; names are kept, not
+ * copied. Kernels that find no room share the last entry, "other".
  */
 size_t profile_find(profile *p, const char *family, const char *kernel, uint64_t items);
 

@@ -17,9 +17,10 @@ import threading
 import time
 import traceback
 
-FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "spread", "units", "cache_bytes",
-          "peak_bytes", "host_peak_bytes", "step_bytes", "gb_s", "share", "j_per_1k", "watts", "idle_watts",
-          "energy_source", "prefill_tokens_per_s", "repetitions", "needed_bytes", "status"]
+FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "attention_ms", "merge_ms",
+          "launches", "profiled_steps", "spread", "units", "cache_bytes", "peak_bytes", "host_peak_bytes",
+          "step_bytes", "gb_s", "share", "j_per_1k", "watts", "idle_watts", "energy_source", "prefill_tokens_per_s",
+          "repetitions", "needed_bytes", "status"]
 META = ["schema", "commit", "device", "driver", "platform", "host_cpu", "date", "command_line", "model",
         "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "read_gb_s_start", "read_gb_s_end",
         "energy", "energy_missing"]
@@ -112,6 +113,84 @@ def test_steps(cli):
         assert abs(row["step_bytes"] - result["step_weight_bytes"] - units * unit_bytes) <= 1
         assert near(row["gb_s"], row["step_bytes"] / (row["p50_ms"] * 1e6))
         assert row["units"] == mine[-1]["units"]
+
+
+BREAKDOWN = ["test", "policy", "part", "kernel", "weights", "items", "launches", "us", "share"]
+
+
+def check_breakdown(rows, row):
+    """The parts of one case are its step, the kernels of a part that part; returns the kernels' rows and the parts."""
+    mine = [r for r in rows if (r["test"], r["policy"]) == (row["test"], row["policy"])]
+    assert all(list(r) == BREAKDOWN for r in mine)
+    kernels = [r for r in mine if r["kernel"] is not None]
+    parts = {r["part"]: r for r in mine if r["kernel"] is None}
+    assert len(parts) + len(kernels) == len(mine)
+    for part in {r["part"] for r in kernels}:
+        for name in "us", "launches", "share":
+            assert near(sum(r[name] for r in kernels if r["part"] == part), parts[part][name]), (part, name)
+    whole = {name: parts.pop(name) for name in ("step", "timed step", "host at work")}
+    assert near(sum(r["us"] for r in parts.values()), whole["step"]["us"]) and whole["step"]["share"] == 1
+    assert all(r["us"] >= 0 for r in parts.values()), parts
+    assert 0 < whole["host at work"]["us"] <= whole["step"]["us"]
+    for r in mine:
+        assert near(r["share"], r["us"] / whole["step"]["us"])
+    return kernels, parts, whole
+
+
+def test_breakdown(cli):
+    steps_out = cli.folder / "steps.jsonl"
+    result = cli.json("-p", "12", "-n", "20", "-d", "0,40", "-L", "4", "--cache", "dcm,full", "-r", "2", "--breakdown",
+                      "--steps-out", steps_out)
+    steps = [json.loads(line) for line in steps_out.read_text().splitlines()]
+    for row in result["rows"]:
+        kernels, parts, whole = check_breakdown(result["breakdown"], row)
+        decode = row["test"].startswith("tg")
+        count = {r["kernel"]: r["launches"] for r in kernels if r["kernel"] != "linear"}
+        if decode:
+            mine = [s["ns"] * 1e-3 for s in steps if (s["test"], s["policy"]) == (row["test"], row["policy"])]
+            assert near(whole["timed step"]["us"], sum(mine) / len(mine))
+            # In the steady state of L = 4 three of four steps have a merge.
+            merges = {"merge_apply": 0.75} if row["policy"] != "full" else {}
+            assert count == {"embed": 1, "kv_store": 2, "attention": 2, **merges}, count
+            # Per layer: queries, keys and values; output; gate and up; down. Then the vocabulary.
+            matrices = {r["weights"]: r["launches"] for r in kernels if r["weights"]}
+            vocabulary = {f"{result['vocab']}x64": 1}
+            assert matrices == {"128x64": 2, "64x64": 2, "192x64": 2, "64x96": 2, **vocabulary}, matrices
+            assert row["profiled_steps"] == 20 and near(row["attention_ms"], parts["attention"]["us"] * 1e-3)
+            assert near(row["merge_ms"], parts["merge"]["us"] * 1e-3) if "merge" in parts else row["merge_ms"] == 0
+            assert near(row["launches"], whole["step"]["launches"])
+            assert row["attention_ms"] + row["merge_ms"] < whole["step"]["us"] * 1e-3
+        else:
+            assert row["attention_ms"] is None and row["profiled_steps"] is None
+            assert near(whole["timed step"]["us"], sum([row["p50_ms"], row["max_ms"]]) / 2 * 1e3 / 12)
+    # Without it the columns are there and the table is not; the other formats have a second table.
+    assert "breakdown" not in cli.json("-p", "4", "-n", "4", "-r", "1")
+    base = ["-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1", "--warmup", "0", "--breakdown"]
+    text = cli.ok(*base)
+    assert "on a queue that takes times" in text and "host at work" in text
+    first, second = cli.ok(*base, "--format", "csv").split("\n\n")
+    assert first.splitlines()[0] == ",".join(FIELDS) and second.splitlines()[0] == ",".join(BREAKDOWN)
+    lines = [json.loads(line) for line in cli.ok(*base, "--format", "jsonl").splitlines()]
+    assert "part" not in lines[0] and [line["part"] for line in lines[-3:]] == ["step", "timed step", "host at work"]
+
+
+def test_opencl(cli):
+    """What only an OpenCL device has: events of its own clock, and the cost of a launch as rows of their own."""
+    devices = json.loads(subprocess.run([cli.program, "devices", "--format", "json"], capture_output=True, check=True,
+                                        env=cli.environment).stdout)["rows"]
+    usable = [d["device"] for d in devices if d["type"] == "cpu"]
+    if not usable:
+        return
+    result = cli.json("-p", "0", "-n", "20", "-d", "40", "-L", "4", "-r", "1", "--breakdown", "--device", usable[0])
+    row, launch, trip = result["rows"]
+    kernels, parts, whole = check_breakdown(result["breakdown"], row)
+    assert row["launches"] > 2 * 5 and row["merge_ms"] > 0 and row["attention_ms"] > 0
+    assert near(row["launches"], sum(r["launches"] for r in kernels if r["part"] != "transfer"))
+    assert {"linear", "attention", "merge", "transfer"} <= parts.keys()
+    assert sum(r["launches"] for r in kernels if r["kernel"] == "merge_apply") == 0.75
+    assert whole["host at work"]["us"] < whole["step"]["us"]
+    assert [launch["test"], trip["test"]] == ["launch", "round trip"]
+    assert 0 < launch["p50_ms"] < 10 and 0 < trip["p50_ms"] < 10 and launch["tokens_per_s"] is None
 
 
 def test_other_policies(cli):

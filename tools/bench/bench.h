@@ -31,6 +31,18 @@ typedef struct bench_step {
     uint32_t repetition;
 } bench_step;
 
+/*
+ * Where the time goes, by the device's own clock: of steps that follow the timed ones in the same sequence, or of a
+ * prompt read once more.
+ */
+enum { BENCH_KERNELS = 128 };
+typedef struct bench_profile {
+    uint64_t tokens;
+    uint64_t wall_ns, span_ns, wait_ns; /* span and wait as in dcm_profile */
+    size_t count;
+    dcm_profile_entry kernel[BENCH_KERNELS];
+} bench_profile;
+
 typedef enum bench_state { BENCH_WAITING, BENCH_OK, BENCH_BUSY, BENCH_NO_MEMORY, BENCH_INTERRUPTED } bench_state;
 
 /* One test with one policy at one depth. */
@@ -49,6 +61,7 @@ typedef struct bench_case {
     size_t metered_steps;
     size_t units, unit_bytes, cache_bytes, peak_bytes, host_peak_bytes; /* after the last token */
     size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all, at least */
+    bench_profile *profile;                                             /* NULL: none was made */
     bench_state state;
 } bench_case;
 
@@ -61,10 +74,11 @@ typedef struct bench {
     size_t count, per_policy, depths; /* cases in all, of a policy, of a test */
     uint32_t repetitions;
     uint64_t warmup, seed;
-    bool quiet;
+    bool quiet, breakdown;
     energy meter;
     float *logits;
-    double read_start, read_end; /* GB/s; 0: not measured */
+    double read_start, read_end;     /* GB/s; 0: not measured */
+    double launch_us, round_trip_us; /* of an empty kernel; 0: not measured */
 } bench;
 
 /*
@@ -89,6 +103,19 @@ json_t *bench_meter_meta(const bench *b);
 
 /* The same below a table. */
 void bench_meter_note(const bench *b, table_format format);
+
+/* ---- Profiles (profile.c) ---- */
+
+/* Add what was counted while `tokens` tokens took wall_ns. */
+void bench_profile_add(bench_profile *p, const dcm_profile *more, uint64_t tokens, uint64_t wall_ns);
+
+/* Milliseconds and launches a token of a family, or of all (NULL; launches without transfers). NAN for no profile. */
+double bench_profile_ms(const bench_profile *p, const char *family);
+double bench_profile_launches(const bench_profile *p, const char *family);
+
+/* The rows of --breakdown as objects, and as a table of their own. */
+json_t *bench_breakdown(const bench *b);
+void bench_print_breakdown(const bench *b, table_format format);
 
 /* ---- Results (report.c) ---- */
 

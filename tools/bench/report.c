@@ -139,6 +139,10 @@ static const struct {
     {{"p90_ms", 3}, WIDE},
     {{"p99_ms", 3}, ALWAYS},
     {{"max_ms", 3}, ALWAYS},
+    {{"attention_ms", 3}, ALWAYS},
+    {{"merge_ms", 3}, ALWAYS},
+    {{"launches", 1}, WIDE},
+    {{"profiled_steps", 0}, WIDE},
     {{"spread", 3}, WIDE},
     {{"units", 0}, ALWAYS},
     {{"cache_bytes", 0}, ALWAYS},
@@ -201,12 +205,24 @@ static double old_number(const json_t *row, const char *name)
 
 static table_cell bytes_cell(size_t bytes) { return bytes ? cell_int((int64_t)bytes) : cell_none(); }
 
+/* Those of all cells that the format shows. */
+static void print_row(const bench *b, table *t, const table_cell *cells, bool compare)
+{
+    table_cell row[COLUMNS];
+    size_t n = 0;
+    for (size_t i = 0; i < COLUMNS; i++)
+        if (shown(b, i, t->format, compare))
+            row[n++] = cells[i];
+    table_row(t, row);
+}
+
 static void print_case(const bench *b, table *t, const bench_case *c, const json_t *old)
 {
     static const char *const states[] = {"", "ok", "busy", "no memory", "interrupted"};
     const figures f = figures_of(b, c);
     char source[ENERGY_TEXT];
     energy_text(&b->meter, source, sizeof source);
+    const bench_profile *steps = c->decode ? c->profile : NULL;
     const json_t *before = old ? find_old(old, c) : NULL;
     const double old_rate = old_number(before, "tokens_per_s"), old_p50 = old_number(before, "p50_ms");
     const table_cell cells[COLUMNS] = {
@@ -217,6 +233,10 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         cell_real(f.p90),
         cell_real(f.p99),
         cell_real(f.max),
+        cell_real(bench_profile_ms(steps, "attention")),
+        cell_real(bench_profile_ms(steps, "merge") + bench_profile_ms(steps, "dense")),
+        cell_real(bench_profile_launches(steps, NULL)),
+        steps ? cell_int((int64_t)steps->tokens) : cell_none(),
         cell_real(f.spread),
         bytes_cell(c->units),
         bytes_cell(c->cache_bytes),
@@ -238,12 +258,21 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         cell_real(f.rate / old_rate),
         cell_real(f.p50 / old_p50),
     };
-    table_cell row[COLUMNS];
-    size_t n = 0;
-    for (size_t i = 0; i < COLUMNS; i++)
-        if (shown(b, i, t->format, old != NULL))
-            row[n++] = cells[i];
-    table_row(t, row);
+    print_row(b, t, cells, old != NULL);
+}
+
+/* What an empty kernel costs, in milliseconds: a row of its own. */
+static void print_launch(const bench *b, table *t, const char *test, double us, bool compare)
+{
+    table_cell cells[COLUMNS] = {cell_text(test), cell_text("")};
+    for (size_t i = 2; i < COLUMNS; i++) {
+        const char *name = all_columns[i].column.name;
+        cells[i] = !strcmp(name, "p50_ms")   ? cell_real(us * 1e-3)
+                   : !strcmp(name, "status") ? cell_text("ok")
+                                             : cell_none();
+    }
+    if (us > 0)
+        print_row(b, t, cells, compare);
 }
 
 void bench_print(const bench *b, table_format format, json_t *meta, const json_t *old)
@@ -258,6 +287,8 @@ void bench_print(const bench *b, table_format format, json_t *meta, const json_t
     for (size_t i = 0; i < b->count; i++)
         if (b->cases[i].state != BENCH_WAITING)
             print_case(b, &t, &b->cases[i], old);
+    print_launch(b, &t, "launch", b->launch_us, old != NULL);
+    print_launch(b, &t, "round trip", b->round_trip_us, old != NULL);
     table_end(&t);
     bench_meter_note(b, format);
 }

@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SLICE = 512, CHUNK_MAX = 65536, WARM_STEPS = 8, WARM_MERGED = 24 };
+enum { SLICE = 512, CHUNK_MAX = 65536, WARM_STEPS = 8, WARM_MERGED = 24, PROFILED = 64, PROFILE_WARM = 2 };
 
 /* One sequence on its way through the depths of a test. */
 typedef struct pass {
@@ -172,6 +172,69 @@ static dcm_status decode(pass *p, bench_case *c, double *seconds)
     return status;
 }
 
+/* ---- Profiles ---- */
+
+/* Decode on, counting; the first steps make the queue and are not counted. */
+static dcm_status profile_decode(pass *p, bench_case *c)
+{
+    const uint64_t steps = PROFILE_WARM + (c->size < PROFILED ? c->size : PROFILED);
+    dcm_status status = DCM_OK;
+    for (uint64_t i = 0; i < steps && status == DCM_OK; i++) {
+        dcm_profile counted;
+        status = dcm_device_profile(p->b->r.device, true, NULL);
+        const uint64_t start = now_ns();
+        if (status == DCM_OK)
+            status = read_prompt(p, 1, NULL);
+        const uint64_t ns = now_ns() - start;
+        if (status == DCM_OK)
+            status = dcm_device_profile(p->b->r.device, true, &counted);
+        if (status == DCM_OK && i >= PROFILE_WARM)
+            bench_profile_add(c->profile, &counted, 1, ns);
+    }
+    return status;
+}
+
+/* Fill a new sequence to the depth and read the prompt once more, counting. */
+static dcm_status profile_prompt(pass *p, bench_case *c)
+{
+    dcm_profile counted;
+    dcm_status status = pass_open(p, p->b, &c->policy->params);
+    if (status == DCM_OK)
+        status = fill(p, c->depth);
+    if (status == DCM_OK)
+        status = dcm_device_profile(p->b->r.device, true, NULL);
+    const uint64_t start = now_ns();
+    if (status == DCM_OK)
+        status = read_prompt(p, c->size, NULL);
+    const uint64_t ns = now_ns() - start;
+    if (status == DCM_OK)
+        status = dcm_device_profile(p->b->r.device, true, &counted);
+    if (status == DCM_OK)
+        bench_profile_add(c->profile, &counted, c->size, ns);
+    return status;
+}
+
+/* After the last repetition. A case that was measured stays so when this fails: it is said, and no column has it. */
+static dcm_status profile(pass *p, bench_case *c)
+{
+    if (!c->decode && !p->b->breakdown)
+        return DCM_OK;
+    c->profile = calloc(1, sizeof *c->profile);
+    dcm_status status = !c->profile ? DCM_ERR_MEMORY : c->decode ? profile_decode(p, c) : profile_prompt(p, c);
+    if (status == DCM_ERR_INTERRUPTED)
+        return status;
+    if (status != DCM_OK)
+        fprintf(stderr, "%s: %s, %s: not profiled: %s\n", tool_name(), c->test, c->name,
+                c->profile ? dcm_error() : "no room");
+    if (!c->profile || !c->profile->tokens) {
+        free(c->profile);
+        c->profile = NULL;
+    }
+    if (status != DCM_OK)
+        dcm_session_close(&p->session);
+    return dcm_device_profile(p->b->r.device, false, NULL);
+}
+
 /* Bring the sequence to the case's depth and do it once. */
 static dcm_status measure(pass *p, bench_case *c)
 {
@@ -253,6 +316,8 @@ static dcm_status run_pass(bench *b, bench_case *cases)
             continue;
         if (status == DCM_OK)
             status = measure(&p, c);
+        if (status == DCM_OK && c->repetitions == b->repetitions)
+            status = profile(&p, c);
         if (status == DCM_ERR_MEMORY)
             refuse(b, p.session, c, b->depths - d - 1, dcm_error());
         else if (status == DCM_ERR_INTERRUPTED && (c->steps || c->repetitions))
