@@ -55,6 +55,9 @@ DCM_API dcm_action dcm_plan_peek(const dcm_plan *plan);
 /* Do the action and append one token; returns the action done. */
 DCM_API dcm_action dcm_plan_step(dcm_plan *plan);
 
+/* Do the actions of `tokens` tokens and append them all, in O(L log L) whatever their number. */
+DCM_API void dcm_plan_skip(dcm_plan *plan, uint64_t tokens);
+
 /* Units now, sinks included. */
 DCM_API uint64_t dcm_plan_units(const dcm_plan *plan);
 

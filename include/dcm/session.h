@@ -79,6 +79,15 @@ DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens,
  */
 DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
 
+/*
+ * For measuring at a depth without reading up to it: put an empty session into the state that it has after `tokens`
+ * tokens fed one by one. Units, their places and levels, slots and bytes are those of that state, and feeding goes on
+ * from there by the schedule; what the units hold is random, between -1 and 1, from `seed`, so that results mean
+ * nothing. Counters are as if the tokens had been fed. Errors: DCM_ERR_USAGE (something was fed before), DCM_ERR_MEMORY
+ * (as when feeding), DCM_ERR_DEVICE; after the last two the session can only be closed or asked for its counters.
+ */
+DCM_API dcm_status dcm_session_fill(dcm_session *session, uint64_t tokens, uint64_t seed);
+
 /* Tokens that one step of this session takes at most: feeds of a multiple of it lose nothing. */
 DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 

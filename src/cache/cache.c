@@ -1,105 +1,12 @@
 #include "cache/cache.h"
 
 #include "base/error.h"
+#include "cache/ring.h"
 #include "cache/view.h"
 
 #include <string.h>
 
-enum { FIRST_FAR_RING = 1024, SINKS = DCM_LEVELS_MAX, SLACK_PART = 50 /* a step may leave 1/50 unused */ };
-
-static uint64_t power_of_two_at_least(uint64_t x)
-{
-    uint64_t p = 1;
-    while (p < x)
-        p *= 2;
-    return p;
-}
-
-/* Entries the ring of level g must have for a step; the top level of dcm and of full grows as it fills. */
-static uint64_t ring_need(const cache *c, uint32_t g, uint32_t n)
-{
-    const uint64_t step = n > 1 ? (n >> g) + 1 : 0;
-    if (g == SINKS)
-        return c->plan.sinks;
-    if (g == c->plan.top)
-        return c->plan.count[g] + (n >> g) + 1;
-    return (2 * (uint64_t)c->plan.group >> g) - 1 + step;
-}
-
-/* Give every ring the room a step of n tokens needs; a change rebuilds the whole table, whose entries are 4 bytes a
- * unit. */
-static dcm_status reserve_rings(cache *c, uint32_t n)
-{
-    bool fits = true;
-    size_t total = 0, offset[DCM_LEVELS_MAX + 1];
-    uint32_t mask[DCM_LEVELS_MAX + 1];
-    for (uint32_t g = 0; g <= SINKS; g++) {
-        uint64_t capacity = c->ring[g].mask + (uint64_t)(c->table != NULL);
-        const bool used = g <= c->plan.top || (g == SINKS && c->plan.sinks);
-        const uint64_t need = used ? ring_need(c, g, n) : 0;
-        if (need > capacity) {
-            fits = false;
-            capacity = power_of_two_at_least(need < FIRST_FAR_RING && g == c->plan.top ? FIRST_FAR_RING : need);
-        }
-        offset[g] = total;
-        mask[g] = capacity ? (uint32_t)(capacity - 1) : 0;
-        total += capacity;
-    }
-    if (fits)
-        return DCM_OK;
-    uint32_t *table = NULL;
-    buffer *device = NULL;
-    dcm_status status;
-    DCM_TRY(status, fail, mem_new(&table, total, sizeof *table, "slot table"));
-    DCM_TRY(status, fail, c->ops->ops->buffer_new(c->ops, total * sizeof *table, MEM_TABLES, &device));
-    for (uint32_t g = 0; g <= SINKS; g++) {
-        cache_ring *r = &c->ring[g];
-        const uint64_t first = g == SINKS ? 0 : c->plan.first[g];
-        const uint64_t kept = g != SINKS                       ? c->plan.count[g]
-                              : c->plan.tokens < c->plan.sinks ? c->plan.tokens
-                                                               : c->plan.sinks;
-        for (uint64_t i = first; i < first + kept; i++)
-            table[offset[g] + (i & mask[g])] = c->table[r->offset + (i & r->mask)];
-        *r = (cache_ring){offset[g], mask[g], first, first + kept};
-    }
-    mem_free(&c->table);
-    buffer_free(&c->slots.pool.table);
-    c->table = table;
-    c->slots.pool.table = device;
-    return DCM_OK;
-fail:
-    mem_free(&table);
-    return dcm_fail_in(status, "slot table of %zu entries", total);
-}
-
-static void ring_put(cache *c, uint32_t g, uint64_t node, uint32_t slot)
-{
-    cache_ring *r = &c->ring[g];
-    c->table[r->offset + (node & r->mask)] = slot;
-    if (r->dirty_first == r->dirty_end)
-        r->dirty_first = node;
-    r->dirty_end = node + 1;
-}
-
-static uint32_t ring_get(const cache *c, uint32_t g, uint64_t node)
-{
-    return c->table[c->ring[g].offset + (node & c->ring[g].mask)];
-}
-
-/* Send the entries that changed: one run, or two where it wraps. */
-static dcm_status upload_ring(cache *c, cache_ring *r)
-{
-    while (r->dirty_first < r->dirty_end) {
-        const size_t at = r->dirty_first & r->mask, room = r->mask + 1 - at, left = r->dirty_end - r->dirty_first;
-        const size_t count = left < room ? left : room;
-        const dcm_status status = c->ops->ops->write(c->slots.pool.table, (r->offset + at) * sizeof *c->table,
-                                                     c->table + r->offset + at, count * sizeof *c->table);
-        if (status != DCM_OK)
-            return status;
-        r->dirty_first += count;
-    }
-    return DCM_OK;
-}
+enum { SLACK_PART = 50 /* a step may leave 1/50 unused */ };
 
 /* A slot that the step's later ops no longer name; those of longer steps stay readable until the step is done. */
 static dcm_status release(cache *c, uint32_t slot)
@@ -165,7 +72,7 @@ static void plan_append(cache *c, uint32_t slot)
     dcm_plan *p = &c->plan;
     const bool sink = p->tokens < p->sinks;
     if (sink)
-        ring_put(c, SINKS, p->tokens, slot);
+        ring_put(c, RING_SINKS, p->tokens, slot);
     else
         ring_put(c, 0, p->tokens - p->sinks, slot);
     if (c->kind == DCM_CACHE_DCM) {
@@ -257,15 +164,14 @@ dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n)
 {
     planned_merge *merges = NULL;
     dcm_status status;
-    DCM_TRY(status, done, reserve_rings(c, n));
+    DCM_TRY(status, done, rings_reserve(c, n));
     DCM_TRY(status, done, lay_out_step(c, n));
     DCM_TRY(status, done, mem_new(&merges, n, sizeof *merges, "planned merges"));
     for (uint32_t i = 0; i < n; i++)
         DCM_TRY(status, done, plan_token(c, tokens[i], i, merges));
     batch_merges(c, merges);
     c->bytes_written += ((uint64_t)n + c->step.n_merges) * c->slots.unit_bytes;
-    for (uint32_t g = 0; g <= SINKS; g++)
-        DCM_TRY(status, done, upload_ring(c, &c->ring[g]));
+    DCM_TRY(status, done, rings_upload(c));
     status =
         c->ops->ops->write(c->step.data, 0, c->words,
                            (c->step.merge_rot + 3 * (size_t)c->step.n_merges * 2 * c->rope.pairs) * sizeof *c->words);

@@ -64,6 +64,25 @@ dcm_action dcm_plan_step(dcm_plan *plan)
     return action;
 }
 
+/*
+ * Once the near queue covers T(L) tokens the schedule is periodic: L tokens retire one unit, pop L / 2^g nodes of each
+ * level below the top and push as many, and leave one unit more at the top.
+ */
+void dcm_plan_skip(dcm_plan *plan, uint64_t tokens)
+{
+    const uint64_t steady = plan->sinks + dcm_near_coverage(plan->group);
+    for (; tokens && plan->tokens < steady; tokens--)
+        dcm_plan_step(plan);
+    const uint64_t cycles = tokens / plan->group;
+    for (uint32_t g = 0; g < plan->top; g++)
+        plan->first[g] += cycles * (plan->group >> g);
+    plan->count[plan->top] += cycles;
+    plan->far += cycles;
+    plan->tokens += cycles * plan->group;
+    for (tokens %= plan->group; tokens; tokens--)
+        dcm_plan_step(plan);
+}
+
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 uint64_t dcm_plan_units(const dcm_plan *plan)

@@ -2,7 +2,7 @@
 #include <dcm/session.h>
 
 #include "base/error.h"
-#include "cache/cache.h"
+#include "cache/fill.h"
 #include "merge/merge.h"
 #include "model/model.h"
 
@@ -71,6 +71,16 @@ void dcm_session_close(dcm_session **out)
     merge_close(&s->merge);
     cache_close(&s->cache);
     mem_free(out);
+}
+
+dcm_status dcm_session_fill(dcm_session *s, uint64_t tokens, uint64_t seed)
+{
+    if (s->failed || s->tokens)
+        return dcm_fail(DCM_ERR_USAGE, "only a session that nothing was fed to can be filled");
+    const dcm_status status = cache_fill(&s->cache, tokens, seed);
+    s->failed = status != DCM_OK;
+    s->tokens = tokens;
+    return status;
 }
 
 /* Which logits a feed wants. */

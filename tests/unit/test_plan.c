@@ -299,12 +299,46 @@ static void refused_groups(void **state)
     }
 }
 
+/* Skipping is stepping, from any state, and sums of skips are skips of sums. */
+static void skips(void **state)
+{
+    static const uint32_t groups[] = {2, 4, 16, 64};
+    (void)state;
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        for (uint32_t sinks = 0; sinks < 7; sinks += 3)
+            for (uint64_t from = 0; from < 700; from = 3 * from + 1) {
+                dcm_plan stepped, start;
+                assert_int_equal(dcm_plan_init(&start, groups[i], sinks), DCM_OK);
+                for (uint64_t n = 0; n < from; n++)
+                    dcm_plan_step(&start);
+                stepped = start;
+                for (uint64_t n = 0; n < 1500; n++) {
+                    dcm_plan skipped = start;
+                    dcm_plan_skip(&skipped, n);
+                    assert_memory_equal(&skipped, &stepped, sizeof stepped);
+                    dcm_plan_step(&stepped);
+                }
+            }
+    dcm_plan far, twice;
+    dcm_plan_init(&far, 4096, 4);
+    twice = far;
+    dcm_plan_skip(&far, 3000000000u);
+    dcm_plan_skip(&twice, 1234567891u);
+    dcm_plan_skip(&twice, 3000000000u - 1234567891u);
+    assert_memory_equal(&far, &twice, sizeof far);
+    assert_int_equal(dcm_plan_units(&far), dcm_units_after(4096, 4, 3000000000u));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_groups_agree),       cmocka_unit_test(large_groups_agree),
-        cmocka_unit_test(counts_match_closed_form), cmocka_unit_test(known_counts),
-        cmocka_unit_test(first_segment_of_16),      cmocka_unit_test(refused_groups),
+        cmocka_unit_test(skips),
+        cmocka_unit_test(small_groups_agree),
+        cmocka_unit_test(large_groups_agree),
+        cmocka_unit_test(counts_match_closed_form),
+        cmocka_unit_test(known_counts),
+        cmocka_unit_test(first_segment_of_16),
+        cmocka_unit_test(refused_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
