@@ -19,6 +19,7 @@ void prefetch_block(__global const uchar *p)
 #endif
 }
 
+#if !QUADS /* else as in cl/linear_fixed.cl */
 #if BITS == 4
 float16 block_dot(__global const uchar *q, __global const float *x)
 {
@@ -80,10 +81,11 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
     return (a + b) + (c + d);
 }
 #endif
+#endif
 
 /*
- * The vector to multiply with: x itself or its transform in `work`; the blocks' sums into work + cols where the type
- * has minimums.
+ * The vector to multiply with: x itself or its transform in `work`; into work + cols the blocks' sums where the type
+ * has minimums, or their fixed-point records.
  */
 __global const float *prepare(uint input, __global const float *x, __global const float *gain, float eps, uint cols,
                               __global float *work)
@@ -94,7 +96,9 @@ __global const float *prepare(uint input, __global const float *x, __global cons
         swiglu(x, cols, work);
     if (input != INPUT_PLAIN)
         x = work;
-#if HAS_MIN
+#if QUADS
+    fix_blocks(x, cols, (__global int *)(work + cols));
+#elif HAS_MIN
     for (uint b = 0; b < cols / BLOCK; b++)
         work[cols + b] = sum16(vload16(0, x + b * BLOCK) + vload16(0, x + b * BLOCK + 16));
 #endif
@@ -121,8 +125,14 @@ linear_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, u
     }
     y += y_offset + token * ldy;
     const uint end = (uint)((item + 1) * tiles / items);
-    for (uint t = (uint)(item * tiles / items); t < end; t++)
-        store16(tile_dot(w + t * tile_bytes, cols, x, work + cols), (tile0 + t) * TILE, rows, bias, y, flags);
+    for (uint t = (uint)(item * tiles / items); t < end; t++) {
+#if QUADS
+        const float16 v = tile_dot(w + t * tile_bytes, cols, (__global const int *)(work + cols));
+#else
+        const float16 v = tile_dot(w + t * tile_bytes, cols, x, work + cols);
+#endif
+        store16(v, (tile0 + t) * TILE, rows, bias, y, flags);
+    }
 }
 
 /* Item t: token t's x into its slice of `work`. */
@@ -140,6 +150,8 @@ linear_prepare(uint cols, uint input, __global const float *x, ulong x_offset, u
 }
 
 /* ---- Group: a work-group for 16 rows; item = 4 rows of a slice of the columns ---- */
+
+#if !QUADS
 
 typedef struct group_sum {
     float4 rows;   /* products of 4 rows */
@@ -267,6 +279,8 @@ linear_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint cols, u
         y[row] = v;
     }
 }
+
+#endif
 
 /* out (n, cols) = silu(x[:cols]) * x[cols:]; item (column, token). */
 __kernel void linear_swiglu(uint cols, __global const float *x, ulong x_offset, __global float *out)

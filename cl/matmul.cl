@@ -46,7 +46,22 @@ void unpack_tile(__global const uchar *tile, uint cols, __global float *out)
 #else
         const float16 m = 0;
 #endif
+#if QUADS
+        for (uint j = 0; j < BLOCK * BITS / 32; j++) {
+            const uint16 four = vload16(j, (__global const uint *)(p + BLOCK_HEAD));
+            UNROLL
+            for (uint i = 0; i < 4; i++) {
 #if BITS == 4
+                const uint16 low = four << 28 - 8 * i, high = four << 24 - 8 * i;
+                vstore16(fma(convert_float16(low >> 28), d, m), 0, out + (4 * j + i) * 32);
+                vstore16(fma(convert_float16(high >> 28), d, m), 0, out + (4 * j + i + 16) * 32);
+#else
+                const int16 q = as_int16(four << 24 - 8 * i) >> 24;
+                vstore16(fma(convert_float16(q), d, m), 0, out + (4 * j + i) * 32);
+#endif
+            }
+        }
+#elif BITS == 4
         for (uint k = 0; k < 16; k++) {
             const int16 pair = convert_int16(vload16(k, p + BLOCK_HEAD));
             vstore16(fma(convert_float16(pair & 15), d, m), 0, out + k * 32);

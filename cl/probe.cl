@@ -1,6 +1,6 @@
 /*
  * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with
- * PROBE_FP16 or PROBE_SUBGROUPS since its build may fail.
+ * PROBE_FP16, PROBE_SUBGROUPS or PROBE_DOT4 since its build may fail.
  */
 #if defined(PROBE_FP16)
 
@@ -33,6 +33,18 @@ __kernel void probe_subgroups(__global const int *x, __global int *out)
     out[3 * i] = (int)get_sub_group_id();
     out[3 * i + 1] = (int)get_sub_group_size();
     out[3 * i + 2] = sub_group_reduce_add(x[i]);
+}
+
+#elif defined(PROBE_DOT4)
+
+/* x is (n) ints; items of 16: out[i] = x[i] + the sum of the products of x[i]'s bytes, unsigned, with x[0]'s, signed. */
+__kernel void probe_dot4(__global const int *x, __global int *out)
+{
+    const size_t i = get_global_id(0);
+    const int16 u = vload16(i, x), first = (int16)(x[0]);
+    int16 s = u;
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(first));
+    vstore16(s, i, out);
 }
 
 #else

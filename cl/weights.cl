@@ -19,7 +19,7 @@
 #define TYPE_Q6_K 14
 #define TYPE_BF16 30
 
-#ifndef TYPE /* the host sets all seven from one table */
+#ifndef TYPE /* the host sets all of these */
 #define TYPE TYPE_Q4_1
 #define BITS 4         /* of an item */
 #define BLOCK 32       /* columns of a block */
@@ -27,11 +27,19 @@
 #define BLOCK_BYTES 320
 #define SUPER 1        /* blocks of a super-block */
 #define SUPER_HEAD 0   /* bytes before its blocks */
+#define QUADS 0        /* 1: four columns of a row side by side, for integer products */
 #endif
 #define TILE 16
 #define SUPER_BYTES (SUPER_HEAD + SUPER * BLOCK_BYTES)
 #define QUANTIZED (BLOCK > 1)
 #define HAS_MIN (TYPE == TYPE_Q4_0 || TYPE == TYPE_Q4_1 || TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K)
+
+/* Where the item of a column (4 bits: of a pair of columns) stands among a block's quants. */
+#if QUADS
+#define ITEM_AT(K, ROW) ((K) / 4 * 4 * TILE + (ROW) * 4 + (K) % 4)
+#else
+#define ITEM_AT(K, ROW) ((K) * TILE + (ROW))
+#endif
 
 #define INPUT_PLAIN 0
 #define INPUT_RMSNORM 1
@@ -98,9 +106,9 @@ float element(__global const uchar *tile, uint row, uint col)
     __global const uchar *p = block_at(tile, col / BLOCK);
     const uint k = col % BLOCK;
 #if BITS == 4
-    const int q = p[BLOCK_HEAD + (k % 16) * TILE + row] >> (k / 16 * 4) & 15;
+    const int q = p[BLOCK_HEAD + ITEM_AT(k % 16, row)] >> (k / 16 * 4) & 15;
 #else
-    const int q = ((__global const char *)p)[BLOCK_HEAD + k * TILE + row];
+    const int q = ((__global const char *)p)[BLOCK_HEAD + ITEM_AT(k, row)];
 #endif
 #if TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K
     __global const half *s = (__global const half *)super_at(tile, col / BLOCK);

@@ -30,11 +30,11 @@ static table_cell cell_bytes(size_t bytes, bool exact, char *text, size_t size)
     return cell_text(text);
 }
 
-/* "fp16 subgroups unified": the first two found by trying. */
+/* "fp16 subgroups dot4 unified": all but the last found by trying. */
 static void feature_text(const dcm_device_entry *entry, const dcm_device_probe *probe, char *out, size_t size)
 {
     const char *const names[] = {probe->fp16 ? "fp16" : NULL, probe->subgroups ? "subgroups" : NULL,
-                                 entry->unified ? "unified" : NULL};
+                                 probe->dot4 ? "dot4" : NULL, entry->unified ? "unified" : NULL};
     size_t used = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -90,8 +90,8 @@ int cmd_devices(int argc, char **argv)
         .usage = "[options]",
         .about =
             "The OpenCL devices of this machine, with the number that --device takes. Features: fp16 (half-precision\n"
-            "arithmetic) and subgroups (sub-group reductions), both found by trying; unified (memory shared with the\n"
-            "host). --device ref, the C reference, needs no device."};
+            "arithmetic), subgroups (sub-group reductions) and dot4 (sums of four byte products on x86 CPUs), found by\n"
+            "trying; unified (memory shared with the host). --device ref, the C reference, needs no device."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
     options_add_verbosity(&a, &o.verbosity);
     int code = args_parse(&a, argc, argv);

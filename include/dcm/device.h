@@ -130,6 +130,7 @@ enum {
 typedef struct dcm_device_probe {
     bool fp16;                  /* half-precision arithmetic */
     bool subgroups;             /* sub-group reductions */
+    bool dot4;                  /* sums of four byte products (x86's VNNI) */
     double read_gb_s;           /* GB (10^9 bytes) of global memory read in a second */
     double launch_us;           /* microseconds of an empty kernel in a full queue */
     double round_trip_us;       /* microseconds to enqueue a kernel, run it and wait for it */

@@ -32,6 +32,7 @@ typedef struct cldev_limits {
     bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
+    bool dot4;              /* sums of four byte products as x86's VNNI has them: set by cldev_probe_dot4 */
 } cldev_limits;
 
 /* One place in the platform/device list. */
@@ -81,6 +82,12 @@ void cldev_close(cldev **device);
  * plain kernel works.
  */
 dcm_status cldev_probe_features(cldev *device);
+
+/*
+ * Find limits.dot4 in the same way: on CPUs whose kernels run in this process (PoCL) on an x86 that has the
+ * instruction, which is tried by inline assembly.
+ */
+void cldev_probe_dot4(cldev *device);
 
 /*
  * Build one kernel family: cl/common.cl, then cl/FAMILY.cl, with `options` such as "-DHEAD_DIM=64"; "weights+linear" is

@@ -64,6 +64,46 @@ fail:
     return status;
 }
 
+static dcm_status check_dot4(cldev *device, probe_run *run)
+{
+    dcm_status status = DCM_OK;
+    int32_t x[ITEMS], out[ITEMS];
+    for (uint32_t i = 0; i < ITEMS; i++)
+        x[i] = (int32_t)((i + 1) * 0x9e3779b1u);
+    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_DOT4", "probe_dot4", true));
+    DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS / 16, 1));
+    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
+    for (int i = 0; i < ITEMS; i++) {
+        int32_t expected = x[i];
+        for (int k = 0; k < 32; k += 8)
+            expected += (uint8_t)(x[i] >> k) * (int8_t)(x[0] >> k);
+        if (out[i] != expected)
+            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %d for %d", out[i], expected);
+    }
+fail:
+    return status;
+}
+
+/* Whether this process may run the instruction at all: where it may not, trying would end the program. */
+static bool host_has_dot4(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
+#else
+    return false;
+#endif
+}
+
+void cldev_probe_dot4(cldev *device)
+{
+    probe_run run = {0};
+    const bool here =
+        device->limits.type & CL_DEVICE_TYPE_CPU && !strcmp(device->limits.platform, "Portable Computing Language");
+    device->limits.dot4 = here && host_has_dot4() && check_dot4(device, &run) == DCM_OK;
+    probe_run_close(&run);
+}
+
 /*
  * Some compilers complain on stderr, past the build log, about what the device does not claim; so only what it claims
  * by one of `extensions` is tried.
@@ -113,6 +153,7 @@ dcm_status cldev_probe_features(cldev *device)
     CL_TRY(status, fail, clFinish(device->queue));
     device->limits.fp16 = has_feature(device, "fp16", fp16, check_fp16);
     device->limits.subgroups = has_feature(device, "subgroups", subgroups, check_subgroups);
+    cldev_probe_dot4(device);
 fail:
     probe_run_close(&run);
     return status;

@@ -11,7 +11,7 @@ dcm_status cl_embed(backend *b, const embed_args *args)
     const cl_ulong tile_bytes = m->tile_bytes, ids_offset = args->step->tokens;
     const cl_uint cols = m->base.cols;
     cl_kernel kernel;
-    dcm_status status = clop_kernel(b, "weights+linear", m->options, "embed", &kernel);
+    dcm_status status = clop_kernel(b, m->family, m->options, "embed", &kernel);
     for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
         const matrix_part *part = &m->part[i];
         const clop_arg a[] = {CLOP_MEM(part->data),  CLOP_VAR(tile_bytes), CLOP_VAR(part->tile0),

@@ -44,7 +44,7 @@ static dcm_status prepare_wide(backend *b, const matrix_cl *m, linear_launch *l,
                           CLOP_VAR(l->x_offset), CLOP_VAR(l->ldx),   CLOP_MEM(l->gain),
                           CLOP_VAR(l->eps),      CLOP_MEM(l->work),  CLOP_VAR(l->work_stride)};
     cl_kernel kernel;
-    dcm_status status = clop_kernel(b, "weights+linear", m->options, "linear_prepare", &kernel);
+    dcm_status status = clop_kernel(b, m->family, m->options, "linear_prepare", &kernel);
     if (status == DCM_OK)
         status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, &n, local);
     l->input = INPUT_PREPARED;
@@ -56,10 +56,10 @@ static dcm_status linear_wide(backend *b, const linear_args *args)
     static const size_t local[] = {1, 1};
     const matrix_cl *m = matrix_cl_of(args->w);
     const uint32_t units = clop_device(b)->limits.compute_units, most = (units ? units : 1) * ITEMS_PER_UNIT;
-    const bool work = args->input != INPUT_PLAIN || matrix_has_min(args->w->type), fused = args->n <= FUSED_TOKENS_MAX;
+    const bool work = args->input != INPUT_PLAIN || matrix_needs_work(args->w), fused = args->n <= FUSED_TOKENS_MAX;
     linear_launch l = launch_of(args);
     cl_kernel kernel;
-    dcm_status status = clop_kernel(b, "weights+linear", m->options, "linear_wide", &kernel);
+    dcm_status status = clop_kernel(b, m->family, m->options, "linear_wide", &kernel);
     if (status == DCM_OK && work) {
         buffer *scratch;
         const size_t floats = l.work_stride * args->n * (fused ? most : 1);
@@ -91,7 +91,7 @@ static dcm_status swiglu_group(backend *b, const matrix_cl *m, linear_launch *l,
     cl_kernel kernel;
     dcm_status status = clop_scratch(b, CLOP_SCRATCH_LINEAR, n * l->cols * sizeof(float), &scratch);
     if (status == DCM_OK)
-        status = clop_kernel(b, "weights+linear", m->options, "linear_swiglu", &kernel);
+        status = clop_kernel(b, m->family, m->options, "linear_swiglu", &kernel);
     if (status != DCM_OK)
         return status;
     const clop_arg a[] = {CLOP_VAR(l->cols), CLOP_MEM(l->x), CLOP_VAR(l->x_offset), CLOP_MEM(scratch)};
@@ -109,7 +109,7 @@ static dcm_status linear_group(backend *b, const linear_args *args)
     const size_t local[] = {matrix_group_size(b), 1};
     linear_launch l = launch_of(args);
     cl_kernel kernel;
-    dcm_status status = clop_kernel(b, "weights+linear", m->options, "linear_group", &kernel);
+    dcm_status status = clop_kernel(b, m->family, m->options, "linear_group", &kernel);
     if (status == DCM_OK && args->input == INPUT_SWIGLU)
         status = swiglu_group(b, m, &l, args->n);
     for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {

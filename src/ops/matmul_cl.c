@@ -118,7 +118,7 @@ static dcm_status prepare_group(backend *b, const linear_args *args, matmul *p)
         const size_t global[] = {(p->cols + group - 1) / group * group, p->n};
         const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x), CLOP_VAR(p->x_offset), CLOP_MEM(scratch)};
         DCM_TRY(status, fail,
-                clop_kernel(b, "weights+linear", matrix_cl_of(args->w)->options, "linear_swiglu", &kernel));
+                clop_kernel(b, matrix_cl_of(args->w)->family, matrix_cl_of(args->w)->options, "linear_swiglu", &kernel));
         DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
     } else {
         const size_t local[] = {SIDE * SIDE}, global[] = {p->n * local[0]};

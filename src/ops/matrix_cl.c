@@ -28,15 +28,24 @@ static layout layout_of(quant_type type)
     return (layout){0};
 }
 
-bool matrix_has_min(quant_type type)
+static bool matrix_has_min(quant_type type)
 {
     return type == QUANT_Q4_0 || type == QUANT_Q4_1 || type == QUANT_Q4_K || type == QUANT_Q5_K;
 }
 
+/* 4-byte words of a block of x in fixed point: DOT_WORDS in cl/linear_fixed.cl. */
+static uint32_t dot_words(const layout *l) { return 3 * l->block / 4 + 8; }
+
 size_t matrix_work_floats(const matrix *m)
 {
-    return (size_t)m->cols + (matrix_has_min(m->type) ? m->cols / layout_of(m->type).block : 0);
+    const layout l = layout_of(m->type);
+    const size_t blocks = m->cols / l.block;
+    if (matrix_cl_of(m)->quads)
+        return m->cols + blocks * dot_words(&l);
+    return m->cols + (matrix_has_min(m->type) ? blocks : 0);
 }
+
+bool matrix_needs_work(const matrix *m) { return matrix_cl_of(m)->quads || matrix_has_min(m->type); }
 
 size_t matrix_group_size(const backend *b)
 {
@@ -56,13 +65,20 @@ static void spread(uint8_t *dst, const uint8_t *src, size_t size, size_t count, 
         memcpy(dst + (i * TILE + r) * size, src + i * size, size);
 }
 
-/* Q4_0, Q4_1, Q8_0: `heads` halves and the quants' bytes, in the order that tiles have. */
-static void pack_simple(uint8_t *tile, const uint8_t *src, const layout *l, size_t blocks, uint32_t r)
+/* Where item k of row r of a block's quants stands. */
+static uint32_t item_at(bool quads, uint32_t k, uint32_t r)
 {
-    const size_t heads = l->block_head / (2 * TILE), quants = (l->block_bytes - l->block_head) / TILE;
-    for (size_t b = 0; b < blocks; b++, tile += l->block_bytes, src += 2 * heads + quants) {
+    return quads ? k / 4 * 4 * TILE + r * 4 + k % 4 : k * TILE + r;
+}
+
+/* Q4_0, Q4_1, Q8_0: `heads` halves and the quants' bytes, in the order that tiles have. */
+static void pack_simple(uint8_t *tile, const uint8_t *src, const layout *l, bool quads, size_t blocks, uint32_t r)
+{
+    const uint32_t heads = l->block_head / (2 * TILE), items = (l->block_bytes - l->block_head) / TILE;
+    for (size_t b = 0; b < blocks; b++, tile += l->block_bytes, src += 2 * heads + items) {
         spread(tile, src, 2, heads, r);
-        spread(tile + l->block_head, src + 2 * heads, 1, quants, r);
+        for (uint32_t k = 0; k < items; k++)
+            tile[l->block_head + item_at(quads, k, r)] = src[2 * heads + k];
     }
 }
 
@@ -81,7 +97,7 @@ static void group_scale(const uint8_t *s, uint32_t g, uint8_t *scale, uint8_t *m
 
 /* One Q4_K or Q5_K block (`high`: its fifth bits, else NULL) into a super-block. */
 static void pack_45_k(uint8_t *super, const uint8_t *src, const uint8_t *high, const uint8_t *nibbles, const layout *l,
-                      uint32_t r)
+                      bool quads, uint32_t r)
 {
     spread(super, src, 2, 2, r);
     for (uint32_t g = 0; g < 8; g++) {
@@ -91,15 +107,15 @@ static void pack_45_k(uint8_t *super, const uint8_t *src, const uint8_t *high, c
         group_scale(src + 4, g, block + r, block + TILE + r);
         if (high)
             for (uint32_t k = 0; k < 32; k++)
-                quants[k * TILE + r] = (uint8_t)((low[k] >> shift & 15) | (high[k] >> g & 1) << 4);
+                quants[item_at(quads, k, r)] = (uint8_t)((low[k] >> shift & 15) | (high[k] >> g & 1) << 4);
         else
             for (uint32_t k = 0; k < 16; k++)
-                quants[k * TILE + r] = (uint8_t)((low[k] >> shift & 15) | (low[k + 16] >> shift & 15) << 4);
+                quants[item_at(quads, k, r)] = (uint8_t)((low[k] >> shift & 15) | (low[k + 16] >> shift & 15) << 4);
     }
 }
 
 /* One Q6_K block: 128 bytes of low nibbles, 64 of upper bit pairs, 16 scales, f16 d; see quant.c. */
-static void pack_6_k(uint8_t *super, const uint8_t *src, const layout *l, uint32_t r)
+static void pack_6_k(uint8_t *super, const uint8_t *src, const layout *l, bool quads, uint32_t r)
 {
     spread(super, src + 208, 2, 1, r);
     for (uint32_t g = 0; g < 16; g++) {
@@ -108,27 +124,29 @@ static void pack_6_k(uint8_t *super, const uint8_t *src, const layout *l, uint32
         const uint8_t *low = src + 64 * half + 32 * (part % 2) + from, *high = src + 128 + 32 * half + from;
         block[r] = src[192 + g];
         for (uint32_t k = 0; k < 16; k++)
-            quants[k * TILE + r] = (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
+            quants[item_at(quads, k, r)] = (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
     }
 }
 
-static void pack_row(quant_type type, uint8_t *tile, const uint8_t *src, size_t cols, uint32_t r)
+static void pack_row(const matrix_cl *m, uint8_t *tile, const uint8_t *src, uint32_t r)
 {
+    const quant_type type = m->base.type;
+    const size_t cols = m->base.cols;
     const layout l = layout_of(type);
     const quant_info *info = quant_get(type);
     const size_t super_bytes = l.super_head + (size_t)l.super * l.block_bytes;
     if (l.block == 1) {
         spread(tile, src, l.bits / 8, cols, r);
     } else if (l.super == 1) {
-        pack_simple(tile, src, &l, cols / l.block, r);
+        pack_simple(tile, src, &l, m->quads, cols / l.block, r);
     } else {
         for (size_t i = 0; i < cols / info->items; i++, tile += super_bytes, src += info->bytes) {
             if (type == QUANT_Q4_K)
-                pack_45_k(tile, src, NULL, src + 16, &l, r);
+                pack_45_k(tile, src, NULL, src + 16, &l, m->quads, r);
             else if (type == QUANT_Q5_K)
-                pack_45_k(tile, src, src + 16, src + 48, &l, r);
+                pack_45_k(tile, src, src + 16, src + 48, &l, m->quads, r);
             else
-                pack_6_k(tile, src, &l, r);
+                pack_6_k(tile, src, &l, m->quads, r);
         }
     }
 }
@@ -145,8 +163,7 @@ static dcm_status upload(const matrix_cl *m, const matrix_part *part, const uint
         for (uint32_t i = 0; i < count * TILE; i++) {
             const size_t row = (size_t)(part->tile0 + done) * TILE + i;
             if (row < m->base.rows)
-                pack_row(m->base.type, staging + i / TILE * m->tile_bytes, data + row * row_bytes, m->base.cols,
-                         i % TILE);
+                pack_row(m, staging + i / TILE * m->tile_bytes, data + row * row_bytes, i % TILE);
         }
         status = clop_write(part->data, done * m->tile_bytes, staging, count * m->tile_bytes);
     }
@@ -159,9 +176,9 @@ static void set_options(backend *b, matrix_cl *m)
     const bool cpu = clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU;
     snprintf(m->options, sizeof m->options,
              "-DTYPE=%u -DBITS=%u -DBLOCK=%u -DBLOCK_HEAD=%u -DBLOCK_BYTES=%u -DSUPER=%u -DSUPER_HEAD=%u -DGROUP=%zu "
-             "-DPREFETCH=%d",
+             "-DPREFETCH=%d -DQUADS=%d",
              (unsigned)m->base.type, l.bits, l.block, l.block_head, l.block_bytes, l.super, l.super_head,
-             matrix_group_size(b), cpu ? PREFETCH_BYTES : 0);
+             matrix_group_size(b), cpu ? PREFETCH_BYTES : 0, m->quads);
 }
 
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out)
@@ -175,6 +192,8 @@ dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t co
     DCM_TRY(status, fail, mem_new(&m, 1, sizeof *m, "a matrix's record"));
     m->base = (matrix){.owner = b, .type = type, .rows = rows, .cols = cols};
     m->tile_bytes = (size_t)(cols / (l.block * l.super)) * (l.super_head + (size_t)l.super * l.block_bytes);
+    m->quads = l.block > 1 && clop_dot4(b);
+    m->family = m->quads ? "weights+linear_fixed+linear" : "weights+linear";
     set_options(b, m);
     if (m->tile_bytes > b->max_alloc) {
         status =

@@ -14,7 +14,8 @@
  *                F32, F16, BF16: 16 items for each column
  *
  * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four
- * rows each.
+ * rows each. Where the device multiplies bytes four at a time (limits.dot4), bytes k = 4 j .. 4 j + 3 of a row stand
+ * together instead, those of row r at index 4 r of each 64.
  */
 #ifndef OPS_MATRIX_CL_H
 #define OPS_MATRIX_CL_H
@@ -32,6 +33,8 @@ typedef struct matrix_part {
 typedef struct matrix_cl {
     matrix base;
     size_t tile_bytes;
+    bool quads; /* the quants of four columns of a row side by side: products by cl/linear_fixed.cl */
+    const char *family; /* of the products with few vectors */
     char options[160]; /* of the families behind cl/weights.cl for this type */
     uint32_t n_parts;
     matrix_part *part;
@@ -39,11 +42,11 @@ typedef struct matrix_cl {
 
 static inline const matrix_cl *matrix_cl_of(const matrix *m) { return (const matrix_cl *)m; }
 
-/* Floats that a wide launch needs for one prepared input of a matrix: x, and the sums of its blocks. */
+/* Floats that a wide launch needs for one prepared input of a matrix: x, and the sums or digits of its blocks. */
 size_t matrix_work_floats(const matrix *m);
 
-/* True where the type's product needs the sums of x over the blocks. */
-bool matrix_has_min(quant_type type);
+/* True where also a plain x is prepared. */
+bool matrix_needs_work(const matrix *m);
 
 /* cl_linear for linear_args.many: the weights are unpacked once for all tokens. */
 dcm_status cl_matmul(backend *b, const linear_args *args);

@@ -39,6 +39,7 @@ struct backend_cl {
     cldev *device;
     clop_shape shape;
     clop_dense dense;
+    bool no_dot4;
     program *programs;
     buffer *scratch[CLOP_SCRATCHES];
     buffer *staging;
@@ -59,6 +60,14 @@ bool clop_wide(const backend *b)
 {
     const backend_cl *cl = (const backend_cl *)b;
     return cl->shape == CLOP_SHAPE_AUTO ? cl->device->limits.wide_items : cl->shape == CLOP_SHAPE_WIDE;
+}
+
+void clop_set_dot4(backend *b, bool on) { self(b)->no_dot4 = !on; }
+
+bool clop_dot4(const backend *b)
+{
+    const backend_cl *cl = (const backend_cl *)b;
+    return cl->device->limits.dot4 && !cl->no_dot4 && clop_wide(b);
 }
 
 void clop_set_dense(backend *b, clop_dense dense) { self(b)->dense = dense; }
@@ -390,6 +399,8 @@ dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memor
     cl->base.max_memory = device->limits.memory ? device->limits.memory : SIZE_MAX;
     if (max_memory && max_memory < cl->base.max_memory)
         cl->base.max_memory = max_memory;
+    if (device->limits.wide_items)
+        cldev_probe_dot4(device);
     DCM_TRY(status, fail, staging_open(cl));
     *out = &cl->base;
     return DCM_OK;

@@ -1,12 +1,12 @@
 #include "harness.h"
 
 const ck_family ck_families[] = {
-    {"embed", check_embed, CK_SHAPES},
-    {"linear", check_linear, CK_SHAPES},
+    {"embed", check_embed, CK_SHAPES | CK_FLOAT},
+    {"linear", check_linear, CK_SHAPES | CK_FLOAT},
     {"kv_store", check_kv_store, CK_ONE},
     {"attention", check_attention, CK_SHAPES},
     {"merge", check_merge, CK_ONE},
-    {"dense", check_dense, CK_DENSE},
+    {"dense", check_dense, CK_SHAPES | CK_CLBLAST},
     {"probe", check_probe, CK_ONE},
     {"broken", check_broken, CK_ONE},
     {"hang", check_hang, CK_ONE},

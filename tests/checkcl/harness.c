@@ -299,18 +299,22 @@ void ck_run_family(ck *c, const ck_family *family)
         const char *name;
         clop_shape shape;
         clop_dense dense;
-    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN},
-                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN},
-                    {"clblast", CLOP_SHAPE_AUTO, CLOP_DENSE_CLBLAST}};
-    const size_t count = family->variants == CK_ONE ? 0 : family->variants == CK_SHAPES ? 2 : 3;
+        bool dot4;
+    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, true},
+                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, true},
+                    {"clblast", CLOP_SHAPE_AUTO, CLOP_DENSE_CLBLAST, true},
+                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, false}};
     c->variant = "";
-    if (count == 0)
+    if (family->variants == CK_ONE)
         family->run(c);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        if (!(family->variants & 1u << i) || (!variants[i].dot4 && !c->list && !c->device->limits.dot4))
+            continue;
         c->variant = variants[i].name;
         if (!c->list) {
             clop_set_shape(c->side[CK_CL], variants[i].shape);
             clop_set_dense(c->side[CK_CL], variants[i].dense);
+            clop_set_dot4(c->side[CK_CL], variants[i].dot4);
         }
         family->run(c);
     }

@@ -108,9 +108,10 @@ double ck_stored(kv_type type, double value, double error);
 /* ---- Families ---- */
 
 typedef enum ck_variants {
-    CK_ONE,    /* one form of kernels */
-    CK_SHAPES, /* wide and group */
-    CK_DENSE   /* wide, group, and CLBlast */
+    CK_ONE = 0,    /* one form of kernels */
+    CK_SHAPES = 3, /* wide (1) and group (2) */
+    CK_CLBLAST = 4,
+    CK_FLOAT = 8 /* wide without integer products, where the device has them */
 } ck_variants;
 
 typedef struct ck_family {

@@ -1,6 +1,8 @@
 /* cl_linear: every type, every input, one token and several. */
 #include "harness.h"
 
+#include <string.h>
+
 static const float EPS = 1e-5f;
 enum { X_OFFSET = 3, Y_OFFSET = 5, Y_GAP = 7 };
 
@@ -62,6 +64,45 @@ static void input_terms(const linear_case *l, const float *x, double *value, dou
     }
 }
 
+/* Bytes before a block's quants in the file, and bytes of quants; Q6_K has its quants first. */
+static void quants_of(quant_type type, size_t *at, size_t *bytes)
+{
+    *at = type == QUANT_Q6_K ? 0 : type == QUANT_Q4_K || type == QUANT_Q5_K ? 16 : type == QUANT_Q4_1 ? 4 : 2;
+    *bytes = type == QUANT_Q6_K ? 192 : quant_get(type)->bytes - *at;
+}
+
+/*
+ * What integer products lose: half a unit of x in fixed point, of which the largest value of a block (32 columns at
+ * most) has 2^23 or so, for each unit of the quants. Those are w less what it is where all bits of the quants are zero.
+ */
+static double fixed_loss(const linear_case *l, const void *row, const float *w, const double *value)
+{
+    const quant_info *info = quant_get(l->type);
+    const size_t bytes = quant_row_bytes(l->type, l->cols);
+    double lost = 0;
+    size_t at, quants;
+    if (info->items == 1)
+        return 0;
+    unsigned char *zero = fx_alloc(bytes);
+    float *base = fx_alloc(l->cols * sizeof *base);
+    quants_of(l->type, &at, &quants);
+    memcpy(zero, row, bytes);
+    for (size_t b = 0; b < l->cols / info->items; b++)
+        memset(zero + b * info->bytes + at, 0, quants);
+    quant_to_float(l->type, zero, base, l->cols);
+    for (uint32_t first = 0; first < l->cols; first += 32) {
+        double top = 0, sum = 0;
+        for (uint32_t i = first; i < first + 32; i++) {
+            top = fmax(top, value[i]);
+            sum += fabs((double)w[i] - base[i]);
+        }
+        lost += 1.01 * CK_U * top * sum;
+    }
+    free(zero);
+    free(base);
+    return lost;
+}
+
 static void bounds(ck *c, const void *what)
 {
     const linear_case *l = what;
@@ -73,8 +114,9 @@ static void bounds(ck *c, const void *what)
         input_terms(l, l->x + X_OFFSET + t * wide, value, error);
         for (uint32_t r = 0; r < l->rows; r++) {
             const size_t at = Y_OFFSET + t * l->ldy + r;
-            double terms = (l->bias ? fabs(l->b[r]) : 0) + (l->add ? fabs(l->y[at]) : 0), lost = 0;
+            double terms = (l->bias ? fabs(l->b[r]) : 0) + (l->add ? fabs(l->y[at]) : 0), lost;
             quant_to_float(l->type, (const char *)l->w + r * row_bytes, w, l->cols);
+            lost = fixed_loss(l, (const char *)l->w + r * row_bytes, w, value);
             for (uint32_t i = 0; i < l->cols; i++) {
                 terms += fabs(w[i]) * value[i];
                 lost += fabs(w[i]) * error[i];
