@@ -37,7 +37,7 @@ __kernel void probe_subgroups(__global const int *x, __global int *out)
 
 #elif defined(PROBE_DOT4)
 
-/* x is (n) ints; items of 16: out[i] = x[i] + the sum of the products of x[i]'s bytes, unsigned, with x[0]'s, signed. */
+/* x and out are (n), 16 an item: out[i] = x[i] + the sum of the products of x[i]'s bytes, unsigned, with x[0]'s. */
 __kernel void probe_dot4(__global const int *x, __global int *out)
 {
     const size_t i = get_global_id(0);

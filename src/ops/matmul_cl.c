@@ -107,6 +107,7 @@ fail:
 /* All tokens' inputs, transformed, into scratch as (n, cols); plain ones are taken where they are. */
 static dcm_status prepare_group(backend *b, const linear_args *args, matmul *p)
 {
+    const matrix_cl *m = matrix_cl_of(args->w);
     buffer *scratch;
     cl_kernel kernel;
     dcm_status status = DCM_OK;
@@ -118,7 +119,7 @@ static dcm_status prepare_group(backend *b, const linear_args *args, matmul *p)
         const size_t global[] = {(p->cols + group - 1) / group * group, p->n};
         const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x), CLOP_VAR(p->x_offset), CLOP_MEM(scratch)};
         DCM_TRY(status, fail,
-                clop_kernel(b, matrix_cl_of(args->w)->family, matrix_cl_of(args->w)->options, "linear_swiglu", &kernel));
+                clop_kernel(b, m->family, m->options, "linear_swiglu", &kernel));
         DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
     } else {
         const size_t local[] = {SIDE * SIDE}, global[] = {p->n * local[0]};

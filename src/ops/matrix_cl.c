@@ -124,7 +124,8 @@ static void pack_6_k(uint8_t *super, const uint8_t *src, const layout *l, bool q
         const uint8_t *low = src + 64 * half + 32 * (part % 2) + from, *high = src + 128 + 32 * half + from;
         block[r] = src[192 + g];
         for (uint32_t k = 0; k < 16; k++)
-            quants[item_at(quads, k, r)] = (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
+            quants[item_at(quads, k, r)] =
+                (uint8_t)(((low[k] >> part / 2 * 4 & 15) | (high[k] >> 2 * part & 3) << 4) - 32);
     }
 }
 
