@@ -17,7 +17,7 @@ static size_t cache_bytes(const runtime *r, const dcm_cache_params *params, uint
 
 /*
  * The largest group length whose cache of so many tokens fits into `room` bytes, into a text; "" for none. A third
- * stays free for tables, for what a step of other length takes, and for units that move while the cache grows.
+ * stays free for tables, scratch, and the step by which the cache grows.
  */
 static void suggest(const runtime *r, const dcm_session *session, dcm_kv_type kv, uint64_t tokens, size_t room,
                     char *out, size_t size)
@@ -27,8 +27,7 @@ static void suggest(const runtime *r, const dcm_session *session, dcm_kv_type kv
         const dcm_cache_params dcm = {.kind = DCM_CACHE_DCM, .group = group, .kv = kv};
         size_t unit = 0;
         const size_t bytes = cache_bytes(r, &dcm, tokens, &unit);
-        const uint32_t chunk = dcm_session_chunk(session) < group ? dcm_session_chunk(session) : group;
-        const size_t step = 2 * (size_t)chunk * unit; /* on top while a step runs */
+        const size_t step = dcm_session_chunk(session) * unit; /* on top while a step runs */
         if (bytes <= SIZE_MAX - step && bytes + step <= room / 3 * 2) {
             snprintf(out, size, "; --cache dcm -L %" PRIu32 " would fit, with %zu bytes", group, bytes + step);
             return;

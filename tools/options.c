@@ -104,8 +104,9 @@ void options_add_cache(args *a, cache_options *o)
          100, .show_zero = true},
         options_kv(&o->kv),
         {"chunk", 0, ARG_INT, &o->chunk, "N",
-         "Most tokens read in one step of a prompt; without it what suits the device. More is faster, takes more "
-         "memory, and with dcm has no effect above L.",
+         "Most tokens read in one step of a prompt, and most cache units more than it needs afterwards (with dcm a "
+         "merge takes two, so that steps come to N/2 tokens); without it what suits the device, or less where memory "
+         "is short. The results are the same.",
          1, CHUNK_MAX},
     };
     args_add(a, "Cache", options, COUNT(options));

@@ -29,11 +29,12 @@ typedef struct dcm_cache_params {
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*
-     * Most tokens of one step when several are fed at once, whatever the policy; dcm takes at most L. While a step
-     * runs, the cache holds up to two units more for each of its tokens than it will need; 0 takes what suits the
-     * device, in shorter steps where that would leave room unused. Units, levels and places are the same for every
-     * chunk, and so are the bits of the result. (Tokens fed one by one are computed by other kernels: the same bits on
-     * the reference, elsewhere another rounding of sums.)
+     * Most tokens of one step when several are fed at once, and most units that the cache holds meanwhile beyond those
+     * that it needs afterwards: a step of dcm holds two for each of its merges, so that it is of chunk / 2 tokens once
+     * units merge; one of dcm has at most L. The room for them is given back when a single token is fed. 0: what suits
+     * the device, and less where there is no memory for it. Units, levels and places are the same for every chunk, and
+     * so are the bits of the result. (Tokens fed one by one are computed by other kernels: the same bits on the
+     * reference, elsewhere another rounding of sums.)
      */
     uint32_t chunk;
 } dcm_cache_params;
@@ -47,7 +48,7 @@ typedef struct dcm_session_stats {
     uint64_t merges;
     size_t units;           /* in the cache now, sinks included */
     size_t unit_bytes;      /* keys and values of one unit, all layers */
-    size_t cache_bytes;     /* allocated for units */
+    size_t cache_bytes;     /* allocated for units; more while a prompt is read, until a single token is fed */
     size_t table_bytes;     /* allocated for slot tables and per-step data */
     size_t scratch_bytes;   /* allocated for activations and partial results */
     size_t weight_bytes;    /* the model's weights, and the merge model's */
@@ -58,7 +59,8 @@ typedef struct dcm_session_stats {
 
 /*
  * Open a session with an empty cache. `params` may be NULL. Errors: DCM_ERR_USAGE (a parameter out of range or without
- * effect for this kind), DCM_ERR_FILE (the merge file), DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ * effect for this kind), DCM_ERR_FILE (the merge file), DCM_ERR_MEMORY (also where a chunk that was asked for would
+ * not fit: the message says which would), DCM_ERR_DEVICE.
  */
 DCM_API dcm_status dcm_session_open(dcm_session **session, dcm_model *model, const dcm_cache_params *params);
 
@@ -88,7 +90,7 @@ DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *to
  */
 DCM_API dcm_status dcm_session_fill(dcm_session *session, uint64_t tokens, uint64_t seed);
 
-/* Tokens that one step of this session takes at most: feeds of a multiple of it lose nothing. */
+/* Tokens that one step of this session takes at most. Feeds of a multiple of it are split into steps of full length. */
 DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 
 DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);

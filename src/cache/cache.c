@@ -2,28 +2,18 @@
 
 #include "base/error.h"
 #include "cache/ring.h"
+#include "cache/room.h"
 #include "cache/view.h"
 
 #include <string.h>
 
-enum { SLACK_PART = 50 /* a step may leave 1/50 unused */ };
-
 /* A slot that the step's later ops no longer name; those of longer steps stay readable until the step is done. */
-static dcm_status release(cache *c, uint32_t slot)
+static void release(cache *c, uint32_t slot)
 {
-    if (c->step.n == 1) {
+    if (c->step.n == 1)
         slots_give(&c->slots, slot);
-        return DCM_OK;
-    }
-    if (c->released_count == c->released_room) {
-        const size_t room = 2 * c->released_room + 64;
-        const dcm_status status = mem_resize(&c->released, room, sizeof *c->released, "released slots");
-        if (status != DCM_OK)
-            return status;
-        c->released_room = room;
-    }
-    c->released[c->released_count++] = slot;
-    return DCM_OK;
+    else
+        c->released[c->released_count++] = slot;
 }
 
 /* A merge planned but not yet placed in its level's batch. */
@@ -33,37 +23,34 @@ typedef struct planned_merge {
     uint64_t node; /* of the older source */
 } planned_merge;
 
-static dcm_status plan_merge(cache *c, uint32_t level, planned_merge *m)
+static void plan_merge(cache *c, uint32_t level, planned_merge *m)
 {
     const uint64_t node = c->plan.first[level];
     *m = (planned_merge){.level = level, .node = node};
     m->pair.a = ring_get(c, level, node);
     m->pair.b = ring_get(c, level, node + 1);
     m->pair.out = m->pair.a;
-    dcm_status status = DCM_OK;
-    if (c->step.n > 1 && (status = slots_take(&c->slots, &m->pair.out)) == DCM_OK)
-        status = release(c, m->pair.a);
-    if (status == DCM_OK)
-        status = release(c, m->pair.b);
+    if (c->step.n > 1) {
+        m->pair.out = slots_take(&c->slots);
+        release(c, m->pair.a);
+    }
+    release(c, m->pair.b);
     ring_put(c, level + 1, node / 2, m->pair.out);
     c->merges++;
-    return status;
 }
 
 /* Before token i is appended: the schedule's merge, or the window's eviction. */
-static dcm_status plan_action(cache *c, planned_merge *merges, uint32_t *n_merges)
+static void plan_action(cache *c, planned_merge *merges, uint32_t *n_merges)
 {
     if (c->kind == DCM_CACHE_DCM) {
         const dcm_action action = dcm_plan_peek(&c->plan);
         if (action.kind == DCM_ACTION_MERGE)
-            return plan_merge(c, (uint32_t)action.level, &merges[(*n_merges)++]);
+            plan_merge(c, (uint32_t)action.level, &merges[(*n_merges)++]);
     } else if (c->kind == DCM_CACHE_WINDOW && dcm_plan_units(&c->plan) == c->window) {
-        const uint32_t slot = ring_get(c, 0, c->plan.first[0]);
+        release(c, ring_get(c, 0, c->plan.first[0]));
         c->plan.first[0]++;
         c->plan.count[0]--;
-        return release(c, slot);
     }
-    return DCM_OK;
 }
 
 /* Advance the plan by the action and one token; the token's unit gets `slot`. */
@@ -83,10 +70,27 @@ static void plan_append(cache *c, uint32_t slot)
     }
 }
 
-/* Offsets of a step of n tokens, and room for it on both sides. */
+/* Room for `words` of a step's data on both sides. */
+static dcm_status reserve_words(cache *c, size_t words)
+{
+    if (words <= c->words_room)
+        return DCM_OK;
+    dcm_status status = mem_resize(&c->words, words, sizeof *c->words, "step data");
+    if (status != DCM_OK)
+        return status;
+    memset(c->words, 0, words * sizeof *c->words);
+    c->words_room = 0;
+    buffer_free(&c->step.data);
+    status = c->ops->ops->buffer_new(c->ops, words * sizeof *c->words, MEM_TABLES, &c->step.data);
+    if (status == DCM_OK)
+        c->words_room = words;
+    return status;
+}
+
+/* Offsets of a step of n tokens, and room for it on both sides and for the slots that it releases. */
 static dcm_status lay_out_step(cache *c, uint32_t n)
 {
-    const size_t turn = 2 * (size_t)c->rope.pairs;
+    const size_t turn = 2 * (size_t)c->rope.pairs, releases = 2 * (size_t)n;
     step *s = &c->step;
     s->n = n;
     s->n_merges = 0;
@@ -98,19 +102,14 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
     s->query_rot = s->views + (size_t)n * VIEW_WORDS;
     s->merges = s->query_rot + n * VIEW_RANGES * turn;
     s->merge_rot = s->merges + (size_t)n * MERGE_WORDS;
-    const size_t words = s->merge_rot + 3 * n * turn;
-    if (words <= c->words_room)
-        return DCM_OK;
-    dcm_status status = mem_resize(&c->words, words, sizeof *c->words, "step data");
-    if (status != DCM_OK)
-        return status;
-    memset(c->words, 0, words * sizeof *c->words);
-    c->words_room = 0;
-    buffer_free(&s->data);
-    status = c->ops->ops->buffer_new(c->ops, words * sizeof *c->words, MEM_TABLES, &s->data);
-    if (status == DCM_OK)
-        c->words_room = words;
-    return status;
+    dcm_status status = DCM_OK;
+    if (releases > c->released_room) {
+        status = mem_resize(&c->released, releases, sizeof *c->released, "released slots");
+        if (status != DCM_OK)
+            return status;
+        c->released_room = releases;
+    }
+    return reserve_words(c, s->merge_rot + 3 * n * turn);
 }
 
 static float *rotation_words(cache *c, size_t at, size_t index)
@@ -118,15 +117,11 @@ static float *rotation_words(cache *c, size_t at, size_t index)
     return (float *)c->words + at + index * 2 * c->rope.pairs;
 }
 
-static dcm_status plan_token(cache *c, int32_t token, uint32_t i, planned_merge *merges)
+static void plan_token(cache *c, int32_t token, uint32_t i, planned_merge *merges)
 {
     step *s = &c->step;
-    uint32_t slot;
-    dcm_status status = plan_action(c, merges, &s->n_merges);
-    if (status == DCM_OK)
-        status = slots_take(&c->slots, &slot);
-    if (status != DCM_OK)
-        return status;
+    plan_action(c, merges, &s->n_merges);
+    const uint32_t slot = slots_take(&c->slots);
     const uint64_t anchor = c->plan.tokens; /* of a token's own unit: its number, sink or not */
     plan_append(c, slot);
     c->words[s->tokens + i] = (uint32_t)token;
@@ -137,7 +132,6 @@ static dcm_status plan_token(cache *c, int32_t token, uint32_t i, planned_merge 
     memcpy(c->words + s->views + (size_t)i * VIEW_WORDS, &v, sizeof v);
     if (v.units > s->max_units)
         s->max_units = v.units;
-    return DCM_OK;
 }
 
 /* Put the planned merges in batches by level, oldest first in each. */
@@ -160,15 +154,17 @@ static void batch_merges(cache *c, const planned_merge *merges)
     c->batch_first[DCM_LEVELS_MAX] = at;
 }
 
-dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n)
+dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t most)
 {
     planned_merge *merges = NULL;
+    uint32_t n;
     dcm_status status;
+    DCM_TRY(status, done, room_for_step(c, most, &n));
     DCM_TRY(status, done, rings_reserve(c, n));
     DCM_TRY(status, done, lay_out_step(c, n));
     DCM_TRY(status, done, mem_new(&merges, n, sizeof *merges, "planned merges"));
     for (uint32_t i = 0; i < n; i++)
-        DCM_TRY(status, done, plan_token(c, tokens[i], i, merges));
+        plan_token(c, tokens[i], i, merges);
     batch_merges(c, merges);
     c->bytes_written += ((uint64_t)n + c->step.n_merges) * c->slots.unit_bytes;
     DCM_TRY(status, done, rings_upload(c));
@@ -180,45 +176,39 @@ done:
     return status;
 }
 
-/* Units at the height of a step of n tokens and after it; for dcm every token past a full near queue counts as a merge.
- */
-static void step_units(const cache *c, uint64_t n, uint64_t *peak, uint64_t *after)
+/* Give every unit of the staging block a regular slot; the pairs (source, source, slot) go into c->words. */
+static uint32_t plan_moves(cache *c)
 {
-    const dcm_plan *p = &c->plan;
-    const uint64_t units = dcm_plan_units(p);
-    *peak = *after = units + n;
-    if (c->kind == DCM_CACHE_WINDOW && *after > c->window) {
-        *after = c->window;
-    } else if (c->kind == DCM_CACHE_DCM) {
-        const uint64_t sinks_left = p->tokens < p->sinks ? p->sinks - p->tokens : 0;
-        const uint64_t unmerged = sinks_left + 2 * (uint64_t)p->group - 1 - dcm_plan_near(p);
-        const uint64_t merges = n > unmerged ? n - unmerged : 0;
-        *peak += merges;
-        *after -= merges;
+    uint32_t n = 0;
+    for (uint32_t g = 0; g < RINGS; g++) {
+        const uint64_t first = ring_first(c, g), end = first + ring_count(c, g);
+        for (uint64_t node = first; node < end; node++) {
+            const uint32_t slot = ring_get(c, g, node);
+            if (!slot_is_staged(slot))
+                continue;
+            const merge_pair move = {slot, slot, slots_take(&c->slots), 0};
+            memcpy(c->words + n++ * (size_t)MERGE_WORDS, &move, sizeof move);
+            ring_put(c, g, node, move.out);
+        }
     }
+    return n;
 }
 
-static uint32_t room(const cache *c, uint32_t most)
+dcm_status cache_settle(cache *c)
 {
-    for (uint32_t n = most; n > 1; n--) {
-        uint64_t peak, after;
-        step_units(c, n, &peak, &after);
-        if (peak <= c->slots.allocated || SLACK_PART * (peak - after) <= after)
-            return n;
-    }
-    return 1;
-}
-
-uint32_t cache_step_room(cache *c, uint32_t most)
-{
-    const uint32_t n = room(c, most);
-    const size_t units = cache_units(c), growth = slots_growth(&c->slots);
-    const size_t limit = units + units / SLACK_PART + growth;
-    /* A block ahead of need, of what the bound on the cache leaves, unless blocks would become small or many. */
-    if (n == most || limit < c->slots.allocated + growth / 2 || c->slots.pool.n_blocks >= KV_BLOCKS / 2 ||
-        slots_grow(&c->slots, limit - c->slots.allocated) != DCM_OK)
-        return n;
-    return room(c, most);
+    dcm_status status;
+    if (!c->slots.staged)
+        return DCM_OK;
+    DCM_TRY(status, fail, reserve_words(c, c->slots.staged * MERGE_WORDS));
+    const step moves = {.data = c->step.data, .n_merges = plan_moves(c)};
+    const merge_apply_args apply = {
+        .pool = &c->slots.pool, .step = &moves, .rope = c->rope.kind, .mode = MERGE_COPY};
+    DCM_TRY(status, fail,
+            c->ops->ops->write(moves.data, 0, c->words, moves.n_merges * (size_t)MERGE_WORDS * sizeof *c->words));
+    DCM_TRY(status, fail, c->ops->ops->merge_apply(c->ops, &apply));
+    slots_unstage(&c->slots);
+fail:
+    return status;
 }
 
 step cache_step_batch(const cache *c, uint32_t level)
@@ -239,9 +229,16 @@ void cache_step_done(cache *c)
 
 size_t cache_units(const cache *c) { return (size_t)dcm_plan_units(&c->plan); }
 
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope)
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, bool yields,
+                      rope rope)
 {
-    *c = (cache){.ops = ops, .kind = params->kind, .window = params->window, .log_r = params->log_r, .rope = rope};
+    *c = (cache){.ops = ops,
+                 .kind = params->kind,
+                 .window = params->window,
+                 .chunk = params->chunk,
+                 .yields = yields,
+                 .log_r = params->log_r,
+                 .rope = rope};
     slots_init(&c->slots, ops, model->layers, model->kv_heads, model->head_dim,
                params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
     if (params->kind == DCM_CACHE_DCM)

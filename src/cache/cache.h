@@ -2,9 +2,9 @@
  * The key-value cache: which unit is in which slot, and what each token of a step sees.
  *
  * One pool of unit slots in device blocks, and per level a ring of slot indices (the power-of-two groups) that the
- * schedule fills: a merge is written into a slot of its own, nothing is ever shifted or copied. All three policies use
- * it: `full` is level 0 alone, `window` is level 0 whose oldest unit is evicted before each append, sinks are a ring of
- * their own.
+ * schedule fills: a merge is written into a slot of its own, nothing is ever shifted. All three policies use it: `full`
+ * is level 0 alone, `window` is level 0 whose oldest unit is evicted before each append, sinks are a ring of their own.
+ * While a prompt is read there is room for `chunk` units more, in a block that is given back afterwards.
  */
 #ifndef CACHE_CACHE_H
 #define CACHE_CACHE_H
@@ -33,6 +33,8 @@ typedef struct cache {
     backend *ops;
     dcm_cache_kind kind;
     uint32_t window;
+    uint32_t chunk; /* most tokens of a step, and most units more than the step leaves while it runs */
+    bool yields;    /* where there is no room for that, chunk becomes smaller */
     float log_r;
     rope rope;
     dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
@@ -49,29 +51,27 @@ typedef struct cache {
 } cache;
 
 /*
- * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params. Zero *c
- * first: cache_close accepts what a failed open leaves.
+ * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params, and its
+ * chunk set; `yields` as in cache. Zero *c first: cache_close accepts what a failed open leaves.
  */
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, bool yields,
+                      rope rope);
 void cache_close(cache *c);
 
 /* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
 
 /*
- * Plan a step of n tokens (for dcm at most L: all its merges come before its attention, and their sources are at least
- * L tokens old) and upload its data into c->step: merges batched by level, slots, rotations and views. For n = 1 a
- * merge goes into its older source's slot and the new token takes the newer one's; for longer steps sources stay
- * readable until cache_step_done.
+ * Plan a step of at least one and at most `most` tokens, c->step.n in the end, and upload its data into c->step: merges
+ * batched by level, slots, rotations and views. All its merges come before its attention, so for dcm `most` is at most
+ * L: their sources are at least L tokens old. For one token a merge goes into its older source's slot and the new token
+ * takes the newer one's; for longer steps sources stay readable until cache_step_done. DCM_ERR_MEMORY: the cache can
+ * only be closed.
  */
-dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t n);
+dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t most);
 
-/*
- * The most tokens, at most `most`, that a step can have without taking room that the cache will not need afterwards: a
- * longer step holds the sources of its merges and the units it evicts until its end. At least 1. The cache may grow
- * ahead of need, within 1.02 x its units and one step of growth.
- */
-uint32_t cache_step_room(cache *c, uint32_t most);
+/* No more room than the units need, once a prompt has been read: those in the staging block get regular slots. */
+dcm_status cache_settle(cache *c);
 
 /* The step's merges of level g alone, for the merge ops; n_merges may be 0. */
 step cache_step_batch(const cache *c, uint32_t level);

@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "cache/ring.h"
+#include "cache/room.h"
 
 enum { TILE_BYTES = 1 << 18 }; /* of random numbers, repeated */
 
@@ -113,8 +114,10 @@ static dcm_status take_slots(cache *c, uint32_t **slots, size_t count)
 {
     dcm_status status;
     DCM_TRY(status, fail, mem_new(slots, count, sizeof **slots, "slots"));
-    for (size_t i = 0; i < count; i++)
-        DCM_TRY(status, fail, slots_take(&c->slots, *slots + i));
+    for (size_t i = 0; i < count; i++) {
+        DCM_TRY(status, fail, room_for_units(c, i + 1));
+        (*slots)[i] = slots_take(&c->slots);
+    }
 fail:
     return status;
 }

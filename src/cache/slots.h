@@ -1,16 +1,30 @@
-/* Slots for units in device blocks that grow by an eighth; no block is ever copied or moved. */
+/*
+ * Slots for units in device blocks. The regular blocks hold the units that stay; they grow by an eighth and are never
+ * copied or freed. The staging block holds units more while a prompt is read: it comes and goes.
+ */
 #ifndef CACHE_SLOTS_H
 #define CACHE_SLOTS_H
 
 #include "ops/ops.h"
 
+enum {
+    SLOTS_STAGING = KV_BLOCKS - 1, /* the staging block's index: regular blocks are below it */
+    SLOTS_GROWTH_MIN = 64
+};
+
+/* A stack of free slots. */
+typedef struct slot_stack {
+    uint32_t *slot;
+    size_t count;
+} slot_stack;
+
 typedef struct slot_pool {
     backend *ops;
-    kv_pool pool;
+    kv_pool pool; /* n_blocks: the regular ones */
     size_t unit_bytes;
-    size_t allocated; /* units in all blocks */
-    uint32_t *free;   /* stack of free slots */
-    size_t free_count;
+    size_t regular;          /* units in all regular blocks */
+    size_t staged;           /* units in the staging block; 0: there is none */
+    slot_stack free, spare; /* of the regular blocks, of the staging block */
 } slot_pool;
 
 /* Bytes of one unit: keys and values of all layers. */
@@ -19,19 +33,28 @@ size_t unit_bytes(uint32_t layers, uint32_t kv_heads, uint32_t head_dim, kv_type
 void slots_init(slot_pool *s, backend *ops, uint32_t layers, uint32_t kv_heads, uint32_t head_dim, kv_type type);
 void slots_close(slot_pool *s);
 
-/*
- * Take a free slot, adding a block when there is none: the larger of 64 units and an eighth of what is allocated.
- * DCM_ERR_MEMORY says what was asked for and how many units there are.
- */
-dcm_status slots_take(slot_pool *s, uint32_t *slot);
+/* Units in all blocks. */
+size_t slots_allocated(const slot_pool *s);
 
-/* Units that the next block has by the rule above. */
+/* Units of the next regular block by the rule: the larger of 64 and an eighth of the units that there are. */
 size_t slots_growth(const slot_pool *s);
 
-/* Add a block of `units` now. Errors as slots_take. */
+/*
+ * Add a regular block of `units`, or of as many as the device allows in one buffer. DCM_ERR_MEMORY says what was asked
+ * for and how many units there are.
+ */
 dcm_status slots_grow(slot_pool *s, size_t units);
 
-/* Give a slot back. */
+/* Add the staging block, which is not there, with `units`. Errors as slots_grow. */
+dcm_status slots_stage(slot_pool *s, size_t units);
+
+/* Free the staging block, in which no unit is any more. */
+void slots_unstage(slot_pool *s);
+
+/* A free slot, a regular one where there is one; there must be one. */
+uint32_t slots_take(slot_pool *s);
 void slots_give(slot_pool *s, uint32_t slot);
+
+static inline bool slot_is_staged(uint32_t slot) { return slot >> KV_SLOT_BITS == SLOTS_STAGING; }
 
 #endif

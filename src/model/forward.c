@@ -9,7 +9,15 @@ static dcm_status new_scratch(const dcm_model *model, size_t tokens, size_t colu
     return model->ops->ops->buffer_new(model->ops, tokens * columns * sizeof(float), MEM_SCRATCH, out);
 }
 
-static uint32_t qkv_columns(const dcm_model_info *m) { return (m->heads + 2 * m->kv_heads) * m->head_dim; }
+static size_t qkv_columns(const dcm_model_info *m) { return ((size_t)m->heads + 2 * m->kv_heads) * m->head_dim; }
+
+static size_t attn_columns(const dcm_model_info *m) { return (size_t)m->heads * m->head_dim; }
+
+size_t activations_bytes(const dcm_model *model)
+{
+    const dcm_model_info *m = &model->config.info;
+    return (m->hidden + qkv_columns(m) + attn_columns(m) + 2 * (size_t)m->ffn) * sizeof(float);
+}
 
 dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens)
 {
@@ -18,7 +26,7 @@ dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tok
     *a = (activations){.tokens = tokens};
     DCM_TRY(status, fail, new_scratch(model, tokens, m->hidden, &a->x));
     DCM_TRY(status, fail, new_scratch(model, tokens, qkv_columns(m), &a->qkv));
-    DCM_TRY(status, fail, new_scratch(model, tokens, (size_t)m->heads * m->head_dim, &a->attn));
+    DCM_TRY(status, fail, new_scratch(model, tokens, attn_columns(m), &a->attn));
     DCM_TRY(status, fail, new_scratch(model, tokens, 2 * (size_t)m->ffn, &a->gate_up));
     return DCM_OK;
 fail:

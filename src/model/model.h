@@ -66,6 +66,9 @@ typedef struct activations {
     buffer *logits;  /* (rows asked for so far at most, vocab) */
 } activations;
 
+/* Bytes of one token's, logits aside. */
+size_t activations_bytes(const dcm_model *model);
+
 dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens);
 void activations_close(activations *a);
 

@@ -51,8 +51,8 @@ dcm_status cl_merge_apply(backend *b, const merge_apply_args *a)
     dcm_status status;
     if (a->step->n_merges == 0)
         return DCM_OK;
-    /* The kernel does not read the head for a constant weight: any buffer will do. */
-    const buffer *head = a->mode == MERGE_CONSTANT ? a->step->data : a->head;
+    /* Where the kernel does not read the head, any buffer will do. */
+    const buffer *head = a->head ? a->head : a->step->data;
     const cl_uint mode = a->mode;
     const cl_float weight = a->weight;
     clop_arg args[MERGE_ARGS + 3] = {[MERGE_ARGS] = CLOP_VAR(mode), CLOP_VAR(weight), CLOP_MEM(head)};

@@ -60,8 +60,8 @@ static inline uint32_t kv_slot(uint32_t block, uint32_t unit) { return block << 
 typedef struct kv_pool {
     uint32_t layers, kv_heads, head_dim;
     kv_type type;
-    uint32_t n_blocks;
-    buffer *block[KV_BLOCKS];
+    uint32_t n_blocks;        /* the first ones; others may be there */
+    buffer *block[KV_BLOCKS]; /* NULL: not there */
     uint32_t block_units[KV_BLOCKS];
     buffer *table; /* uint32 slots: the rings of all levels, one after another */
 } kv_pool;
@@ -197,7 +197,8 @@ typedef struct dense_args {
 typedef enum merge_mode {
     MERGE_CONSTANT, /* out = weight a + (1 - weight) b */
     MERGE_GATE,     /* out = s a + (1 - s) b, s = 1 / (1 + exp(-head[row])) */
-    MERGE_DIRECT    /* out = head[row] */
+    MERGE_DIRECT,   /* out = head[row] */
+    MERGE_COPY      /* out = a as it is stored, bit for bit; rotations are not read */
 } merge_mode;
 
 /*
@@ -250,7 +251,7 @@ struct backend {
     mem_counter memory;
     size_t max_alloc;        /* largest buffer */
     size_t max_memory;       /* most bytes in all */
-    uint32_t chunk;          /* tokens of a step that suit the device when a prompt is read */
+    uint32_t chunk;          /* what suits the device when a prompt is read: twice the tokens of a step that merges */
     struct profile *profile; /* where launches and times are counted; NULL: nowhere */
 };
 

@@ -12,8 +12,8 @@ enum {
     STAGE_COUNT = 4,
     STAGE_BYTES = 256 << 10,
     KERNELS_MAX = 24, /* of one program */
-    CHUNK_WIDE = 96,  /* panels of 12 tokens: the weights are unpacked once for all */
-    CHUNK_GROUP = 256
+    CHUNK_WIDE = 192, /* steps of 96: panels of 12 tokens, the weights are unpacked once for all */
+    CHUNK_GROUP = 512
 };
 
 /* A piece of pinned host memory that a write is copied into; `done` is the write that last read it. */

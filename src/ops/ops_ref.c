@@ -14,7 +14,7 @@ _Static_assert((int)REF_PLAIN == (int)INPUT_PLAIN && (int)REF_RMSNORM == (int)IN
                    (int)REF_SWIGLU == (int)INPUT_SWIGLU,
                "inputs are passed through");
 _Static_assert((int)REF_CONSTANT == (int)MERGE_CONSTANT && (int)REF_GATE == (int)MERGE_GATE &&
-                   (int)REF_DIRECT == (int)MERGE_DIRECT,
+                   (int)REF_DIRECT == (int)MERGE_DIRECT && (int)REF_COPY == (int)MERGE_COPY,
                "modes are passed through");
 
 typedef struct backend_ref {
@@ -27,7 +27,7 @@ typedef struct matrix_ref {
     unsigned char *data; /* as in the file */
 } matrix_ref;
 
-enum { REF_CHUNK = 32 }; /* a row of weights is unpacked once for a step */
+enum { REF_CHUNK = 64 }; /* a row of weights is unpacked once for a step */
 
 static int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
 static const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
@@ -168,8 +168,8 @@ static dcm_status op_dense(backend *b, const dense_args *a)
 /* A pool as the reference sees it; `blocks` holds KV_BLOCKS addresses. */
 static ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
 {
-    for (uint32_t i = 0; i < p->n_blocks; i++)
-        blocks[i] = p->block[i]->handle;
+    for (uint32_t i = 0; i < KV_BLOCKS; i++)
+        blocks[i] = p->block[i] ? p->block[i]->handle : NULL;
     return (ref_pool){
         .layers = p->layers,
         .kv_heads = p->kv_heads,

@@ -22,14 +22,20 @@ static merge_row row_at(const ref_pool *pool, const ref_merge *merges, const flo
     };
 }
 
-/* Unit a (source 0) or b (1) of a row without its rotation, channels as stored. */
-static void load_source(const ref_pool *pool, const merge_row *row, int source, double *x)
+/* Unit a (source 0) or b (1) of a row. */
+static void load_stored(const ref_pool *pool, const merge_row *row, int source, double *x)
 {
     const uint32_t slot = source ? row->merge->b : row->merge->a;
     float stored[REF_HEAD_MAX];
     pool_load(pool, pool_at(pool, row->layer, row->which, row->head, slot), stored);
     for (uint32_t c = 0; c < pool->head_dim; c++)
         x[c] = stored[c];
+}
+
+/* The same without its rotation, channels as stored. */
+static void load_source(const ref_pool *pool, const merge_row *row, int source, double *x)
+{
+    load_stored(pool, row, source, x);
     if (row->which == REF_KEYS)
         pool_rotate(pool, x, row->rotation + source * (size_t)pool->head_dim, -1);
 }
@@ -61,6 +67,26 @@ void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float
     }
 }
 
+/* Row r of the result, turned by its anchor. */
+static void merge_row_at(const ref_pool *pool, const merge_row *row, size_t r, ref_merge_mode mode, float weight,
+                         const float *head, double *a)
+{
+    const size_t d = pool->head_dim;
+    const double wa = mode == REF_GATE ? 1 / (1 + exp(-(double)head[r])) : weight;
+    double b[REF_HEAD_MAX];
+    if (mode == REF_DIRECT) {
+        for (uint32_t c = 0; c < d; c++)
+            a[channel(pool, row->which, c)] = head[r * d + c];
+    } else {
+        load_source(pool, row, 0, a);
+        load_source(pool, row, 1, b);
+        for (uint32_t c = 0; c < d; c++)
+            a[c] = wa * a[c] + (1 - wa) * b[c];
+    }
+    if (row->which == REF_KEYS)
+        pool_rotate(pool, a, row->rotation + 2 * d, 1);
+}
+
 void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n,
                      ref_merge_mode mode, float weight, const float *head, int threads)
 {
@@ -68,19 +94,11 @@ void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float 
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
         const merge_row row = row_at(pool, merges, rotations, r);
-        const double wa = mode == REF_GATE ? 1 / (1 + exp(-(double)head[r])) : weight;
-        double a[REF_HEAD_MAX], b[REF_HEAD_MAX];
-        if (mode == REF_DIRECT) {
-            for (uint32_t c = 0; c < d; c++)
-                a[channel(pool, row.which, c)] = head[r * d + c];
-        } else {
-            load_source(pool, &row, 0, a);
-            load_source(pool, &row, 1, b);
-            for (uint32_t c = 0; c < d; c++)
-                a[c] = wa * a[c] + (1 - wa) * b[c];
-        }
-        if (row.which == REF_KEYS)
-            pool_rotate(pool, a, row.rotation + 2 * d, 1);
+        double a[REF_HEAD_MAX];
+        if (mode == REF_COPY)
+            load_stored(pool, &row, 0, a);
+        else
+            merge_row_at(pool, &row, r, mode, weight, head, a);
         pool_save(pool, pool_at(pool, row.layer, row.which, row.head, row.merge->out), a);
     }
 }

@@ -125,7 +125,8 @@ void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float
 typedef enum ref_merge_mode {
     REF_CONSTANT, /* weight a + (1 - weight) b */
     REF_GATE,     /* s a + (1 - s) b, s = 1 / (1 + exp(-head[row])) */
-    REF_DIRECT    /* head[row]: (rows, head_dim), keys in half-split channel order */
+    REF_DIRECT,   /* head[row]: (rows, head_dim), keys in half-split channel order */
+    REF_COPY      /* a as it is stored; rotations are not read */
 } ref_merge_mode;
 
 /* Merge into slots `out`: keys are turned back, merged, turned by the result's anchor. Rows and rotations as in

@@ -14,7 +14,6 @@ struct dcm_session {
     merge_model merge; /* name NULL for full and window */
     activations act;
     uint32_t chunk; /* most tokens of a step */
-    bool frugal;    /* shorter steps where long ones would take room that the cache does not need afterwards */
     uint64_t tokens;
     bool failed; /* the cache's state is not known: only closing and counting are left */
 };
@@ -30,11 +29,25 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
     return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
 }
 
-/* Most tokens of a step. dcm does all merges of a step before its attention, so at most L. */
-static uint32_t chunk_of(const dcm_cache_params *params, const backend *ops)
+/*
+ * Set the chunk, by default what suits the device, or less where steps would take more than a quarter of the memory
+ * that is left. What a step takes: activations, and units beside those that stay.
+ */
+static dcm_status set_chunk(const dcm_model *model, dcm_cache_params *params)
 {
-    const uint32_t chunk = params->chunk ? params->chunk : ops->chunk;
-    return params->kind == DCM_CACHE_DCM && chunk > params->group ? params->group : chunk;
+    const backend *ops = model->ops;
+    const dcm_model_info *m = &model->config.info;
+    const size_t left = ops->max_memory - ops->memory.total;
+    const size_t unit = unit_bytes(m->layers, m->kv_heads, m->head_dim, params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
+    const size_t each = activations_bytes(model) + unit;
+    if (!params->chunk)
+        for (params->chunk = ops->chunk; params->chunk > 1 && params->chunk * each > left / 4;)
+            params->chunk /= 2;
+    else if (params->chunk > left / each)
+        return dcm_fail(DCM_ERR_MEMORY,
+                        "a chunk of %u tokens takes %zu bytes, but %zu of %zu are left: a chunk of %zu would fit",
+                        params->chunk, params->chunk * each, left, ops->max_memory, left / each);
+    return DCM_OK;
 }
 
 dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache_params *given)
@@ -46,11 +59,12 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     DCM_TRY(status, fail, cache_check_params(&params, given));
     DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
     s->model = model;
-    s->chunk = chunk_of(&params, model->ops);
-    s->frugal = !params.chunk;
+    DCM_TRY(status, fail, set_chunk(model, &params));
+    s->chunk = params.kind == DCM_CACHE_DCM && params.chunk > params.group ? params.group : params.chunk;
+    const bool yields = !given || !given->chunk;
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
-    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn));
+    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, yields, turn));
     if (params.kind == DCM_CACHE_DCM)
         DCM_TRY(status, fail, open_merge(s, &params));
     DCM_TRY(status, fail, activations_open(&s->act, model, s->chunk));
@@ -97,22 +111,26 @@ fail:
     return status;
 }
 
-/* One step of n tokens: merges by level, then all layers, then the logits that are wanted. */
-static dcm_status run_step(dcm_session *s, const int32_t *tokens, uint32_t n, wanted want, float *logits)
+/*
+ * One step of *n tokens, at most `left`: merges by level, then all layers, then the logits that are wanted: of the
+ * last token where nothing is left.
+ */
+static dcm_status run_step(dcm_session *s, const int32_t *tokens, size_t left, wanted want, float *logits, uint32_t *n)
 {
     const dcm_model *model = s->model;
     kv_pool *pool = &s->cache.slots.pool;
     dcm_status status;
-    DCM_TRY(status, fail, cache_step_begin(&s->cache, tokens, n));
+    DCM_TRY(status, fail, cache_step_begin(&s->cache, tokens, left < s->chunk ? (uint32_t)left : s->chunk));
+    *n = s->cache.step.n;
     for (uint32_t g = 0; g < s->cache.plan.top; g++) {
         const step batch = cache_step_batch(&s->cache, g);
         DCM_TRY(status, fail, merge_run(&s->merge, pool, &batch, model->config.rope));
     }
     DCM_TRY(status, fail, model_forward(model, &s->act, pool, &s->cache.step));
     cache_step_done(&s->cache);
-    if (want != LOGITS_NONE)
-        DCM_TRY(status, fail, read_logits(s, n, want, logits));
-    s->tokens += n;
+    if (want == LOGITS_EACH || (want == LOGITS_LAST && *n == left))
+        DCM_TRY(status, fail, read_logits(s, *n, want, logits));
+    s->tokens += *n;
 fail:
     return status;
 }
@@ -126,17 +144,14 @@ static dcm_status feed(dcm_session *s, const int32_t *tokens, size_t count, want
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
             return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i],
                             vocab);
-    for (size_t at = 0, n; at < count; at += n) {
-        const uint32_t most = count - at < s->chunk ? (uint32_t)(count - at) : s->chunk;
-        n = s->frugal ? cache_step_room(&s->cache, most) : most;
-        const wanted now = want == LOGITS_LAST && at + n < count ? LOGITS_NONE : want;
-        float *to = now == LOGITS_EACH ? logits + at * vocab : logits;
-        s->act.reading = count > 1;
-        const dcm_status status = run_step(s, tokens + at, (uint32_t)n, now, to);
-        if (status != DCM_OK) {
-            s->failed = true;
-            return dcm_fail_in(status, "token %llu", (unsigned long long)(s->tokens + 1));
-        }
+    dcm_status status = count == 1 ? cache_settle(&s->cache) : DCM_OK;
+    s->act.reading = count > 1;
+    uint32_t n = 0;
+    for (size_t at = 0; status == DCM_OK && at < count; at += n)
+        status = run_step(s, tokens + at, count - at, want, want == LOGITS_EACH ? logits + at * vocab : logits, &n);
+    if (status != DCM_OK) {
+        s->failed = true;
+        return dcm_fail_in(status, "token %llu", (unsigned long long)(s->tokens + 1));
     }
     return DCM_OK;
 }
@@ -162,7 +177,7 @@ void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)
                                  .merges = s->cache.merges,
                                  .units = cache_units(&s->cache),
                                  .unit_bytes = s->cache.slots.unit_bytes,
-                                 .cache_bytes = s->cache.slots.allocated * s->cache.slots.unit_bytes,
+                                 .cache_bytes = slots_allocated(&s->cache.slots) * s->cache.slots.unit_bytes,
                                  .table_bytes = m->now[MEM_TABLES],
                                  .scratch_bytes = m->now[MEM_SCRATCH],
                                  .weight_bytes = m->now[MEM_WEIGHTS],

@@ -28,13 +28,14 @@ static dcm_status run_apply(ck *c, int side, const void *what)
     kv_pool pool;
     step step;
     fx_upload(&m->cache, ck_make, &(ck_maker){c, side}, &pool, &step);
+    const bool head = m->mode == MERGE_GATE || m->mode == MERGE_DIRECT;
     const merge_apply_args args = {
         .pool = &pool,
         .step = &step,
         .rope = m->cache.spec.rope,
         .mode = m->mode,
         .weight = m->weight,
-        .head = m->mode == MERGE_CONSTANT ? NULL : ck_buffer(c, side, "head", m->head, m->head_bytes, 4)};
+        .head = head ? ck_buffer(c, side, "head", m->head, m->head_bytes, 4) : NULL};
     return c->side[side]->ops->merge_apply(c->side[side], &args);
 }
 
@@ -110,9 +111,12 @@ static void mixed_terms(const merge_case *m, const merge_row *row, uint32_t i, c
     }
 }
 
+/* Copies are bit for bit. */
 static void apply_bounds(ck *c, const void *what)
 {
     const merge_case *m = what;
+    if (m->mode == MERGE_COPY)
+        return;
     const fx_spec *spec = &m->cache.spec;
     const uint32_t d = spec->head_dim;
     for (size_t r = 0; r < m->rows; r++) {
@@ -145,6 +149,8 @@ static void one(ck *c, const fx_spec *spec, const char *what, merge_mode mode, f
         return;
     fx_cache_new(&m.cache, spec, &c->rng);
     fx_cache_fill_merges(&m.cache, fill, &c->rng);
+    if (mode == MERGE_COPY) /* a zero keeps its sign */
+        fx_put(&m.cache, 0, 0, 0, fx_merge(&m.cache, 0)->a, 1, -0.0);
     m.rows = (size_t)spec->n_merges * spec->layers * 2 * spec->kv_heads;
     m.x_bytes = m.rows * 2 * spec->head_dim * 4;
     m.x = fx_alloc(m.x_bytes);
@@ -169,6 +175,7 @@ static void each(ck *c, const fx_spec *spec, fx_input fill)
     one(c, spec, "older", MERGE_CONSTANT, 1, fill);
     one(c, spec, "gate", MERGE_GATE, 0, fill);
     one(c, spec, "direct", MERGE_DIRECT, 0, fill);
+    one(c, spec, "copy", MERGE_COPY, 0, fill);
 }
 
 void check_merge(ck *c)

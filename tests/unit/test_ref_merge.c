@@ -50,6 +50,7 @@ static void rig_open(rig *r, const fx_spec *spec, int threads, uint64_t seed)
     *r = (rig){.rows = (size_t)spec->n_merges * spec->layers * 2 * spec->kv_heads};
     fx_cache_new(&r->cache, spec, &rng);
     fx_cache_fill_merges(&r->cache, FX_NORMAL, &rng);
+    fx_put(&r->cache, 0, 0, 0, fx_merge(&r->cache, 0)->a, 1, -0.0); /* a copy keeps its sign */
     assert_int_equal(backend_ref_open(&r->b, threads, 0), DCM_OK);
     fx_upload(&r->cache, fx_make_plain, r->b, &r->pool, &r->step);
 }
@@ -132,6 +133,15 @@ static void check_applied(rig *r, size_t row, uint32_t m, uint32_t layer, int w,
     plain(&r->cache, layer, w, h, pair->a, fx_merge_rot(&r->cache, m, 0), one);
     plain(&r->cache, layer, w, h, pair->b, fx_merge_rot(&r->cache, m, 1), two);
     const long double s = a->mode == MERGE_GATE ? 1 / (1 + expl(-(long double)a->head[row])) : a->weight;
+    for (uint32_t c = 0; a->mode == MERGE_COPY && c < d; c++) {
+        const double got = fx_get(&r->cache, a->blocks, layer, w, h, pair->out, c);
+        const double want = fx_get(&r->cache, r->cache.block, layer, w, h, pair->a, c);
+        if (memcmp(&got, &want, sizeof got))
+            fail_msg("copy, channel %u: %.9g, not %.9g", c, got, want);
+        fx_put(&a->after, layer, w, h, pair->out, c, got);
+    }
+    if (a->mode == MERGE_COPY)
+        return;
     for (uint32_t c = 0; c < d; c++)
         one[c] = a->mode == MERGE_DIRECT ? a->head[row * d + c] : s * one[c] + (1 - s) * two[c];
     for (uint32_t i = 0; i < d / 2; i++) {
@@ -163,7 +173,8 @@ static void run_apply(const fx_spec *spec, merge_mode mode, float weight, uint64
     fx_fill(head, r.rows, width, FX_NORMAL, &rng);
     head[0] = -200; /* a gate that is closed */
     buffer *bh = fx_make_plain(r.b, "head", head, r.rows * width * 4, 4);
-    const merge_apply_args args = {&r.pool, &r.step, spec->rope, mode, weight, mode == MERGE_CONSTANT ? NULL : bh};
+    const bool headed = mode == MERGE_GATE || mode == MERGE_DIRECT;
+    const merge_apply_args args = {&r.pool, &r.step, spec->rope, mode, weight, headed ? bh : NULL};
     assert_int_equal(r.b->ops->merge_apply(r.b, &args), DCM_OK);
     applied a = {.mode = mode, .weight = weight, .head = head, .after = r.cache};
     for (uint32_t i = 0; i < r.pool.n_blocks; i++) {
@@ -190,6 +201,7 @@ static void apply(void **state)
         run_apply(specs + i, MERGE_CONSTANT, 0, 130 + i);
         run_apply(specs + i, MERGE_GATE, 0, 140 + i);
         run_apply(specs + i, MERGE_DIRECT, 0, 150 + i);
+        run_apply(specs + i, MERGE_COPY, 0, 160 + i);
     }
 }
 
