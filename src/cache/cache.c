@@ -201,8 +201,7 @@ dcm_status cache_settle(cache *c)
         return DCM_OK;
     DCM_TRY(status, fail, reserve_words(c, c->slots.staged * MERGE_WORDS));
     const step moves = {.data = c->step.data, .n_merges = plan_moves(c)};
-    const merge_apply_args apply = {
-        .pool = &c->slots.pool, .step = &moves, .rope = c->rope.kind, .mode = MERGE_COPY};
+    const merge_apply_args apply = {.pool = &c->slots.pool, .step = &moves, .rope = c->rope.kind, .mode = MERGE_COPY};
     DCM_TRY(status, fail,
             c->ops->ops->write(moves.data, 0, c->words, moves.n_merges * (size_t)MERGE_WORDS * sizeof *c->words));
     DCM_TRY(status, fail, c->ops->ops->merge_apply(c->ops, &apply));
@@ -229,14 +228,12 @@ void cache_step_done(cache *c)
 
 size_t cache_units(const cache *c) { return (size_t)dcm_plan_units(&c->plan); }
 
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, bool yields,
-                      rope rope)
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope)
 {
     *c = (cache){.ops = ops,
                  .kind = params->kind,
                  .window = params->window,
                  .chunk = params->chunk,
-                 .yields = yields,
                  .log_r = params->log_r,
                  .rope = rope};
     slots_init(&c->slots, ops, model->layers, model->kv_heads, model->head_dim,

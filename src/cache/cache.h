@@ -34,7 +34,7 @@ typedef struct cache {
     dcm_cache_kind kind;
     uint32_t window;
     uint32_t chunk; /* most tokens of a step, and most units more than the step leaves while it runs */
-    bool yields;    /* where there is no room for that, chunk becomes smaller */
+    bool yields;    /* where there is no memory for that, chunk becomes smaller */
     float log_r;
     rope rope;
     dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
@@ -51,11 +51,11 @@ typedef struct cache {
 } cache;
 
 /*
- * An empty cache for a model's shape; `params` checked and with its defaults filled in by cache_check_params, and its
- * chunk set; `yields` as in cache. Zero *c first: cache_close accepts what a failed open leaves.
+ * An empty cache for a model's shape that does not yield; `params` checked and with its defaults filled in by
+ * cache_check_params, its chunk by the caller (0: for single tokens only). Zero *c first: cache_close accepts what a
+ * failed open leaves.
  */
-dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, bool yields,
-                      rope rope);
+dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
 void cache_close(cache *c);
 
 /* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */

@@ -22,8 +22,8 @@ typedef struct slot_pool {
     backend *ops;
     kv_pool pool; /* n_blocks: the regular ones */
     size_t unit_bytes;
-    size_t regular;          /* units in all regular blocks */
-    size_t staged;           /* units in the staging block; 0: there is none */
+    size_t regular;         /* units in all regular blocks */
+    size_t staged;          /* units in the staging block; 0: there is none */
     slot_stack free, spare; /* of the regular blocks, of the staging block */
 } slot_pool;
 

@@ -61,10 +61,10 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     s->model = model;
     DCM_TRY(status, fail, set_chunk(model, &params));
     s->chunk = params.kind == DCM_CACHE_DCM && params.chunk > params.group ? params.group : params.chunk;
-    const bool yields = !given || !given->chunk;
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
-    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, yields, turn));
+    DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn));
+    s->cache.yields = !given || !given->chunk;
     if (params.kind == DCM_CACHE_DCM)
         DCM_TRY(status, fail, open_merge(s, &params));
     DCM_TRY(status, fail, activations_open(&s->act, model, s->chunk));

@@ -29,13 +29,12 @@ static dcm_status run_apply(ck *c, int side, const void *what)
     step step;
     fx_upload(&m->cache, ck_make, &(ck_maker){c, side}, &pool, &step);
     const bool head = m->mode == MERGE_GATE || m->mode == MERGE_DIRECT;
-    const merge_apply_args args = {
-        .pool = &pool,
-        .step = &step,
-        .rope = m->cache.spec.rope,
-        .mode = m->mode,
-        .weight = m->weight,
-        .head = head ? ck_buffer(c, side, "head", m->head, m->head_bytes, 4) : NULL};
+    const merge_apply_args args = {.pool = &pool,
+                                   .step = &step,
+                                   .rope = m->cache.spec.rope,
+                                   .mode = m->mode,
+                                   .weight = m->weight,
+                                   .head = head ? ck_buffer(c, side, "head", m->head, m->head_bytes, 4) : NULL};
     return c->side[side]->ops->merge_apply(c->side[side], &args);
 }
 

@@ -57,10 +57,8 @@ static void open_cache(cache *c, const dcm_cache_params *given)
 {
     dcm_cache_params params;
     assert_int_equal(cache_check_params(&params, given), DCM_OK);
-    const bool yields = !params.chunk;
-    params.chunk = yields ? 64 : params.chunk;
     const rope turn = {ROPE_HALF, PAIRS, frequency};
-    assert_int_equal(cache_open(c, ref, &shape, &params, yields, turn), DCM_OK);
+    assert_int_equal(cache_open(c, ref, &shape, &params, turn), DCM_OK);
 }
 
 /* The history as the paper has it: an array of units, oldest first. */
