@@ -15,7 +15,7 @@ typedef struct bench_options {
     int64_t sinks, window, chunk, repetitions, warmup, seed;
     double log_r;
     int kv, weights, format;
-    bool breakdown;
+    bool breakdown, fill;
     device_options device;
     verbosity_options words;
 } bench_options;
@@ -36,6 +36,8 @@ static void add_options(args *a, bench_options *o)
         {"depth", 'd', ARG_INTS, &o->depths, "N[,N...]",
          "Tokens in the cache before the test; one prompt serves all depths, in rising order.", 0, TOKENS_MAX,
          .show_zero = true},
+        {"fill", 0, ARG_FLAG, &o->fill,
+         .help = "Put the cache straight into the state of the depth, with random units, without reading up to it."},
         {"repetitions", 'r', ARG_INT, &o->repetitions, "N", "Repetitions, each from an empty cache.", 1,
          REPETITIONS_MAX},
         {"warmup", 0, ARG_INT, &o->warmup, "N", "Prompt tokens read before anything is timed; 0: no warm-up.", 0,
@@ -264,15 +266,16 @@ static json_t *meta_of(const bench *b, const bench_options *o)
 {
     const dcm_model_info *m = &b->r.info;
     json_t *meta = runtime_meta(&b->r);
-    json_t *own = json_pack(
-        "{s:b,s:s*,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "synthetic", bench_is_shape(o->model),
-        "weights", bench_is_shape(o->model) ? (const char *[]){"f16", "q8_0", "q4_1"}[o->weights] : NULL, "layers",
-        (json_int_t)m->layers, "hidden", (json_int_t)m->hidden, "heads", (json_int_t)m->heads, "kv_heads",
-        (json_int_t)m->kv_heads, "ffn", (json_int_t)m->ffn, "vocab", (json_int_t)m->vocab, "weight_bytes",
-        (json_int_t)m->weight_bytes, "step_weight_bytes", (json_int_t)m->step_bytes, "warmup", (json_int_t)b->warmup,
-        "seed", (json_int_t)b->seed, "repetitions", (json_int_t)b->repetitions, "read_gb_s_start",
-        b->read_start > 0 ? json_real(b->read_start) : json_null(), "read_gb_s_end",
-        b->read_end > 0 ? json_real(b->read_end) : json_null());
+    json_t *own =
+        json_pack("{s:b,s:b,s:s*,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "filled", b->fill, "synthetic",
+                  bench_is_shape(o->model), "weights",
+                  bench_is_shape(o->model) ? (const char *[]){"f16", "q8_0", "q4_1"}[o->weights] : NULL, "layers",
+                  (json_int_t)m->layers, "hidden", (json_int_t)m->hidden, "heads", (json_int_t)m->heads, "kv_heads",
+                  (json_int_t)m->kv_heads, "ffn", (json_int_t)m->ffn, "vocab", (json_int_t)m->vocab, "weight_bytes",
+                  (json_int_t)m->weight_bytes, "step_weight_bytes", (json_int_t)m->step_bytes, "warmup",
+                  (json_int_t)b->warmup, "seed", (json_int_t)b->seed, "repetitions", (json_int_t)b->repetitions,
+                  "read_gb_s_start", b->read_start > 0 ? json_real(b->read_start) : json_null(), "read_gb_s_end",
+                  b->read_end > 0 ? json_real(b->read_end) : json_null());
     json_object_update(meta, own);
     json_decref(own);
     own = bench_meter_meta(b);
@@ -325,12 +328,15 @@ static int check(const args *a, bench_options *o, bench *b)
 {
     if (args_seen(a, "weights") && !bench_is_shape(o->model))
         return tool_fail(DCM_ERR_USAGE, "--weights has no effect with a model's file: its weights are as they are");
+    if (o->fill && !largest(&o->depths))
+        return tool_fail(DCM_ERR_USAGE, "--fill has no effect without a depth: set --depth");
     sort_unique(&o->depths);
     *b = (bench){.repetitions = (uint32_t)o->repetitions,
                  .warmup = (uint64_t)o->warmup,
                  .seed = (uint64_t)o->seed,
                  .quiet = o->words.quiet,
-                 .breakdown = o->breakdown};
+                 .breakdown = o->breakdown,
+                 .fill = o->fill};
     int code = options_apply_verbosity(&o->words);
     if (code == 0)
         code = take_policies(a, o, &b->policies);

@@ -22,7 +22,8 @@ FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_m
           "step_bytes", "gb_s", "share", "j_per_1k", "watts", "idle_watts", "energy_source", "prefill_tokens_per_s",
           "repetitions", "needed_bytes", "status"]
 META = ["schema", "commit", "device", "driver", "platform", "host_cpu", "date", "command_line", "model",
-        "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "read_gb_s_start", "read_gb_s_end",
+        "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "filled", "read_gb_s_start",
+        "read_gb_s_end",
         "energy", "energy_missing"]
 SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
 
@@ -172,6 +173,41 @@ def test_breakdown(cli):
     assert first.splitlines()[0] == ",".join(FIELDS) and second.splitlines()[0] == ",".join(BREAKDOWN)
     lines = [json.loads(line) for line in cli.ok(*base, "--format", "jsonl").splitlines()]
     assert "part" not in lines[0] and [line["part"] for line in lines[-3:]] == ["step", "timed step", "host at work"]
+
+
+def test_fill(cli):
+    """A filled cache goes on as one that was read: the same units and actions; units of any depth are the plan's."""
+    out = cli.folder / "steps.jsonl"
+    args = ["-p", "8", "-n", "20", "-d", "1,2,50,90", "-L", "8", "--cache", "dcm,window,full", "-r", "2",
+            "--steps-out", out]
+    runs = []
+    for fill in [], ["--fill"]:
+        result = cli.json(*args, *fill)
+        assert result["filled"] == bool(fill)
+        steps = [json.loads(line) for line in out.read_text().splitlines()]
+        for step in steps:
+            assert step.pop("ns") > 0
+        runs.append((result, steps))
+    (real, real_steps), (filled, filled_steps) = runs
+    assert len(real_steps) == 3 * 4 * 2 * 20 and real_steps == filled_steps
+    for a, b in zip(real["rows"], filled["rows"]):
+        assert all(a[name] == b[name] for name in ("test", "policy", "units", "step_bytes", "repetitions", "launches"))
+        assert a["prefill_tokens_per_s"] > 0 and b["prefill_tokens_per_s"] is None
+        assert b["tokens_per_s"] > 0
+        if b["test"].startswith("tg"):  # blocks grow by an eighth, or 64 units
+            assert b["units"] * 256 <= b["cache_bytes"] <= (b["units"] * 9 / 8 + 64) * 256
+    depth, tokens = 12345678, 6
+    result = cli.json("-p", "0", "-n", tokens, "-d", depth, "-L", "4096", "--cache", "dcm", "-r", "1", "--fill")
+    plan = subprocess.run([cli.program, "plan", "-L", "4096", "-n", str(depth + tokens), "--format", "json"],
+                          capture_output=True, check=True).stdout
+    assert result["rows"][0]["units"] == json.loads(plan)["rows"][0]["units"] == 4 + 8191 + 3002
+    assert "filled at once" in cli.ok("-m", cli.tiny, "-n", "4", "-d", "50", "-r", "1", "--warmup", "0", "--fill")
+    # Beyond memory: that case is refused with the bytes, the others go on.
+    result = cli.run("-m", cli.tiny, "-p", "0", "-n", "4", "-r", "1", "--warmup", "8", "--format", "json",
+                     "--max-memory", "900K", "-d", "100,1000000", "--fill", "--cache", "full,dcm", "-L", "8")
+    rows = json.loads(result.stdout)["rows"]
+    assert result.returncode == 0 and [r["status"] == "no memory" for r in rows] == [False, True, False, True], rows
+    assert rows[1]["needed_bytes"] > 1000004 * 256 and rows[3]["needed_bytes"] > 1000004 // 8 * 256
 
 
 def test_opencl(cli):
@@ -366,6 +402,7 @@ def test_usage(cli):
         ([*model, "--window", "9"], "--window has no effect with --cache dcm"),
         ([*model, "--cache", "window", "--window", "4"], "must exceed the 4 sinks"),
         ([*model, "-L", "7"], "power of two"),
+        ([*model, "--fill"], "--fill has no effect without a depth"),
         ([*model, "-v", "-q"], "exclude each other"),
     ]:
         cli.fails(2, message, *args)

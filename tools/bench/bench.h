@@ -74,7 +74,7 @@ typedef struct bench {
     size_t count, per_policy, depths; /* cases in all, of a policy, of a test */
     uint32_t repetitions;
     uint64_t warmup, seed;
-    bool quiet, breakdown;
+    bool quiet, breakdown, fill;
     energy meter;
     float *logits;
     double read_start, read_end;     /* GB/s; 0: not measured */

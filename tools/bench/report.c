@@ -290,6 +290,9 @@ void bench_print(const bench *b, table_format format, json_t *meta, const json_t
     print_launch(b, &t, "launch", b->launch_us, old != NULL);
     print_launch(b, &t, "round trip", b->round_trip_us, old != NULL);
     table_end(&t);
+    if (b->fill)
+        table_note(format,
+                   "depths are filled at once with random units as the policy would have them, not read (--fill)");
     bench_meter_note(b, format);
 }
 

@@ -9,7 +9,18 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SLICE = 512, CHUNK_MAX = 65536, WARM_STEPS = 8, WARM_MERGED = 24, PROFILED = 64, PROFILE_WARM = 2 };
+enum {
+    SLICE = 512,
+    CHUNK_MAX = 65536,
+    WARM_STEPS = 8,
+    WARM_MERGED = 24,
+    /* Steps that are profiled: so many, or as many as this time allows but the fewest; those before them are not. */
+    PROFILED = 64,
+    PROFILED_MIN = 8,
+    PROFILE_SECONDS = 5,
+    PROFILE_WARM = 2,
+    FILL_READ = 2 /* tokens read after filling at once */
+};
 
 /* One sequence on its way through the depths of a test. */
 typedef struct pass {
@@ -67,9 +78,26 @@ static dcm_status read_prompt(pass *p, uint64_t count, progress *shown)
     return count ? DCM_ERR_INTERRUPTED : DCM_OK;
 }
 
+/* --fill: all but the last tokens at once; these make what a session makes with its first steps. */
+static dcm_status fill_at_once(pass *p, uint64_t depth)
+{
+    const uint64_t read = depth < FILL_READ ? depth : FILL_READ;
+    dcm_status status = dcm_session_fill(p->session, depth - read, p->b->seed);
+    if (status == DCM_OK) {
+        p->position = depth - read;
+        if (p->params->kind == DCM_CACHE_DCM)
+            dcm_plan_skip(&p->plan, p->position);
+    }
+    for (uint64_t i = 0; i < read && status == DCM_OK; i++)
+        status = read_prompt(p, 1, NULL);
+    return status;
+}
+
 /* Read up to `depth`, and add to the time that filling takes. */
 static dcm_status fill(pass *p, uint64_t depth)
 {
+    if (p->b->fill)
+        return fill_at_once(p, depth);
     const uint64_t before = p->position, count = depth - before, start = now_ns();
     progress shown;
     progress_begin(&shown, p->b->quiet, count);
@@ -177,9 +205,11 @@ static dcm_status decode(pass *p, bench_case *c, double *seconds)
 /* Decode on, counting; the first steps make the queue and are not counted. */
 static dcm_status profile_decode(pass *p, bench_case *c)
 {
-    const uint64_t steps = PROFILE_WARM + (c->size < PROFILED ? c->size : PROFILED);
+    const uint64_t steps = PROFILE_WARM + (c->size < PROFILED ? c->size : PROFILED), begun = now_ns();
     dcm_status status = DCM_OK;
     for (uint64_t i = 0; i < steps && status == DCM_OK; i++) {
+        if (c->profile->tokens >= PROFILED_MIN && now_ns() - begun > PROFILE_SECONDS * (uint64_t)1000000000)
+            break;
         dcm_profile counted;
         status = dcm_device_profile(p->b->r.device, true, NULL);
         const uint64_t start = now_ns();
@@ -308,7 +338,7 @@ static dcm_status run_pass(bench *b, bench_case *cases)
         bench_case *c = &cases[d];
         if (c->state == BENCH_NO_MEMORY)
             continue;
-        if (!p.session || p.position > c->depth) {
+        if (!p.session || p.position > c->depth || b->fill) {
             reset_host_peak();
             status = pass_open(&p, b, &c->policy->params);
         }
