@@ -13,6 +13,9 @@
 #endif
 
 #define KV_BLOCKS 64
+#ifndef KV_ARGS
+#define KV_ARGS KV_BLOCKS /* or 16, or 4: blocks that kernels take; the pool has no more */
+#endif
 #define KV_SLOT_BITS 26
 #define VIEW_RANGES 14
 #define VIEW_RANGE_WORDS 8
@@ -57,8 +60,8 @@ static inline void kv_put(__global kv_t *p, float x) { *p = float_to_half(x); }
 #endif
 
 /*
- * A kernel that reads or writes the pool takes KV_PARAMS as its first parameters: KV_BLOCKS block buffers (kv_00 ..
- * kv_77, octal; where the pool has fewer, its first again) and the units of each. In its body: KV_TABLE(kv); the
+ * A kernel that reads or writes the pool takes KV_PARAMS as its first parameters: KV_ARGS block buffers (from kv_00,
+ * octal; where the pool has fewer, its first again) and the units of each. In its body: KV_TABLE(kv); the
  * table is in local memory, and all work-items reach it.
  */
 typedef struct kv_sizes {
@@ -66,16 +69,22 @@ typedef struct kv_sizes {
 } kv_sizes;
 
 typedef struct kv_table {
-    __global kv_t *base[KV_BLOCKS];
-    uint units[KV_BLOCKS];
+    __global kv_t *base[KV_ARGS];
+    uint units[KV_ARGS];
 } kv_table;
 
 #define KV_EIGHT(X, n, SEP) \
     X(n##0) SEP() X(n##1) SEP() X(n##2) SEP() X(n##3) SEP() X(n##4) SEP() X(n##5) SEP() X(n##6) SEP() X(n##7)
+#if KV_ARGS == 4
+#define KV_EACH(X, SEP) X(00) SEP() X(01) SEP() X(02) SEP() X(03)
+#elif KV_ARGS == 16
+#define KV_EACH(X, SEP) KV_EIGHT(X, 0, SEP) SEP() KV_EIGHT(X, 1, SEP)
+#else
 #define KV_EACH(X, SEP)                                                                  \
     KV_EIGHT(X, 0, SEP) SEP() KV_EIGHT(X, 1, SEP) SEP() KV_EIGHT(X, 2, SEP) SEP()        \
     KV_EIGHT(X, 3, SEP) SEP() KV_EIGHT(X, 4, SEP) SEP() KV_EIGHT(X, 5, SEP) SEP()        \
     KV_EIGHT(X, 6, SEP) SEP() KV_EIGHT(X, 7, SEP)
+#endif
 #define KV_COMMA() ,
 #define KV_SEMICOLON() ;
 #define KV_PARAM(n) __global kv_t *kv_##n
@@ -88,7 +97,7 @@ typedef struct kv_table {
     if (get_local_id(0) == 0) {                                                                          \
         KV_EACH(KV_SET, KV_SEMICOLON);                                                                   \
     }                                                                                                    \
-    for (uint kv_i_ = get_local_id(0); kv_i_ < KV_BLOCKS; kv_i_ += get_local_size(0))                    \
+    for (uint kv_i_ = get_local_id(0); kv_i_ < KV_ARGS; kv_i_ += get_local_size(0))                    \
         kv_table_.units[kv_i_] = kv_sizes_.units[kv_i_];                                                 \
     barrier(CLK_LOCAL_MEM_FENCE)
 

@@ -1,6 +1,6 @@
 /*
  * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with
- * PROBE_FP16, PROBE_SUBGROUPS or PROBE_DOT4 since its build may fail.
+ * PROBE_FP16, PROBE_SUBGROUPS, PROBE_DOT4 or PROBE_MMA since its build may fail.
  */
 #if defined(PROBE_FP16)
 
@@ -45,6 +45,25 @@ __kernel void probe_dot4(__global const int *x, __global int *out)
     int16 s = u;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(first));
     vstore16(s, i, out);
+}
+
+#elif defined(PROBE_MMA)
+
+/* out (16, 8) = a (16, 8) b (8, 8), 32 items: as in cl/matmul_group.cl. */
+__kernel void probe_mma(__global const float *x, __global float *out)
+{
+    const uint row = get_local_id(0) / 4, k = get_local_id(0) % 4;
+    __global const float *a = x, *b = x + 128;
+    float4 c = 0;
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w)
+        : "r"(as_uint(a[row * 8 + k])), "r"(as_uint(a[(row + 8) * 8 + k])), "r"(as_uint(a[row * 8 + k + 4])),
+          "r"(as_uint(a[(row + 8) * 8 + k + 4])), "r"(as_uint(b[k * 8 + row])), "r"(as_uint(b[(k + 4) * 8 + row])));
+    out[row * 8 + 2 * k] = c.x;
+    out[row * 8 + 2 * k + 1] = c.y;
+    out[(row + 8) * 8 + 2 * k] = c.z;
+    out[(row + 8) * 8 + 2 * k + 1] = c.w;
 }
 
 #else

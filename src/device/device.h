@@ -33,6 +33,7 @@ typedef struct cldev_limits {
     bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
     bool dot4;              /* sums of four byte products as x86's VNNI has them: set by cldev_probe_dot4 */
+    bool mma;               /* so do NVIDIA's matrix units by inline PTX: set by cldev_probe_mma */
 } cldev_limits;
 
 /* One place in the platform/device list. */
@@ -82,6 +83,9 @@ void cldev_close(cldev **device);
  * plain kernel works.
  */
 dcm_status cldev_probe_features(cldev *device);
+
+/* Find limits.mma in the same way; takes time on NVIDIA's devices alone. */
+void cldev_probe_mma(cldev *device);
 
 /*
  * Find limits.dot4 in the same way: on CPUs whose kernels run in this process (PoCL) on an x86 that has the

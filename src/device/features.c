@@ -85,6 +85,29 @@ fail:
     return status;
 }
 
+/* x holds a (16, 8), then b (8, 8). Products of small integers are exact. */
+static dcm_status check_mma(cldev *device, probe_run *run)
+{
+    enum { M = 16, N = 8, K = 8, LANES = 32 };
+    dcm_status status = DCM_OK;
+    float x[M * K + K * N], out[M * N];
+    for (int i = 0; i < M * K + K * N; i++)
+        x[i] = (float)(i * i % 23 - 11);
+    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_MMA", "probe_mma", true));
+    DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, LANES, LANES));
+    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
+    for (int i = 0; i < M * N; i++) {
+        float expected = 0;
+        for (int k = 0; k < K; k++)
+            expected += x[i / N * K + k] * x[M * K + k * N + i % N];
+        if (out[i] != expected)
+            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %g for %g", out[i], expected);
+    }
+fail:
+    return status;
+}
+
 /* Whether this process may run the instruction at all: where it may not, trying would end the program. */
 static bool host_has_dot4(void)
 {
@@ -139,6 +162,12 @@ static bool has_feature(cldev *device, const char *name, const char *const *exte
     if (status != DCM_OK)
         dcm_log(DCM_LOG_DEBUG, "%s: no %s: %s", device->limits.name, name, dcm_error());
     return status == DCM_OK;
+}
+
+void cldev_probe_mma(cldev *device)
+{
+    static const char *const nvidia[] = {"cl_nv_compiler_options", NULL};
+    device->limits.mma = has_feature(device, "matrix units", nvidia, check_mma);
 }
 
 dcm_status cldev_probe_features(cldev *device)

@@ -28,7 +28,7 @@ static uint32_t splits_max(uint32_t units)
 static dcm_status attention_prepare(backend *b, const attention_args *a, attention_launch *l)
 {
     const kv_pool *pool = a->pool;
-    char options[128];
+    char options[160];
     dcm_status status;
     l->wide = clop_wide(b);
     const char *name = l->wide ? "attention_wide" : "attention_group";
@@ -39,9 +39,11 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     l->views = a->step->views;
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
-    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d",
+    snprintf(options, sizeof options,
+             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d "
+             "-DKV_ARGS=%u",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0);
+             (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0, pool_blocks(b, pool));
     DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:
@@ -63,10 +65,11 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
                                     CLOP_VAR(l->layer),
                                     CLOP_VAR(l->first),
                                     CLOP_MEM(partial)};
-    pool_args(pool, &l->sizes, args);
+    clop_arg *const from = pool_args_of(pool, pool_blocks(b, pool), &l->sizes, args);
+    const size_t arg_count = (size_t)(args + sizeof args / sizeof *args - from);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
-    DCM_TRY(status, fail, clop_launch(b, l->attention, args, sizeof args / sizeof *args, 3, global, local));
+    DCM_TRY(status, fail, clop_launch(b, l->attention, from, arg_count, 3, global, local));
 
     const clop_arg combine_args[] = {CLOP_MEM(partial),  CLOP_VAR(l->splits), CLOP_MEM(a->step->data),
                                      CLOP_VAR(l->views), CLOP_VAR(l->first),  CLOP_MEM(a->out)};

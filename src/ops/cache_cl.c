@@ -6,11 +6,12 @@
 dcm_status cl_kv_store(backend *b, const kv_store_args *a)
 {
     const kv_pool *pool = a->pool;
-    char options[96];
+    const uint32_t blocks = pool_blocks(b, pool);
+    char options[128];
     cl_kernel kernel;
     dcm_status status;
-    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d", pool->head_dim, a->rope == ROPE_HALF,
-             pool->type == KV_F32);
+    snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DKV_ARGS=%u", pool->head_dim,
+             a->rope == ROPE_HALF, pool->type == KV_F32, blocks);
     DCM_TRY(status, fail, clop_kernel(b, "cache", options, "kv_store", &kernel));
     const cl_ulong slots = a->step->slots, key_rot = a->step->key_rot;
     const cl_ulong items = (cl_ulong)a->step->n * pool->kv_heads * (pool->head_dim / 2);
@@ -24,8 +25,8 @@ dcm_status cl_kv_store(backend *b, const kv_store_args *a)
                                     CLOP_VAR(heads),
                                     CLOP_VAR(kv_heads),
                                     CLOP_VAR(items)};
-    pool_args(pool, &sizes, args);
-    DCM_TRY(status, fail, pool_launch(b, kernel, args, sizeof args / sizeof *args, items));
+    clop_arg *first = pool_args_of(pool, blocks, &sizes, args);
+    DCM_TRY(status, fail, pool_launch(b, kernel, first, (size_t)(args + sizeof args / sizeof *args - first), items));
 fail:
     return status;
 }

@@ -4,19 +4,51 @@
 
 #include <clblast_c.h>
 
-dcm_status clblast_product(backend *b, const dense_args *args)
+/* CLBlast's own codes start at -1007; those of OpenCL end before -100. */
+static dcm_status check(CLBlastStatusCode code, const char *call)
+{
+    if (code == CLBlastSuccess)
+        return DCM_OK;
+    return code > -100 ? cldev_check((cl_int)code, call) : dcm_fail(DCM_ERR_DEVICE, "%s: code %d", call, (int)code);
+}
+
+static dcm_status multiply(backend *b, const char *family, CLBlastTranspose transpose_b, const clblast_gemm_args *g)
 {
     cl_event event;
-    const size_t n = args->n, in = args->in, out = args->out;
-    const CLBlastStatusCode code = CLBlastSgemm(
-        CLBlastLayoutRowMajor, CLBlastTransposeNo, CLBlastTransposeYes, n, out, in, 1.0f, buffer_mem(args->x), 0, in,
-        buffer_mem(args->w), 0, in, 0.0f, buffer_mem(args->y), 0, out, &clop_device(b)->queue, clop_event(b, &event));
-    if (code == CLBlastSuccess) /* the event is that of its last kernel, which makes the product */
-        return clop_count(b, "dense", "CLBlastSgemm", 0, event);
-    /* CLBlast's own codes start at -1007; those of OpenCL end before -100. */
-    const dcm_status status = code > -100 ? cldev_check((cl_int)code, "CLBlastSgemm")
-                                          : dcm_fail(DCM_ERR_DEVICE, "CLBlastSgemm: code %d", (int)code);
-    return dcm_fail_in(status, "dense product %zu x %zu x %zu", n, out, in);
+    dcm_status status;
+    DCM_TRY(status, fail,
+            check(CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, transpose_b, g->m, g->n, g->k, 1.0f,
+                               buffer_mem(g->a), g->a_offset, g->k, buffer_mem(g->b), 0, g->ldb, g->add ? 1.0f : 0.0f,
+                               buffer_mem(g->c), g->c_offset, g->ldc, &clop_device(b)->queue, clop_event(b, &event)),
+                  "CLBlastSgemm"));
+    /* The event is that of its last kernel, which makes the product. */
+    DCM_TRY(status, fail, clop_count(b, family, "CLBlastSgemm", 0, event));
+    return DCM_OK;
+fail:
+    return dcm_fail_in(status, "%s product %zu x %zu x %zu", family, g->m, g->n, g->k);
+}
+
+dcm_status clblast_product(backend *b, const dense_args *args)
+{
+    const clblast_gemm_args g = {.m = args->n,
+                                 .n = args->out,
+                                 .k = args->in,
+                                 .a = args->x,
+                                 .b = args->w,
+                                 .c = args->y,
+                                 .ldb = args->in,
+                                 .ldc = args->out};
+    return multiply(b, "dense", CLBlastTransposeYes, &g);
+}
+
+dcm_status clblast_gemm(backend *b, const clblast_gemm_args *g)
+{
+    const char *name = "XGEMM_MIN_INDIRECT_SIZE";
+    const size_t never_direct = 0;
+    const dcm_status status = check(
+        CLBlastOverrideParameters(clop_device(b)->id, "GemmRoutine", CLBlastPrecisionSingle, 1, &name, &never_direct),
+        "CLBlastOverrideParameters");
+    return status == DCM_OK ? multiply(b, "matmul", CLBlastTransposeNo, g) : status;
 }
 
 void clblast_clear(void) { CLBlastClearCache(); }

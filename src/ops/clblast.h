@@ -7,6 +7,17 @@
 /* y (n, out) = x (n, in) w^T, w (out, in); what y held, NaN included, has no effect. */
 dcm_status clblast_product(backend *b, const dense_args *args);
 
+/* c (m, n) = a (m, k) b (k, n), or added to what c holds; row-major, lda k; offsets and rows in floats. */
+typedef struct clblast_gemm_args {
+    size_t m, n, k;
+    const buffer *a, *b, *c;
+    size_t a_offset, c_offset, ldb, ldc;
+    bool add;
+} clblast_gemm_args;
+
+/* A row of c does not depend on m: CLBlast's choice of a kernel by the product of the sizes is switched off first. */
+dcm_status clblast_gemm(backend *b, const clblast_gemm_args *args);
+
 /* Forget compiled programs: before a context that was used is released. */
 void clblast_clear(void);
 

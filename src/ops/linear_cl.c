@@ -82,48 +82,6 @@ static dcm_status linear_wide(backend *b, const linear_args *args)
     return status;
 }
 
-/* silu(x[:cols]) * x[cols:] of all tokens into scratch, which then is the plain input. */
-static dcm_status swiglu_group(backend *b, const matrix_cl *m, linear_launch *l, size_t n)
-{
-    const size_t local[] = {matrix_group_size(b), 1};
-    const size_t global[] = {(l->cols + local[0] - 1) / local[0] * local[0], n};
-    buffer *scratch;
-    cl_kernel kernel;
-    dcm_status status = clop_scratch(b, CLOP_SCRATCH_LINEAR, n * l->cols * sizeof(float), &scratch);
-    if (status == DCM_OK)
-        status = clop_kernel(b, m->family, m->options, "linear_swiglu", &kernel);
-    if (status != DCM_OK)
-        return status;
-    const clop_arg a[] = {CLOP_VAR(l->cols), CLOP_MEM(l->x), CLOP_VAR(l->x_offset), CLOP_MEM(scratch)};
-    status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
-    l->x = scratch;
-    l->x_offset = 0;
-    l->ldx = l->cols;
-    l->input = INPUT_PLAIN;
-    return status;
-}
-
-static dcm_status linear_group(backend *b, const linear_args *args)
-{
-    const matrix_cl *m = matrix_cl_of(args->w);
-    const size_t local[] = {matrix_group_size(b), 1};
-    linear_launch l = launch_of(args);
-    cl_kernel kernel;
-    dcm_status status = clop_kernel(b, m->family, m->options, "linear_group", &kernel);
-    if (status == DCM_OK && args->input == INPUT_SWIGLU)
-        status = swiglu_group(b, m, &l, args->n);
-    for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
-        const matrix_part *part = &m->part[i];
-        const size_t global[] = {part->tiles * local[0], args->n};
-        const clop_arg a[] = {CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes), CLOP_VAR(part->tile0), CLOP_VAR(l.cols),
-                              CLOP_VAR(l.rows),     CLOP_VAR(l.input),      CLOP_MEM(l.x),         CLOP_VAR(l.x_offset),
-                              CLOP_VAR(l.ldx),      CLOP_MEM(l.gain),       CLOP_VAR(l.eps),       CLOP_MEM(l.bias),
-                              CLOP_MEM(args->y),    CLOP_VAR(l.y_offset),   CLOP_VAR(l.ldy),       CLOP_VAR(l.flags)};
-        status = clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local);
-    }
-    return status;
-}
-
 dcm_status cl_linear(backend *b, const linear_args *args)
 {
     if (args->many)

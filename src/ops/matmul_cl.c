@@ -5,12 +5,10 @@
 enum {
     ITEMS_PER_UNIT = 4, /* as in linear_cl.c */
     PANEL_WIDE = 12,    /* tokens of a panel on CPUs with vectors of 16 floats: 24 sums in 32 registers */
-    PANEL_NARROW = 4,
-    SIDE = 16, /* as in cl/matmul.cl: a group is SIDE x SIDE items for 4 SIDE rows and tokens */
-    BLOCK = 4 * SIDE
+    PANEL_NARROW = 4
 };
 
-/* What both kernels need beside the matrix. */
+/* What the kernels need beside the matrix. */
 typedef struct matmul {
     char options[192];
     cl_uint n, cols, rows, input, flags;
@@ -104,63 +102,12 @@ fail:
     return status;
 }
 
-/* All tokens' inputs, transformed, into scratch as (n, cols); plain ones are taken where they are. */
-static dcm_status prepare_group(backend *b, const linear_args *args, matmul *p)
-{
-    const matrix_cl *m = matrix_cl_of(args->w);
-    buffer *scratch;
-    cl_kernel kernel;
-    dcm_status status = DCM_OK;
-    if (args->input == INPUT_PLAIN)
-        return status;
-    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_PANELS, (size_t)p->n * p->cols * sizeof(float), &scratch));
-    if (args->input == INPUT_SWIGLU) {
-        const size_t group = matrix_group_size(b), local[] = {group, 1};
-        const size_t global[] = {(p->cols + group - 1) / group * group, p->n};
-        const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x), CLOP_VAR(p->x_offset), CLOP_MEM(scratch)};
-        DCM_TRY(status, fail,
-                clop_kernel(b, m->family, m->options, "linear_swiglu", &kernel));
-        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
-    } else {
-        const size_t local[] = {SIDE * SIDE}, global[] = {p->n * local[0]};
-        const clop_arg a[] = {CLOP_VAR(p->cols), CLOP_MEM(p->x),   CLOP_VAR(p->x_offset),
-                              CLOP_MEM(p->gain), CLOP_VAR(p->eps), CLOP_MEM(scratch)};
-        DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p->options, "matmul_normalise", &kernel));
-        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 1, global, local));
-    }
-    p->x = scratch;
-    p->x_offset = 0;
-fail:
-    return status;
-}
-
-static dcm_status matmul_group(backend *b, const linear_args *args)
-{
-    static const size_t local[] = {SIDE, SIDE};
-    const matrix_cl *m = matrix_cl_of(args->w);
-    matmul p = matmul_of(b, args);
-    cl_kernel kernel;
-    dcm_status status;
-    DCM_TRY(status, fail, prepare_group(b, args, &p));
-    DCM_TRY(status, fail, clop_kernel(b, "weights+matmul", p.options, "matmul_group", &kernel));
-    for (uint32_t i = 0; i < m->n_parts; i++) {
-        const matrix_part *part = &m->part[i];
-        const size_t blocks = ((size_t)part->tiles * MATRIX_TILE + BLOCK - 1) / BLOCK;
-        const size_t global[] = {blocks * SIDE, ((size_t)p.n + BLOCK - 1) / BLOCK * SIDE};
-        const clop_arg a[] = {CLOP_MEM(part->data),  CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0),
-                              CLOP_VAR(part->tiles), CLOP_VAR(p.cols),       CLOP_VAR(p.rows),
-                              CLOP_VAR(p.n),         CLOP_MEM(p.x),          CLOP_VAR(p.x_offset),
-                              CLOP_MEM(p.bias),      CLOP_MEM(p.y),          CLOP_VAR(p.y_offset),
-                              CLOP_VAR(p.ldy),       CLOP_VAR(p.flags)};
-        DCM_TRY(status, fail, clop_launch(b, kernel, a, sizeof a / sizeof *a, 2, global, local));
-    }
-    return DCM_OK;
-fail:
-    return status;
-}
-
 dcm_status cl_matmul(backend *b, const linear_args *args)
 {
-    const bool groups = clop_device(b)->limits.max_work_group >= SIDE * SIDE;
-    return clop_wide(b) || !groups ? matmul_wide(b, args) : matmul_group(b, args);
+    switch (clop_many_of(b)) {
+    case CLOP_MANY_GROUP: return matmul_group(b, args, false);
+    case CLOP_MANY_MMA: return matmul_group(b, args, true);
+    case CLOP_MANY_CLBLAST: return matmul_clblast(b, args);
+    default: return matmul_wide(b, args);
+    }
 }

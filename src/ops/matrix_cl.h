@@ -51,6 +51,14 @@ bool matrix_needs_work(const matrix *m);
 /* cl_linear for linear_args.many: the weights are unpacked once for all tokens. */
 dcm_status cl_matmul(backend *b, const linear_args *args);
 
+/* cl_linear for single vectors, in groups; f(x) of INPUT_SWIGLU for all tokens into scratch. */
+dcm_status linear_group(backend *b, const linear_args *args);
+dcm_status linear_swiglu(backend *b, const linear_args *args, buffer **out);
+
+/* The engines of cl_matmul in matmul_group_cl.c. */
+dcm_status matmul_group(backend *b, const linear_args *args, bool mma);
+dcm_status matmul_clblast(backend *b, const linear_args *args);
+
 /* Work-items of a group of the family's group kernels: options define GROUP as this. */
 size_t matrix_group_size(const backend *b);
 

@@ -13,7 +13,8 @@ enum {
     STAGE_BYTES = 256 << 10,
     KERNELS_MAX = 24, /* of one program */
     CHUNK_WIDE = 192, /* steps of 96: panels of 12 tokens, the weights are unpacked once for all */
-    CHUNK_GROUP = 512
+    CHUNK_GROUP = 512,
+    GROUP_ITEMS = 256 /* of the kernels of the product of many vectors */
 };
 
 /* A piece of pinned host memory that a write is copied into; `done` is the write that last read it. */
@@ -40,6 +41,7 @@ struct backend_cl {
     clop_shape shape;
     clop_dense dense;
     bool no_dot4;
+    clop_many many;
     program *programs;
     buffer *scratch[CLOP_SCRATCHES];
     buffer *staging;
@@ -73,6 +75,16 @@ bool clop_dot4(const backend *b)
 void clop_set_dense(backend *b, clop_dense dense) { self(b)->dense = dense; }
 
 clop_dense clop_get_dense(const backend *b) { return ((const backend_cl *)b)->dense; }
+
+void clop_set_many(backend *b, clop_many engine) { self(b)->many = engine; }
+
+clop_many clop_many_of(const backend *b)
+{
+    const backend_cl *cl = (const backend_cl *)b;
+    if (clop_wide(b) || cl->device->limits.max_work_group < GROUP_ITEMS)
+        return CLOP_MANY_WIDE;
+    return cl->many == CLOP_MANY_AUTO ? CLOP_MANY_GROUP : cl->many;
+}
 
 /* ---- Buffers ---- */
 

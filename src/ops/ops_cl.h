@@ -71,7 +71,7 @@ typedef enum clop_scratch_id {
     CLOP_SCRATCH_ATTENTION,
     CLOP_SCRATCH_LINEAR,
     CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
-    CLOP_SCRATCH_UNPACKED, /* its tiles as floats */
+    CLOP_SCRATCH_UNPACKED, /* its tiles as floats, or sums of shares of the columns */
     CLOP_SCRATCH_DENSE,
     CLOP_SCRATCHES
 } clop_scratch_id;
@@ -94,6 +94,21 @@ bool clop_dot4(const backend *b);
 typedef enum clop_dense { CLOP_DENSE_AUTO, CLOP_DENSE_OWN, CLOP_DENSE_CLBLAST } clop_dense;
 void clop_set_dense(backend *b, clop_dense dense);
 clop_dense clop_get_dense(const backend *b);
+
+/*
+ * Engines of the product of many vectors. Which one decides the rounding of its results, never the number of tokens.
+ * WIDE by clop_wide and where groups are too small for the others; else what is set, and GROUP for AUTO.
+ */
+typedef enum clop_many {
+    CLOP_MANY_AUTO,
+    CLOP_MANY_WIDE,    /* one work-item a panel of tokens, vectors of 16 rows: CPUs */
+    CLOP_MANY_GROUP,   /* tiles in local memory */
+    CLOP_MANY_MMA,     /* the same on NVIDIA's matrix units */
+    CLOP_MANY_CLBLAST, /* panels of weights unpacked to floats, CLBlast's product */
+    CLOP_MANY_ENGINES
+} clop_many;
+void clop_set_many(backend *b, clop_many engine);
+clop_many clop_many_of(const backend *b); /* never AUTO */
 
 /* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c,
  * embed_cl.c. */

@@ -2,7 +2,7 @@
 
 const ck_family ck_families[] = {
     {"embed", check_embed, CK_SHAPES | CK_FLOAT},
-    {"linear", check_linear, CK_SHAPES | CK_FLOAT},
+    {"linear", check_linear, CK_SHAPES | CK_FLOAT | CK_CLBLAST | CK_MMA},
     {"kv_store", check_kv_store, CK_ONE},
     {"attention", check_attention, CK_SHAPES},
     {"merge", check_merge, CK_ONE},

@@ -299,21 +299,27 @@ void ck_run_family(ck *c, const ck_family *family)
         const char *name;
         clop_shape shape;
         clop_dense dense;
+        clop_many many;
         bool dot4;
-    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, true},
-                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, true},
-                    {"clblast", CLOP_SHAPE_AUTO, CLOP_DENSE_CLBLAST, true},
-                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, false}};
+    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, true},
+                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, true},
+                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, true},
+                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, false},
+                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, true}};
     c->variant = "";
+    if (family->variants & CK_MMA && !c->list)
+        cldev_probe_mma(c->device);
     if (family->variants == CK_ONE)
         family->run(c);
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-        if (!(family->variants & 1u << i) || (!variants[i].dot4 && !c->list && !c->device->limits.dot4))
+        if (!(family->variants & 1u << i) || (!variants[i].dot4 && !c->list && !c->device->limits.dot4) ||
+            (variants[i].many == CLOP_MANY_MMA && !c->list && !c->device->limits.mma))
             continue;
         c->variant = variants[i].name;
         if (!c->list) {
             clop_set_shape(c->side[CK_CL], variants[i].shape);
             clop_set_dense(c->side[CK_CL], variants[i].dense);
+            clop_set_many(c->side[CK_CL], variants[i].many);
             clop_set_dot4(c->side[CK_CL], variants[i].dot4);
         }
         family->run(c);

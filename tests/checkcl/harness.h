@@ -111,7 +111,8 @@ typedef enum ck_variants {
     CK_ONE = 0,    /* one form of kernels */
     CK_SHAPES = 3, /* wide (1) and group (2) */
     CK_CLBLAST = 4,
-    CK_FLOAT = 8 /* wide without integer products, where the device has them */
+    CK_FLOAT = 8, /* wide without integer products, where the device has them */
+    CK_MMA = 16   /* group, on matrix units, where the device has them */
 } ck_variants;
 
 typedef struct ck_family {
