@@ -59,7 +59,7 @@ dcm_status linear_swiglu(backend *b, const linear_args *args, buffer **out);
 dcm_status matmul_group(backend *b, const linear_args *args, bool mma);
 dcm_status matmul_clblast(backend *b, const linear_args *args);
 
-/* Work-items of a group of the family's group kernels: options define GROUP as this. */
+/* Work-items of a group of the kernels for single vectors and rows. */
 size_t matrix_group_size(const backend *b);
 
 #endif
