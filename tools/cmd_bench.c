@@ -249,7 +249,7 @@ static int open_model(bench *b, const bench_options *o)
         return code;
     bench_meter_open(b);
     b->memory_limit = options_memory_limit(&o->device, b->r.device);
-    status = dcm_device_read_speed(b->r.device, &b->read_start);
+    status = dcm_device_read_speed(b->r.device, 0, &b->read_start);
     if (status == DCM_OK)
         status = dcm_device_launch_time(b->r.device, &b->launch_us, &b->round_trip_us);
     if (status == DCM_OK)

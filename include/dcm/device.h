@@ -52,11 +52,13 @@ DCM_API void dcm_device_close(dcm_device **device);
 DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info);
 
 /*
- * Measure how fast an opened device reads its memory, in GB (10^9 bytes) a second: the best of several sums over a
- * buffer larger than the caches, up to 1 GiB beside what the device holds. The reference: 0, nothing is measured.
- * Nothing else should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ * Measure how fast an opened device reads its memory, in GB (10^9 bytes) a second: the best of several rounds of sums,
+ * each of about `bytes` (0, and where a round has no room for so many: the largest that fits) at other places of a
+ * buffer larger than the caches, which takes up to 1 GiB of what the device and max_memory leave. It reads whole
+ * vectors, whatever is in them: no element type is read faster. The reference: 0, nothing is measured. Nothing else
+ * should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
  */
-DCM_API dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s);
+DCM_API dcm_status dcm_device_read_speed(dcm_device *device, size_t bytes, double *gb_s);
 
 /*
  * Measure what an empty kernel costs on an opened device, in microseconds: one of many in a full queue, and to enqueue
@@ -74,7 +76,7 @@ DCM_API dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us,
 typedef struct dcm_profile_entry {
     const char *family, *kernel;
     uint32_t rows, cols; /* of the weights multiplied; 0: none */
-    uint64_t items; /* work-items of one launch: tells apart what one kernel does at several sizes; 0: not known */
+    uint64_t items;      /* work-items of one launch: tells apart what one kernel does at several sizes; 0: not known */
     uint64_t launches;
     uint64_t ns; /* of all launches: from their start to their end by the device's clock */
 } dcm_profile_entry;

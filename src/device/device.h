@@ -124,8 +124,12 @@ typedef struct cldev_probe {
     size_t largest_alloc; /* largest buffer that could be written and read back, at places spread over it */
 } cldev_probe;
 
-/* The first of them alone. DCM_ERR_DEVICE where a sum that was timed is wrong. */
-dcm_status cldev_measure_read(cldev *device, double *gb_s);
+/*
+ * The first of them alone, by kernels that read about `bytes` each (0: as much as one buffer has) of a buffer of at
+ * most `room`, each what the others have driven out of the caches. DCM_ERR_DEVICE where a sum that was timed is wrong,
+ * DCM_ERR_MEMORY.
+ */
+dcm_status cldev_measure_read(cldev *device, size_t bytes, size_t room, double *gb_s);
 
 /* The next two alone. */
 dcm_status cldev_measure_launch(cldev *device, double *launch_us, double *round_trip_us);

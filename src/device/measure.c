@@ -8,6 +8,7 @@
 
 enum {
     READ_REPEATS = 5,
+    WINDOWS = 64,    /* most launches at a time */
     LAUNCHES = 1000, /* a full queue */
     LAUNCH_REPEATS = 3,
     ROUND_TRIPS = 200,
@@ -17,39 +18,45 @@ enum {
 
 static double seconds(uint64_t from, uint64_t to) { return (double)(to - from) * 1e-9; }
 
-/* Work-items, their group and the bytes they read together. */
+/* Work-items, their group, and what they read: windows of a buffer, one a launch, in turn. */
 typedef struct read_shape {
     const char *kernel;
-    size_t items, group, bytes;
-    cl_ulong vectors; /* of the kernel's type in `bytes` */
+    size_t items, group;
+    size_t bytes;     /* of a window: one launch reads it */
+    size_t buffer;    /* of all windows */
+    cl_ulong vectors; /* of the kernel's type in a window */
 } read_shape;
 
-/* Several times the caches, and long enough to hide a launch; at most 1 GiB and a quarter of the memory. */
-static read_shape choose_shape(const cldev_limits *l)
+/*
+ * The buffer: several times the caches, and long enough to hide a launch; at most 1 GiB, a quarter of the memory and
+ * `room`. A window of it has about `bytes` (0: all of it), so that what a launch reads has left the caches by its turn.
+ */
+static read_shape choose_shape(const cldev_limits *l, size_t bytes, size_t room)
 {
     read_shape s;
-    size_t bytes = (size_t)1 << 30, unit;
+    size_t buffer = (size_t)1 << 30, unit, vector;
     if (l->wide_items)
-        bytes = l->cache < (size_t)64 << 20 ? (size_t)256 << 20 : l->cache < (size_t)256 << 20 ? 4 * l->cache : bytes;
-    if (bytes > l->max_alloc)
-        bytes = l->max_alloc;
-    if (bytes > l->memory / 4)
-        bytes = l->memory / 4;
+        buffer = l->cache < (size_t)64 << 20 ? (size_t)256 << 20 : l->cache < (size_t)256 << 20 ? 4 * l->cache : buffer;
+    buffer = buffer < l->max_alloc ? buffer : l->max_alloc;
+    buffer = buffer < l->memory / 4 ? buffer : l->memory / 4;
+    buffer = buffer < room ? buffer : room;
     if (l->wide_items) {
         s.kernel = "probe_read_slices";
         s.group = 1;
         s.items = 4 * (size_t)l->compute_units;
-        unit = s.items * 4 * sizeof(cl_float16);
-        s.bytes = bytes / unit * unit;
-        s.vectors = s.bytes / sizeof(cl_float16);
+        vector = sizeof(cl_float16);
+        unit = s.items * 4 * vector;
     } else {
         s.kernel = "probe_read_strided";
         s.group = l->max_work_group < 256 ? 1 : 256;
         s.items = 2048 * (size_t)l->compute_units;
-        unit = s.items * sizeof(cl_float4);
-        s.bytes = bytes / unit * unit;
-        s.vectors = s.bytes / sizeof(cl_float4);
+        vector = sizeof(cl_float4);
+        unit = s.items * vector;
     }
+    const size_t most = buffer / unit, wanted = bytes ? bytes / unit + (bytes % unit > 0) : most;
+    s.bytes = (wanted < most ? wanted : most) * unit;
+    s.buffer = s.bytes ? buffer / s.bytes * s.bytes : 0;
+    s.vectors = s.bytes / vector;
     return s;
 }
 
@@ -72,27 +79,54 @@ fail:
     return status;
 }
 
-dcm_status cldev_measure_read(cldev *device, double *gb_s)
+/* Windows first .. first + count - 1, counted on when the buffer ends, read by a launch each: seconds of all. */
+static dcm_status read_windows(cldev *device, probe_run *run, const read_shape *shape, size_t first, size_t count,
+                               double *lasted)
+{
+    const size_t all = shape->buffer / shape->bytes;
+    cl_mem window[WINDOWS] = {0};
+    dcm_status status;
+    cl_int error;
+    for (size_t i = 0; i < count; i++) {
+        const cl_buffer_region region = {(first + i) % all * shape->bytes, shape->bytes};
+        window[i] = clCreateSubBuffer(run->in, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, &error);
+        DCM_TRY(status, fail, cldev_check(error, "clCreateSubBuffer(...)"));
+    }
+    CL_TRY(status, fail, clFinish(device->queue));
+    const uint64_t begin = clock_ns();
+    for (size_t i = 0; i < count; i++) {
+        CL_TRY(status, fail, clSetKernelArg(run->kernel, 0, sizeof window[i], &window[i]));
+        DCM_TRY(status, fail, probe_run_enqueue(run, device, shape->items, shape->group));
+    }
+    CL_TRY(status, fail, clFinish(device->queue));
+    *lasted = seconds(begin, clock_ns());
+fail:
+    for (size_t i = 0; i < count; i++)
+        if (window[i])
+            clReleaseMemObject(window[i]);
+    return status;
+}
+
+dcm_status cldev_measure_read(cldev *device, size_t bytes, size_t room, double *gb_s)
 {
     dcm_status status = DCM_OK;
     probe_run run = {0};
-    const read_shape shape = choose_shape(&device->limits);
+    const read_shape shape = choose_shape(&device->limits, bytes, room);
+    const size_t all = shape.bytes ? shape.buffer / shape.bytes : 0, count = all < WINDOWS ? all : WINDOWS;
     float ones[16]; /* a wide pattern: drivers fill by copies of it */
     double best = 0;
-    if (shape.bytes == 0)
-        return dcm_fail(DCM_ERR_DEVICE, "%s: too little memory to measure", device->limits.name);
+    if (!count)
+        return dcm_fail(DCM_ERR_MEMORY, "%s: too little memory to measure", device->limits.name);
     for (int i = 0; i < 16; i++)
         ones[i] = 1.0f;
     DCM_TRY(status, fail, probe_run_kernel(&run, device, "", shape.kernel, false));
-    DCM_TRY(status, fail, probe_run_buffers(&run, device, shape.bytes, NULL, shape.items * sizeof(float)));
+    DCM_TRY(status, fail, probe_run_buffers(&run, device, shape.buffer, NULL, shape.items * sizeof(float)));
     CL_TRY(status, fail, clSetKernelArg(run.kernel, 2, sizeof shape.vectors, &shape.vectors));
-    CL_TRY(status, fail, clEnqueueFillBuffer(device->queue, run.in, ones, sizeof ones, 0, shape.bytes, 0, NULL, NULL));
-    for (int i = 0; i <= READ_REPEATS; i++) { /* the first warms up */
-        CL_TRY(status, fail, clFinish(device->queue));
-        const uint64_t begin = clock_ns();
-        DCM_TRY(status, fail, probe_run_enqueue(&run, device, shape.items, shape.group));
-        CL_TRY(status, fail, clFinish(device->queue));
-        const double rate = (double)shape.bytes / seconds(begin, clock_ns());
+    CL_TRY(status, fail, clEnqueueFillBuffer(device->queue, run.in, ones, sizeof ones, 0, shape.buffer, 0, NULL, NULL));
+    for (size_t i = 0; i <= READ_REPEATS; i++) { /* the first warms up */
+        double lasted = 0;
+        DCM_TRY(status, fail, read_windows(device, &run, &shape, i * count, count, &lasted));
+        const double rate = (double)shape.bytes * (double)count / lasted;
         if (i > 0 && rate > best)
             best = rate;
     }
@@ -171,7 +205,7 @@ dcm_status cldev_measure(cldev *device, cldev_probe *probe)
 {
     dcm_status status = DCM_OK;
     memset(probe, 0, sizeof *probe);
-    DCM_TRY(status, fail, cldev_measure_read(device, &probe->read_gb_s));
+    DCM_TRY(status, fail, cldev_measure_read(device, 0, SIZE_MAX, &probe->read_gb_s));
     DCM_TRY(status, fail, cldev_measure_launch(device, &probe->launch_us, &probe->round_trip_us));
     probe->largest_alloc = measure_alloc(device);
 fail:

@@ -97,10 +97,12 @@ void dcm_device_close(dcm_device **device)
 
 void dcm_device_get_info(const dcm_device *device, dcm_device_info *info) { *info = device->info; }
 
-dcm_status dcm_device_read_speed(dcm_device *device, double *gb_s)
+dcm_status dcm_device_read_speed(dcm_device *device, size_t bytes, double *gb_s)
 {
     *gb_s = 0;
-    return device->cl ? cldev_measure_read(device->cl, gb_s) : DCM_OK;
+    const backend *ops = device->ops;
+    const size_t room = ops->max_memory > ops->memory.total ? ops->max_memory - ops->memory.total : 0;
+    return device->cl ? cldev_measure_read(device->cl, bytes, room, gb_s) : DCM_OK;
 }
 
 /* Two in turn: one is counted into while the caller has the other. */

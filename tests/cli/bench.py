@@ -19,8 +19,8 @@ import traceback
 
 FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "attention_ms", "merge_ms",
           "launches", "profiled_steps", "spread", "units", "cache_bytes", "peak_bytes", "host_peak_bytes",
-          "step_bytes", "gb_s", "share", "j_per_1k", "watts", "idle_watts", "energy_source", "prefill_tokens_per_s",
-          "repetitions", "needed_bytes", "status"]
+          "step_bytes", "gb_s", "share", "read_gb_s", "j_per_1k", "watts", "idle_watts", "energy_source",
+          "prefill_tokens_per_s", "repetitions", "needed_bytes", "status"]
 META = ["schema", "commit", "device", "driver", "platform", "host_cpu", "date", "command_line", "model",
         "model_digest", "seed", "warmup", "weight_bytes", "step_weight_bytes", "filled", "read_gb_s_start",
         "read_gb_s_end",
@@ -78,7 +78,7 @@ def test_rows(cli):
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
         assert row["cache_bytes"] <= row["peak_bytes"] and row["host_peak_bytes"] > 1 << 20
         assert (row["prefill_tokens_per_s"] is None) == ("@" not in row["test"])
-        assert row["needed_bytes"] is None and row["share"] is None
+        assert row["needed_bytes"] is None and row["share"] is None and row["read_gb_s"] is None
         for name in "step_bytes", "gb_s":
             assert (row[name] is None) == row["test"].startswith("pp")
         if row["policy"] == "full":
@@ -220,6 +220,7 @@ def test_opencl(cli):
     result = cli.json("-p", "0", "-n", "20", "-d", "40", "-L", "4", "-r", "1", "--breakdown", "--device", usable[0])
     row, launch, trip = result["rows"]
     kernels, parts, whole = check_breakdown(result["breakdown"], row)
+    assert near(row["share"], row["gb_s"] / row["read_gb_s"])
     assert row["launches"] > 2 * 5 and row["merge_ms"] > 0 and row["attention_ms"] > 0
     assert near(row["launches"], sum(r["launches"] for r in kernels if r["part"] != "transfer"))
     assert {"linear", "attention", "merge", "transfer"} <= parts.keys()

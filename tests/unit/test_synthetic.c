@@ -167,13 +167,23 @@ static void test_read_speed(void **state)
     dcm_device *best;
     dcm_device_info info;
     double gb_s = -1;
-    assert_int_equal(dcm_device_read_speed(device, &gb_s), DCM_OK);
+    assert_int_equal(dcm_device_read_speed(device, 0, &gb_s), DCM_OK);
     assert_true(gb_s == 0);
     assert_int_equal(dcm_device_open(&best, NULL), DCM_OK);
     dcm_device_get_info(best, &info);
-    assert_int_equal(dcm_device_read_speed(best, &gb_s), DCM_OK);
-    assert_true(info.is_ref ? gb_s == 0 : gb_s > 0.05 && gb_s < 50000);
+    /* Of one byte, a window is the least that every work-item can share; more than there is becomes what there is. */
+    static const size_t bytes[] = {0, 1, 10000000, SIZE_MAX};
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        assert_int_equal(dcm_device_read_speed(best, bytes[i], &gb_s), DCM_OK);
+        assert_true(info.is_ref ? gb_s == 0 : gb_s > 0.01 && gb_s < 50000);
+    }
     dcm_device_close(&best);
+    /* It takes no more than the limit leaves, and says so where that is nothing. */
+    for (size_t limit = (size_t)8 << 20; !info.is_ref && limit >= (size_t)1 << 20; limit /= 8) {
+        assert_int_equal(dcm_device_open(&best, &(dcm_device_params){.max_memory = limit}), DCM_OK);
+        assert_int_equal(dcm_device_read_speed(best, 0, &gb_s), limit > (size_t)1 << 20 ? DCM_OK : DCM_ERR_MEMORY);
+        dcm_device_close(&best);
+    }
 }
 
 /* A limit that the weights pass: an error, and nothing is left behind that would count against the next model. */

@@ -61,7 +61,8 @@ typedef struct bench_case {
     size_t metered_steps;
     size_t units, unit_bytes, cache_bytes, peak_bytes, host_peak_bytes; /* after the last token */
     size_t needed;                                                      /* BENCH_NO_MEMORY: bytes in all, at least */
-    bench_profile *profile;                                             /* NULL: none was made */
+    double read_gb_s;       /* decode: of the device, reading a step's bytes at a time; 0: not measured */
+    bench_profile *profile; /* NULL: none was made */
     bench_state state;
 } bench_case;
 

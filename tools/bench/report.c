@@ -115,7 +115,7 @@ static figures figures_of(const bench *b, const bench_case *c)
     f.p99 = bench_quantile(ms, count, 0.99);
     f.max = ms[count - 1];
     if (c->decode) {
-        const double best = fmax(b->read_start, b->read_end);
+        const double best = c->read_gb_s > 0 ? c->read_gb_s : fmax(b->read_start, b->read_end);
         f.step_bytes = round((double)b->r.info.step_bytes + units * (double)c->unit_bytes);
         f.gb_s = f.step_bytes / (f.p50 * 1e6);
         f.share = best > 0 ? f.gb_s / best : NAN;
@@ -151,6 +151,7 @@ static const struct {
     {{"step_bytes", 0}, WIDE},
     {{"gb_s", 2}, ALWAYS},
     {{"share", 3}, ALWAYS},
+    {{"read_gb_s", 2}, WIDE},
     {{"j_per_1k", 2}, ALWAYS},
     {{"watts", 2}, WIDE},
     {{"idle_watts", 2}, WIDE},
@@ -245,6 +246,7 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         isfinite(f.step_bytes) ? cell_int((int64_t)f.step_bytes) : cell_none(),
         cell_real(f.gb_s),
         cell_real(f.share),
+        c->read_gb_s > 0 ? cell_real(c->read_gb_s) : cell_none(),
         cell_real(bench_joules_per_1k(b, c)),
         cell_real(bench_watts(b, c)),
         *source && c->decode ? cell_real(b->meter.idle_watts) : cell_none(),

@@ -265,6 +265,13 @@ static dcm_status profile(pass *p, bench_case *c)
     return dcm_device_profile(p->b->r.device, false, NULL);
 }
 
+/* Of as many bytes at a time as given, 0: most. A device too full for it leaves 0: not measured. */
+static double read_speed(const bench *b, size_t bytes)
+{
+    double gb_s = 0;
+    return dcm_device_read_speed(b->r.device, bytes, &gb_s) == DCM_OK ? gb_s : 0;
+}
+
 /* Bring the sequence to the case's depth and do it once. */
 static dcm_status measure(pass *p, bench_case *c)
 {
@@ -346,8 +353,11 @@ static dcm_status run_pass(bench *b, bench_case *cases)
             continue;
         if (status == DCM_OK)
             status = measure(&p, c);
-        if (status == DCM_OK && c->repetitions == b->repetitions)
+        if (status == DCM_OK && c->repetitions == b->repetitions) {
+            if (c->decode)
+                c->read_gb_s = read_speed(b, (size_t)b->r.info.step_bytes + c->units * c->unit_bytes);
             status = profile(&p, c);
+        }
         if (status == DCM_ERR_MEMORY)
             refuse(b, p.session, c, b->depths - d - 1, dcm_error());
         else if (status == DCM_ERR_INTERRUPTED && (c->steps || c->repetitions))
@@ -421,13 +431,6 @@ static dcm_status run_policy(bench *b, policy *one)
     return status;
 }
 
-/* A device too full for it at the end leaves read_end at 0: not measured. */
-static double read_speed(const bench *b)
-{
-    double gb_s = 0;
-    return dcm_device_read_speed(b->r.device, &gb_s) == DCM_OK ? gb_s : 0;
-}
-
 int bench_run(bench *b)
 {
     dcm_status status = DCM_OK;
@@ -436,7 +439,7 @@ int bench_run(bench *b)
         status = run_policy(b, &b->policies.item[i]);
     const int stopped = tool_stopped();
     if (!stopped && status == DCM_OK)
-        b->read_end = read_speed(b);
+        b->read_end = read_speed(b, 0);
     tool_catch(false);
     if (stopped)
         return stopped;
