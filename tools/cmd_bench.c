@@ -10,7 +10,7 @@
 enum { SEED = 1, TOKENS_MAX = 1 << 30, REPETITIONS_MAX = 1000 };
 
 typedef struct bench_options {
-    const char *model, *caches, *merge, *steps, *compare;
+    const char *model, *caches, *merge, *steps, *plot, *compare;
     arg_ints prompts, tokens, depths, groups;
     int64_t sinks, window, chunk, repetitions, warmup, seed;
     double log_r;
@@ -67,6 +67,8 @@ static void add_options(args *a, bench_options *o)
         {"breakdown", 0, ARG_FLAG, &o->breakdown,
          .help = "Add a table of the time a token by kernel, from a pass of its own after each test, and of what is "
                  "left of the step beside them."},
+        {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg",
+         "Draw step time against context: p50 and p99 of every depth, one pair of lines a policy."},
         {"compare", 0, ARG_TEXT, &o->compare, "OLD.json",
          "Add ratios to an earlier run's result (--format json): this run's figures over the old ones."},
     };
@@ -303,7 +305,20 @@ static int result_code(const bench *b)
     return DCM_ERR_MEMORY;
 }
 
-static int run(bench *b, const bench_options *o, output_file *steps, const json_t *old)
+typedef struct bench_files {
+    output_file steps, plot;
+} bench_files;
+
+/* Those asked for: before the work, so that it is not in vain. */
+static int open_files(bench_files *files, const bench_options *o)
+{
+    int code = o->steps ? output_open(&files->steps, o->steps) : 0;
+    if (code == 0 && o->plot)
+        code = output_open(&files->plot, o->plot);
+    return code;
+}
+
+static int run(bench *b, const bench_options *o, bench_files *files, const json_t *old)
 {
     int code = open_model(b, o);
     if (code)
@@ -318,10 +333,12 @@ static int run(bench *b, const bench_options *o, output_file *steps, const json_
     bench_print(b, (table_format)o->format, meta, old ? json_object_get(old, "rows") : NULL);
     if (o->breakdown && o->format != FORMAT_JSON)
         bench_print_breakdown(b, (table_format)o->format);
-    if (steps->out)
-        bench_write_steps(b, steps->out);
-    const int written = output_close(steps, true);
-    return code ? code : written ? written : result_code(b);
+    if (files->steps.out)
+        bench_write_steps(b, files->steps.out);
+    if (files->plot.out)
+        bench_plot(b, files->plot.out);
+    const int steps = output_close(&files->steps, true), plot = output_close(&files->plot, true);
+    return code ? code : steps ? steps : plot ? plot : result_code(b);
 }
 
 static int check(const args *a, bench_options *o, bench *b)
@@ -330,6 +347,8 @@ static int check(const args *a, bench_options *o, bench *b)
         return tool_fail(DCM_ERR_USAGE, "--weights has no effect with a model's file: its weights are as they are");
     if (o->fill && !largest(&o->depths))
         return tool_fail(DCM_ERR_USAGE, "--fill has no effect without a depth: set --depth");
+    if (o->plot && !largest(&o->tokens))
+        return tool_fail(DCM_ERR_USAGE, "--plot has no effect without tests of decoding: set --tokens");
     sort_unique(&o->depths);
     *b = (bench){.repetitions = (uint32_t)o->repetitions,
                  .warmup = (uint64_t)o->warmup,
@@ -362,7 +381,7 @@ int cmd_bench(int argc, char **argv)
                        "of the whole prompt. step_bytes is what one token must read (weights,\nand units times bytes a "
                        "unit), gb_s that over p50, share that over the read bandwidth measured in the same run."};
     bench b = {0};
-    output_file steps = {0};
+    bench_files files = {0};
     json_t *old = NULL;
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
@@ -371,11 +390,12 @@ int cmd_bench(int argc, char **argv)
     code = check(&a, &o, &b);
     if (code == 0 && o.compare)
         code = bench_read_old(o.compare, &old);
-    if (code == 0 && o.steps)
-        code = output_open(&steps, o.steps);
     if (code == 0)
-        code = run(&b, &o, &steps, old);
-    output_close(&steps, false);
+        code = open_files(&files, &o);
+    if (code == 0)
+        code = run(&b, &o, &files, old);
+    output_close(&files.steps, false);
+    output_close(&files.plot, false);
     json_decref(old);
     release(&b);
     return code;

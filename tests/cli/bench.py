@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+from xml.etree import ElementTree
 
 FIELDS = ["test", "policy", "tokens_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "attention_ms", "merge_ms",
           "launches", "profiled_steps", "spread", "units", "cache_bytes", "peak_bytes", "host_peak_bytes",
@@ -303,15 +304,16 @@ def test_energy(cli):
     """A package of 40 W, whose counter starts anew on the way: joules are watts times the time of 1,000 tokens."""
     root = cli.folder / "powercap"
     with Package(root, 40, 99_000_000, 100_000_000):
-        result = cli.json("-p", "4", "-n", "4000", "-r", "2", powercap=root)
+        result = cli.json("-p", "4", "-n", "4000", "-r", "1", powercap=root)
+        again = cli.json("-p", "0", "-n", "1500", "-r", "6", powercap=root)["rows"][0]
         text = cli.ok("-m", cli.tiny, "-p", "0", "-n", "4000", "-r", "1", powercap=root)
         short = cli.json("-p", "0", "-n", "2", "-r", "1", powercap=root)["rows"][0]
     prompt, row = result["rows"]
     assert prompt["j_per_1k"] is None and prompt["watts"] is None and prompt["energy_source"] is None
     assert abs(row["watts"] / 40 - 1) < 0.1 and abs(row["idle_watts"] / 40 - 1) < 0.1, row
-    # Between two tokens a little is done that no token's time has in it.
-    per_1k = 1000 / row["tokens_per_s"] * 40
-    assert 0.9 * per_1k < row["j_per_1k"] < 1.5 * per_1k, (per_1k, row)
+    # Between two tokens a little is done that no token's time has in it. Of several repetitions: joules over tokens.
+    assert 1 < row["j_per_1k"] / 1000 / row["watts"] * row["tokens_per_s"] < 1.5, row
+    assert 0.6 < again["j_per_1k"] / 1000 / again["watts"] * again["tokens_per_s"] < 2, again
     assert row["energy_source"] == "RAPL, CPU package (package-0)"
     energy = result["energy"]
     assert (energy["method"], energy["scope"], energy["of"]) == ("RAPL", "CPU package", "package-0")
@@ -341,6 +343,93 @@ def test_no_energy(cli):
         (folder / "energy_uj").chmod(0)
         missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent)["energy_missing"]
         assert "energy_uj: Permission denied" in missing
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def scale(drawing, axis, attribute):
+    """Value for a place along an axis, by its first and last tick; all ticks must lie on it."""
+    texts = drawing.find(f".//{SVG}g[@class='{axis}']").findall(SVG + "text")
+    ticks = [(float(t.get(attribute)), float(t.text.replace(",", ""))) for t in texts
+             if t.text[0].isdigit()]
+    (first, low), (last, high) = ticks[0], ticks[-1]
+    assert low == 0 and len(ticks) >= 2, ticks
+    for place, value in ticks:
+        assert abs(place - first - (last - first) * value / high) < 0.02, ticks
+    return lambda place: (place - first) / (last - first) * high
+
+
+def points_of(drawing, marker):
+    """[(policy, [(tokens, p50)], [(tokens, p99)])] as drawn; the markers stand where the lines bend."""
+    tokens, ms = scale(drawing, "x", "x"), scale(drawing, "y", "y")
+    found = []
+    for group in drawing.findall(f".//{SVG}g[@class='series']"):
+        lines = {}
+        for line in group.findall(SVG + "polyline"):
+            places = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+            lines[line.get("class")] = [(tokens(x), ms(y)) for x, y in places]
+        drawn = {(float(m.get("cx", 0)), float(m.get("cy", 0))) for m in group.findall(SVG + marker)}
+        bends = {tuple(map(float, p.split(","))) for line in group.findall(SVG + "polyline")
+                 for p in line.get("points").split()}
+        assert marker != "circle" or bends <= drawn
+        found.append((group.find(SVG + "text").text, lines["p50"], lines["p99"]))
+    return found
+
+
+def test_plot(cli):
+    """What is drawn, read back by the ticks of the axes, is what the rows of the same run say."""
+    name = b"tiny random model"
+    odd = cli.folder / "odd.gguf"
+    odd.write_bytes(pathlib.Path(cli.tiny).read_bytes().replace(name, b'a<b>&"c"\x01 m\xf6dells'))
+    out = cli.folder / "plot.svg"
+    out.write_text("old")
+    result = cli.json("-m", odd, "-p", "0", "-n", "20", "-d", "500,0,100", "-L", "8,16", "--cache", "dcm,window,full",
+                      "-r", "1", "--plot", out)
+    drawing = ElementTree.parse(out).getroot()
+    assert not list(cli.folder.glob("*.part"))
+    found = points_of(drawing, "circle")
+    assert [name for name, *_ in found] == list(dict.fromkeys(row["policy"] for row in result["rows"]))
+    highest = max(row["p99_ms"] for row in result["rows"])
+    for name, *lines in found:
+        rows = [r for r in result["rows"] if r["policy"] == name and r["test"].startswith("tg")]
+        for figure, line in zip(("p50_ms", "p99_ms"), lines):
+            assert len(line) == 3
+            for (tokens, ms), row, depth in zip(line, rows, (0, 100, 500)):
+                assert abs(tokens - depth) < 0.5 and abs(ms - row[figure]) < highest * 1e-3, (name, row, line)
+    # Its own background, all of it; what is text in it is escaped.
+    box = drawing.find(SVG + "rect")
+    assert (box.get("width"), box.get("height"), box.get("fill")) == (drawing.get("width"), drawing.get("height"),
+                                                                     "#ffffff")
+    texts = [text.text for text in drawing.iter(SVG + "text")]
+    assert any(text.startswith('a<b>&"c"? m') for text in texts), texts
+    assert any("tokens" in text for text in texts) and any(text.endswith(", ms") for text in texts)
+
+
+def test_plot_sizes(cli):
+    """Two tests a depth are two lines, named; a ninth line has another marker; what did not fit has no point."""
+    out = cli.folder / "plot.svg"
+    cli.run("-m", cli.tiny, "-p", "0", "-n", "2,3", "-d", "0,1000000000", "-L", "2,4,8,16,32", "-r", "1", "-q",
+            "--max-memory", "900K", "--plot", out)
+    found = points_of(ElementTree.parse(out).getroot(), "rect")
+    assert [name for name, *_ in found] == [f"dcm:L={group}:S=4:merge=newer, tg{size}" for group in (2, 4, 8, 16, 32)
+                                           for size in (2, 3)]
+    assert all([round(tokens) for tokens, _ in line] == [0] for _, *lines in found for line in lines), found
+    assert len(ElementTree.parse(out).getroot().findall(f".//{SVG}g[@class='series']/{SVG}rect")) == 2 * 3
+
+
+def test_plot_wrong(cli):
+    base = ["-m", cli.tiny, "-p", "4", "-r", "1", "-q"]
+    cli.fails(2, "--plot has no effect", *base, "-n", "0", "--plot", cli.folder / "x.svg")
+    cli.fails(3, "cannot write", *base, "-n", "4", "--plot", cli.folder / "no" / "x.svg")
+    if os.path.exists("/dev/full"):
+        result = cli.run(*base, "-n", "4", "--plot", "/dev/full")
+        assert result.returncode == 3 and "/dev/full: cannot write all of it" in result.stderr, result
+        assert os.path.exists("/dev/full")
+    # A run that comes to nothing leaves what was there.
+    kept = cli.folder / "kept.svg"
+    kept.write_text("old")
+    assert cli.run("-m", cli.folder / "absent.gguf", "--plot", kept).returncode == 3 and kept.read_text() == "old"
 
 
 def test_compare(cli):
@@ -439,11 +528,12 @@ def test_memory(cli):
 
 
 def test_interrupted(cli):
-    out = cli.folder / "cut.jsonl"
+    out, plot = cli.folder / "cut.jsonl", cli.folder / "cut.svg"
     for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
         process = subprocess.Popen([cli.program, "bench", "-m", cli.tiny, "-p", "8", "-n", "1000000", "-r", "1",
-                                    "--warmup", "0", "--format", "json", "--steps-out", str(out)], text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.environment)
+                                    "--warmup", "0", "--format", "json", "--steps-out", str(out), "--plot",
+                                    str(plot)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=cli.environment)
         time.sleep(2)  # it must have come to the decoding
         process.send_signal(number)
         text, errors = process.communicate(timeout=60)
@@ -453,6 +543,9 @@ def test_interrupted(cli):
         assert rows[1]["repetitions"] == 0 and rows[1]["tokens_per_s"] > 0
         steps = out.read_text().splitlines()
         assert steps and json.loads(steps[-1])["token"] == len(steps)
+        [(_, [(tokens, ms)], _)] = points_of(ElementTree.parse(plot).getroot(), "circle")
+        assert tokens == 0 and abs(ms - rows[1]["p50_ms"]) < 1e-3 * rows[1]["p99_ms"]
+        plot.unlink()
 
 
 def main():

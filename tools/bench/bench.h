@@ -130,6 +130,12 @@ void bench_judge(bench *b);
  */
 void bench_print(const bench *b, table_format format, json_t *meta, const json_t *old);
 
+/* Milliseconds of a decoded token; NAN for none. */
+void bench_step_times(const bench *b, const bench_case *c, double *p50, double *p99);
+
+/* Draw the decoding tests begun: step time against context, as an SVG (plot.c). */
+void bench_plot(const bench *b, FILE *out);
+
 /* Write one JSON line a step. */
 void bench_write_steps(const bench *b, FILE *out);
 

@@ -125,6 +125,13 @@ done:
     return f;
 }
 
+void bench_step_times(const bench *b, const bench_case *c, double *p50, double *p99)
+{
+    const figures f = figures_of(b, c);
+    *p50 = f.p50;
+    *p99 = f.p99;
+}
+
 /* When a column is shown in text and Markdown; the other formats have all but those of --compare without it. */
 typedef enum column_use { WIDE, ALWAYS, REFUSED, COMPARED, WIDE_COMPARED } column_use;
 
