@@ -65,7 +65,7 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
     const model_config *c = &model->config;
     backend *ops = model->ops;
     const kv_store_args store = {pool, s, index, c->rope, a->qkv, c->info.heads};
-    const attention_args attend = {pool, s, index, c->rope, a->qkv, c->info.heads, a->attn};
+    const attention_args attend = {pool, s, index, c->rope, a->qkv, c->info.heads, a->attn, a->reading};
     dcm_status status;
     DCM_TRY(status, fail,
             run_map(ops, &l->qkv,

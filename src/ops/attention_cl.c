@@ -87,6 +87,8 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     attention_launch l;
     buffer *partial;
     dcm_status status;
+    if (a->many && clop_wide(b))
+        return cl_attention_many(b, a);
     DCM_TRY(status, fail, attention_prepare(b, a, &l));
     const uint32_t n = a->step->n;
     const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */

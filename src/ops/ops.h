@@ -76,7 +76,11 @@ typedef struct view_range {
     uint32_t reserved[2];
 } view_range;
 
-/* What one query sees: its ranges, oldest first; VIEW_WORDS words. Places run from 0 to units - 1 without a gap. */
+/*
+ * What one query sees: its ranges, oldest first; VIEW_WORDS words. Places run from 0 to units - 1 without a gap. The
+ * ranges are of different rings, in falling order of `ring`; all that the queries of a step see of a ring is in it at
+ * once.
+ */
 typedef struct view {
     uint32_t n_ranges, units;
     uint32_t reserved[6];
@@ -165,6 +169,7 @@ typedef struct attention_args {
     buffer *qkv; /* as in kv_store_args; only the queries are read */
     uint32_t heads;
     buffer *out; /* (n, heads * head_dim) */
+    bool many;   /* for whatever n the kernels for many queries; a query's bits depend on its own view alone */
 } attention_args;
 
 /* Places per split: 64 splits at most, 64 places at least. */

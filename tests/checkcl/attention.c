@@ -8,7 +8,7 @@
 typedef struct attention_case {
     fx_cache cache;
     uint32_t layer;
-    fx_input fill;
+    bool many;
     float *qkv, *out;
     size_t qkv_bytes, out_bytes;
 } attention_case;
@@ -25,7 +25,8 @@ static dcm_status run(ck *c, int side, const void *what)
                                  .rope = a->cache.spec.rope,
                                  .qkv = ck_buffer(c, side, "qkv", a->qkv, a->qkv_bytes, 4),
                                  .heads = a->cache.spec.heads,
-                                 .out = ck_buffer(c, side, "out", a->out, a->out_bytes, 4)};
+                                 .out = ck_buffer(c, side, "out", a->out, a->out_bytes, 4),
+                                 .many = a->many};
     return c->side[side]->ops->attention(c->side[side], &args);
 }
 
@@ -116,16 +117,10 @@ static void bounds(ck *c, const void *what)
     free(units);
 }
 
-static void one(ck *c, const fx_spec *spec, fx_input fill)
+/* The case that ck_case has named. */
+static void run_case(ck *c, const fx_spec *spec, fx_input fill, bool many)
 {
-    attention_case a = {.layer = spec->layers - 1, .fill = fill};
-    uint32_t units = 0;
-    for (uint32_t r = 0; r < spec->n_ranges; r++)
-        units += spec->count[r];
-    if (!ck_case(c, "attention/h%u_kv%u_d%u_u%u_r%u_n%u_%s_%s%s_%s", spec->heads, spec->kv_heads, spec->head_dim, units,
-                 spec->n_ranges, spec->n, spec->type == KV_F16 ? "f16" : "f32",
-                 spec->rope == ROPE_HALF ? "half" : "interleaved", spec->bias != 0 ? "_bias" : "", fx_input_name(fill)))
-        return;
+    attention_case a = {.layer = spec->layers - 1, .many = many};
     const size_t row = (size_t)(spec->heads + 2 * spec->kv_heads) * spec->head_dim,
                  q_items = (size_t)spec->heads * spec->head_dim;
     fx_cache_new(&a.cache, spec, &c->rng);
@@ -136,13 +131,84 @@ static void one(ck *c, const fx_spec *spec, fx_input fill)
     a.out = fx_alloc(a.out_bytes);
     fx_pattern(a.qkv, a.qkv_bytes);
     fx_pattern(a.out, a.out_bytes);
-    for (uint32_t t = 0; t < spec->n; t++)
+    for (uint32_t t = 0; t < spec->n; t++) {
         fx_fill(a.qkv + t * row, 1, q_items, fill == FX_EQUAL || fill == FX_TINY ? fill : FX_NORMAL, &c->rng);
-    c->traffic = (size_t)spec->n * units * 2 * spec->kv_heads * spec->head_dim * (spec->type == KV_F16 ? 2 : 4);
+        c->traffic +=
+            (size_t)fx_view(&a.cache, t)->units * 2 * spec->kv_heads * spec->head_dim * (spec->type == KV_F16 ? 2 : 4);
+    }
     ck_run(c, run, bounds, &a);
     fx_cache_free(&a.cache);
     free(a.qkv);
     free(a.out);
+}
+
+/* "h9_kv3_d64_..._f16_half_bias_normal" behind `what`. */
+static bool name_case(ck *c, const char *what, const fx_spec *spec, fx_input fill)
+{
+    return ck_case(c, "attention/%s_h%u_kv%u_d%u_n%u_%s_%s%s_%s", what, spec->heads, spec->kv_heads, spec->head_dim,
+                   spec->n, spec->type == KV_F16 ? "f16" : "f32", spec->rope == ROPE_HALF ? "half" : "interleaved",
+                   spec->bias != 0 ? "_bias" : "", fx_input_name(fill));
+}
+
+/* Ranges of random ends, for the kernels of single queries and those of many. */
+static void one(ck *c, const fx_spec *spec, fx_input fill)
+{
+    uint32_t units = 0;
+    char what[64];
+    for (uint32_t r = 0; r < spec->n_ranges; r++)
+        units += spec->count[r];
+    for (int many = 0; many < 2; many++) {
+        snprintf(what, sizeof what, "%su%u_r%u", many ? "many_" : "", units, spec->n_ranges);
+        if (name_case(c, what, spec, fill))
+            run_case(c, spec, fill, many);
+    }
+}
+
+/* A step of a prompt: merges or evictions between its tokens. */
+static void step_of(ck *c, fx_spec spec, fx_prompt prompt, fx_input fill)
+{
+    char what[64];
+    snprintf(what, sizeof what, "many_L%u_W%u_S%u_after%u", prompt.group, prompt.window, prompt.sinks, prompt.before);
+    if (!name_case(c, what, &spec, fill))
+        return;
+    fx_seen *seen;
+    spec.n_ranges = fx_prompt_seen(&prompt, spec.n, &seen);
+    spec.seen = seen;
+    run_case(c, &spec, fill, true);
+    free(seen);
+}
+
+static void check_steps(ck *c)
+{
+    static const uint32_t sizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 70};
+    static const uint32_t groups[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    static const uint32_t dims[] = {8, 16, 24, 32, 40, 64, 96, 128, 256};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const fx_spec spec = {2, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = sizes[i]};
+        step_of(c, spec, (fx_prompt){.before = 60 + 3 * sizes[i], .group = 16, .sinks = 4}, FX_NORMAL);
+        step_of(c, spec, (fx_prompt){.before = 7 * sizes[i], .sinks = 4, .window = 60}, FX_NORMAL);
+        step_of(c, spec, (fx_prompt){.before = 2 * sizes[i]}, FX_NORMAL);
+    }
+    /* From the first token on, with the levels filling one by one inside a step. */
+    for (uint32_t group = 2; group <= 32; group *= 2)
+        step_of(c, (fx_spec){1, 1, 2, 32, KV_F32, ROPE_HALF, .n = 70}, (fx_prompt){.group = group, .sinks = group / 2},
+                FX_NORMAL);
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        step_of(c, (fx_spec){1, 2, 2 * groups[i], 64, KV_F16, ROPE_HALF, .n = 19},
+                (fx_prompt){.before = 200, .group = 16, .sinks = 4}, FX_NORMAL);
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (int form = 0; form < 2; form++)
+            step_of(c,
+                    (fx_spec){1, 1, 3, dims[i], form ? KV_F32 : KV_F16, form ? ROPE_HALF : ROPE_INTERLEAVED, .n = 18,
+                              .bias = 0.4f},
+                    (fx_prompt){.before = 300, .group = 32, .sinks = 4}, FX_NORMAL);
+    for (int fill = 0; fill < FX_INPUTS; fill++)
+        step_of(c, (fx_spec){1, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 20},
+                (fx_prompt){.before = 150, .group = 32, .sinks = 4}, (fx_input)fill);
+    step_of(c, (fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 33, .bias = -0.3f},
+            (fx_prompt){.before = 40000, .group = 4096, .sinks = 4}, FX_NORMAL);
+    step_of(c, (fx_spec){1, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 96},
+            (fx_prompt){.before = 4000, .group = 256, .sinks = 4}, FX_NORMAL);
 }
 
 void check_attention(ck *c)
@@ -177,4 +243,5 @@ void check_attention(ck *c)
     one(c, &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 2, .n_ranges = 2, .count = {4, 4093}}, FX_NORMAL);
     one(c, &(fx_spec){1, 1, 3, 64, KV_F32, ROPE_INTERLEAVED, .n = 1, .n_ranges = 3, .count = {4, 9000, 511}, .bias = 1},
         FX_OUTLIER);
+    check_steps(c);
 }

@@ -163,25 +163,65 @@ static void make_step(fx_cache *cache)
     fx_pattern(cache->words, at * 4);
 }
 
-static void make_view(fx_cache *cache, uint32_t t, const uint32_t *ring, const uint32_t *capacity, uint64_t *rng)
+/* The rings of the table, the first last, as in a cache. */
+typedef struct fx_rings {
+    uint32_t at[VIEW_RANGES], capacity[VIEW_RANGES];
+    size_t units; /* in all */
+} fx_rings;
+
+/* Parts of the first token's view: an old token sees less of the end. The rings wrap around. */
+static fx_seen *random_seen(const fx_spec *spec, uint64_t *rng)
+{
+    fx_seen *seen = fx_alloc(spec->n * sizeof *seen);
+    for (uint32_t t = 0; t < spec->n; t++)
+        for (uint32_t r = 0; r < spec->n_ranges; r++) {
+            const uint32_t capacity = power_of_two(spec->count[r]);
+            const bool all = t == 0 || spec->count[r] < 2;
+            seen[t].first[r] = capacity - capacity / 3 - 1;
+            seen[t].count[r] = all ? spec->count[r] : 1 + (uint32_t)(rng_next(rng) % spec->count[r]);
+        }
+    return seen;
+}
+
+static fx_rings make_rings(fx_cache *cache, const fx_seen *seen)
+{
+    const fx_spec *spec = &cache->spec;
+    fx_rings rings = {0};
+    cache->table_words = 3;
+    for (uint32_t r = spec->n_ranges; r-- > 0;) {
+        uint32_t first = UINT32_MAX, end = 0;
+        for (uint32_t t = 0; t < spec->n; t++)
+            if (seen[t].count[r]) {
+                first = seen[t].first[r] < first ? seen[t].first[r] : first;
+                end = seen[t].first[r] + seen[t].count[r] > end ? seen[t].first[r] + seen[t].count[r] : end;
+            }
+        rings.at[r] = (uint32_t)cache->table_words;
+        rings.capacity[r] = end ? power_of_two(end - first) : 1;
+        rings.units += rings.capacity[r];
+        cache->table_words += rings.capacity[r] + 1;
+    }
+    cache->table_words += 3;
+    cache->table = fx_alloc(cache->table_words * 4);
+    return rings;
+}
+
+static void make_view(fx_cache *cache, uint32_t t, const fx_rings *rings, const fx_seen *seen, uint64_t *rng)
 {
     const fx_spec *spec = &cache->spec;
     view *v = (view *)(cache->words + cache->step.views) + t;
     memset(v, 0, sizeof *v);
-    v->n_ranges = spec->n_ranges;
     for (uint32_t r = 0; r < spec->n_ranges; r++) {
-        const uint32_t begin =
-            capacity[r] - capacity[r] / 3 - 1; /* the same for all tokens: an old token sees less of the end */
-        const uint32_t count =
-            t == 0 || spec->count[r] < 2 ? spec->count[r] : 1 + (uint32_t)(rng_next(rng) % spec->count[r]);
-        v->range[r] = (view_range){.ring = ring[r],
-                                   .mask = capacity[r] - 1,
-                                   .begin = begin,
-                                   .count = count,
-                                   .place = v->units,
-                                   .bias = spec->bias * (float)r};
-        v->units += count;
-        fx_rotation((float *)cache->words + cache->step.query_rot + (t * VIEW_RANGES + r) * (size_t)spec->head_dim,
+        const uint32_t mask = rings->capacity[r] - 1, i = v->n_ranges;
+        if (!seen->count[r])
+            continue;
+        v->range[v->n_ranges++] = (view_range){.ring = rings->at[r],
+                                               .mask = mask,
+                                               .begin = seen->first[r] & mask,
+                                               .count = seen->count[r],
+                                               .place = v->units,
+                                               .bias = spec->bias * (float)r};
+        v->units += seen->count[r];
+        fx_rotation((float *)cache->words + cache->step.query_rot + (t * VIEW_RANGES + i) * (size_t)spec->head_dim,
                     spec->head_dim, (int64_t)(rng_next(rng) % 10000));
     }
     if (v->units > cache->step.max_units)
@@ -204,32 +244,26 @@ static void make_merges(fx_cache *cache, const uint32_t *free_slots, uint64_t *r
 
 void fx_cache_new(fx_cache *cache, const fx_spec *spec, uint64_t *rng)
 {
-    uint32_t ring[VIEW_RANGES], capacity[VIEW_RANGES];
-    *cache = (fx_cache){.spec = *spec, .table_words = 3};
-    size_t in_rings = 0;
-    for (uint32_t r = 0; r < spec->n_ranges; r++) {
-        ring[r] = (uint32_t)cache->table_words;
-        capacity[r] = power_of_two(spec->count[r]);
-        cache->table_words += capacity[r] + 1;
-        in_rings += capacity[r];
-    }
-    cache->table_words += 3;
-    cache->table = fx_alloc(cache->table_words * 4);
-    const size_t total = make_blocks(cache, in_rings + spec->n + 3 * (size_t)spec->n_merges);
+    *cache = (fx_cache){.spec = *spec};
+    fx_seen *made = spec->seen ? NULL : random_seen(spec, rng);
+    const fx_seen *seen = spec->seen ? spec->seen : made;
+    const fx_rings rings = make_rings(cache, seen);
+    const size_t total = make_blocks(cache, rings.units + spec->n + 3 * (size_t)spec->n_merges);
     uint32_t *slots = shuffled_slots(cache, total, rng);
     size_t used = 0;
     for (uint32_t r = 0; r < spec->n_ranges; r++)
-        for (uint32_t j = 0; j < capacity[r]; j++)
-            cache->table[ring[r] + j] = slots[used++];
+        for (uint32_t j = 0; j < rings.capacity[r]; j++)
+            cache->table[rings.at[r] + j] = slots[used++];
     make_step(cache);
     for (uint32_t t = 0; t < spec->n; t++) {
         cache->words[cache->step.slots + t] = slots[used++];
         fx_rotation((float *)cache->words + cache->step.key_rot + t * (size_t)spec->head_dim, spec->head_dim,
                     (int64_t)(rng_next(rng) % 10000));
-        make_view(cache, t, ring, capacity, rng);
+        make_view(cache, t, &rings, seen + t, rng);
     }
     make_merges(cache, slots + used, rng);
     free(slots);
+    free(made);
 }
 
 void fx_cache_free(fx_cache *cache)
@@ -284,10 +318,23 @@ static fx_input of_unit(fx_input input, bool first) { return input == FX_OUTLIER
 
 void fx_cache_fill_views(fx_cache *cache, uint32_t layer, fx_input input, uint64_t *rng)
 {
-    const view *v = fx_view(cache, 0);
-    for (uint32_t r = 0; r < v->n_ranges; r++)
-        for (uint32_t j = 0; j < v->range[r].count; j++)
-            fx_cache_fill(cache, layer, fx_slot(cache, v->range + r, j), of_unit(input, r + j == 0), rng);
+    bool *filled[KV_BLOCKS], first = true;
+    for (uint32_t b = 0; b < cache->pool.n_blocks; b++)
+        filled[b] = fx_alloc(cache->pool.block_units[b]);
+    for (uint32_t t = 0; t < cache->step.n; t++) {
+        const view *v = fx_view(cache, t);
+        for (uint32_t r = 0; r < v->n_ranges; r++)
+            for (uint32_t j = 0; j < v->range[r].count; j++) {
+                const uint32_t slot = fx_slot(cache, v->range + r, j);
+                bool *done = &filled[slot >> KV_SLOT_BITS][slot & ((1u << KV_SLOT_BITS) - 1)];
+                if (!*done)
+                    fx_cache_fill(cache, layer, slot, of_unit(input, first), rng);
+                *done = true;
+                first = false;
+            }
+    }
+    for (uint32_t b = 0; b < cache->pool.n_blocks; b++)
+        free(filled[b]);
 }
 
 void fx_cache_fill_merges(fx_cache *cache, fx_input input, uint64_t *rng)

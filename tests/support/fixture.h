@@ -39,6 +39,11 @@ void *fx_weights(quant_type type, uint32_t rows, uint32_t cols, double scale, ui
 /* Pairs (cos, sin) of an integer position, rounded from doubles; base 10000. */
 void fx_rotation(float *out, uint32_t head_dim, int64_t position);
 
+/* Which units of each ring a token sees, counted from the ring's first ever; count 0: the ring is not in its view. */
+typedef struct fx_seen {
+    uint32_t first[VIEW_RANGES], count[VIEW_RANGES];
+} fx_seen;
+
 /* A cache and one step over it. Zeroed parts are left out. */
 typedef struct fx_spec {
     uint32_t layers, kv_heads, heads, head_dim;
@@ -46,9 +51,10 @@ typedef struct fx_spec {
     rope_kind rope;
     uint32_t n; /* tokens: slots, anchors, a view each */
     uint32_t n_merges;
-    uint32_t n_ranges; /* of the first token's view; others see parts of it */
+    uint32_t n_ranges; /* rings; the first token's view has a range of each, others see parts of it */
     uint32_t count[VIEW_RANGES];
-    float bias; /* range r has bias times r */
+    float bias;          /* ring r has bias times r */
+    const fx_seen *seen; /* (n) in place of count */
 } fx_spec;
 
 typedef struct fx_cache {
@@ -60,6 +66,21 @@ typedef struct fx_cache {
     uint32_t *table, *words;
     size_t table_words, step_words;
 } fx_cache;
+
+/* The tokens before a step, and what the cache keeps of them. */
+typedef struct fx_prompt {
+    uint32_t before; /* tokens */
+    uint32_t group;  /* dcm: L; 0: no merges */
+    uint32_t window; /* units; 0: all */
+    uint32_t sinks;
+} fx_prompt;
+
+/*
+ * What each of n tokens behind a prompt sees, from the rule of the schedule itself: a list of units, of which two are
+ * merged, or one dropped, before each token. Rings: the sinks, then the levels, highest first; returns how many. The
+ * caller frees *seen.
+ */
+uint32_t fx_prompt_seen(const fx_prompt *prompt, uint32_t n, fx_seen **seen);
 
 void fx_cache_new(fx_cache *cache, const fx_spec *spec, uint64_t *rng);
 void fx_cache_free(fx_cache *cache);
