@@ -1,8 +1,8 @@
 /*
- * Merges of pairs of units, all layers and heads in one launch: the rows of the merge MLP's input, and the merge
- * itself in place. Row ((m * layers + l) * 2 + w) * kv_heads + h is KV head h of the keys (w = 0) or values (w = 1)
- * of layer l of merge m. One work-item per (row, i), i < HEAD_DIM / 2: of keys RoPE pair i, which is channels i and
- * i + HEAD_DIM/2 in half-split order; of values channels 2i and 2i+1.
+ * Merges of pairs of units, `layers` layers from `layer` on and all heads in one launch: the rows of the merge MLP's
+ * input, and the merge itself in place. Row ((m * layers + l) * 2 + w) * kv_heads + h is KV head h of the keys (w = 0)
+ * or values (w = 1) of layer `layer` + l of merge m. One work-item per (row, i), i < HEAD_DIM / 2: of keys RoPE pair i,
+ * which is channels i and i + HEAD_DIM/2 in half-split order; of values channels 2i and 2i+1.
  */
 
 enum { MERGE_CONSTANT, MERGE_GATE, MERGE_DIRECT, MERGE_COPY };
@@ -23,14 +23,14 @@ static inline float2 merge_load(const __global kv_t *row, const merge_item *it)
 
 /* With `turned`, keys without rotation; else as stored. */
 static merge_item merge_read(const __local kv_table *kv, const __global uint *data, ulong merges, ulong merge_rot,
-                             uint layers, uint kv_heads, bool turned)
+                             uint layer, uint layers, uint kv_heads, bool turned)
 {
     merge_item it;
     const size_t item = get_global_id(0);
     it.i = item % (HEAD_DIM / 2);
     it.row = item / (HEAD_DIM / 2);
     it.m = it.row / (layers * 2 * kv_heads);
-    it.plane = it.row % (layers * 2 * kv_heads);
+    it.plane = layer * 2 * kv_heads + it.row % (layers * 2 * kv_heads);
     it.key = it.plane / kv_heads % 2 == 0;
     it.first = it.key ? ROPE_FIRST(it.i) : 2 * it.i;
     it.second = it.key ? ROPE_SECOND(it.i) : 2 * it.i + 1;
@@ -46,13 +46,13 @@ static merge_item merge_read(const __local kv_table *kv, const __global uint *da
 }
 
 /* x is (rows, 2 * HEAD_DIM): [a ; b]. */
-__kernel void merge_gather(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers,
-                           uint kv_heads, ulong items, __global float *x)
+__kernel void merge_gather(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layer,
+                           uint layers, uint kv_heads, ulong items, __global float *x)
 {
     KV_TABLE(kv);
     if (get_global_id(0) >= items)
         return;
-    const merge_item it = merge_read(kv, data, merges, merge_rot, layers, kv_heads, true);
+    const merge_item it = merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, true);
     const uint first = it.key ? it.i : it.first, second = it.key ? it.i + HEAD_DIM / 2 : it.second;
     __global float *row = x + it.row * 2 * HEAD_DIM;
     row[first] = it.a.x;
@@ -68,13 +68,13 @@ static inline float2 merge_mix(float2 a, float2 b, float w)
 }
 
 /* `head` is (rows) for MERGE_GATE, (rows, HEAD_DIM) for MERGE_DIRECT, and not read for the others. */
-__kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layers,
-                          uint kv_heads, ulong items, uint mode, float weight, const __global float *head)
+__kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint layer,
+                          uint layers, uint kv_heads, ulong items, uint mode, float weight, const __global float *head)
 {
     KV_TABLE(kv);
     if (get_global_id(0) >= items)
         return;
-    const merge_item it = merge_read(kv, data, merges, merge_rot, layers, kv_heads, mode != MERGE_COPY);
+    const merge_item it = merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, mode != MERGE_COPY);
     float2 x;
     if (mode == MERGE_COPY) {
         x = it.a;

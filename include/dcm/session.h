@@ -31,10 +31,10 @@ typedef struct dcm_cache_params {
     /*
      * Most tokens of one step when several are fed at once, and most units that the cache holds meanwhile beyond those
      * that it needs afterwards: a step of dcm holds two for each of its merges, so that it is of chunk / 2 tokens once
-     * units merge; one of dcm has at most L. The room for them is given back when a single token is fed. 0: what suits
-     * the device, and less where there is no memory for it. Units, levels and places are the same for every chunk, and
-     * so are the bits of the result. (Tokens fed one by one are computed by other kernels: the same bits on the
-     * reference, elsewhere another rounding of sums.)
+     * units merge. The room for them is given back when a single token is fed. 0: what suits the device, and less where
+     * there is no memory for it. Units, levels and places are the same for every chunk, and so are the bits of the
+     * result. (Tokens fed one by one are computed by other kernels: the same bits on the reference, elsewhere another
+     * rounding of sums.)
      */
     uint32_t chunk;
 } dcm_cache_params;

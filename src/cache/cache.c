@@ -134,12 +134,13 @@ static void plan_token(cache *c, int32_t token, uint32_t i, planned_merge *merge
         s->max_units = v.units;
 }
 
-/* Put the planned merges in batches by level, oldest first in each. */
+/* Put the planned merges in batches by level, oldest first in each, so that those of new units come last. */
 static void batch_merges(cache *c, const planned_merge *merges)
 {
+    const uint64_t start = c->plan.tokens - c->step.n;
     size_t at = 0;
     for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++) {
-        c->batch_first[g] = at;
+        c->batch[g].first = c->batch[g].late = at;
         for (uint32_t i = 0; i < c->step.n_merges; i++) {
             const planned_merge *m = &merges[i];
             if (m->level != g)
@@ -149,12 +150,14 @@ static void batch_merges(cache *c, const planned_merge *merges)
             rotation(&c->rope, anchor_of(c, m->node + 1), rotation_words(c, c->step.merge_rot, 3 * at + 1));
             rotation(&c->rope, anchor_of(c, m->node / 2), rotation_words(c, c->step.merge_rot, 3 * at + 2));
             at++;
+            if (c->plan.sinks + ((m->node + 2) << g) <= start)
+                c->batch[g].late = at;
         }
+        c->batch[g].end = at;
     }
-    c->batch_first[DCM_LEVELS_MAX] = at;
 }
 
-dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t most)
+dcm_status cache_step_begin(cache *c, const int32_t *tokens, size_t most)
 {
     planned_merge *merges = NULL;
     uint32_t n;
@@ -184,7 +187,7 @@ static uint32_t plan_moves(cache *c)
         const uint64_t first = ring_first(c, g), end = first + ring_count(c, g);
         for (uint64_t node = first; node < end; node++) {
             const uint32_t slot = ring_get(c, g, node);
-            if (!slot_is_staged(slot))
+            if (!slots_staged(&c->slots, slot))
                 continue;
             const merge_pair move = {slot, slot, slots_take(&c->slots), 0};
             memcpy(c->words + n++ * (size_t)MERGE_WORDS, &move, sizeof move);
@@ -201,7 +204,11 @@ dcm_status cache_settle(cache *c)
         return DCM_OK;
     DCM_TRY(status, fail, reserve_words(c, c->slots.staged * MERGE_WORDS));
     const step moves = {.data = c->step.data, .n_merges = plan_moves(c)};
-    const merge_apply_args apply = {.pool = &c->slots.pool, .step = &moves, .rope = c->rope.kind, .mode = MERGE_COPY};
+    const merge_apply_args apply = {.pool = &c->slots.pool,
+                                    .step = &moves,
+                                    .layers = c->slots.pool.layers,
+                                    .rope = c->rope.kind,
+                                    .mode = MERGE_COPY};
     DCM_TRY(status, fail,
             c->ops->ops->write(moves.data, 0, c->words, moves.n_merges * (size_t)MERGE_WORDS * sizeof *c->words));
     DCM_TRY(status, fail, c->ops->ops->merge_apply(c->ops, &apply));
@@ -210,11 +217,12 @@ fail:
     return status;
 }
 
-step cache_step_batch(const cache *c, uint32_t level)
+step cache_step_batch(const cache *c, uint32_t level, bool late)
 {
     step s = c->step;
-    const size_t first = c->batch_first[level];
-    s.n_merges = (uint32_t)(c->batch_first[level + 1] - first);
+    const merge_batch *b = &c->batch[level];
+    const size_t first = late ? b->late : b->first;
+    s.n_merges = (uint32_t)((late ? b->end : b->late) - first);
     s.merges += first * MERGE_WORDS;
     s.merge_rot += first * 3 * 2 * c->rope.pairs;
     return s;

@@ -29,6 +29,11 @@ typedef struct cache_ring {
     uint64_t dirty_first, dirty_end; /* nodes whose entries the device has not got yet */
 } cache_ring;
 
+/* A level's merges of a step by their index: first .. late - 1 of units older than the step, the others late. */
+typedef struct merge_batch {
+    size_t first, late, end;
+} merge_batch;
+
 typedef struct cache {
     backend *ops;
     dcm_cache_kind kind;
@@ -46,7 +51,7 @@ typedef struct cache {
     uint32_t *words; /* host copy of the step's data */
     size_t words_room;
     step step;
-    size_t batch_first[DCM_LEVELS_MAX + 1]; /* merges of level g are batch_first[g] .. batch_first[g+1] - 1 */
+    merge_batch batch[DCM_LEVELS_MAX];
     uint64_t merges, bytes_written;
 } cache;
 
@@ -62,19 +67,24 @@ void cache_close(cache *c);
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
 
 /*
- * Plan a step of at least one and at most `most` tokens, c->step.n in the end, and upload its data into c->step: merges
- * batched by level, slots, rotations and views. All its merges come before its attention, so for dcm `most` is at most
- * L: their sources are at least L tokens old. For one token a merge goes into its older source's slot and the new token
- * takes the newer one's; for longer steps sources stay readable until cache_step_done. DCM_ERR_MEMORY: the cache can
- * only be closed.
+ * Plan a step of at least one and at most `most` and `chunk` tokens, c->step.n in the end, and upload its data into
+ * c->step: merges batched by level, slots, rotations and views. For one token a merge goes into its older source's slot
+ * and the new token takes the newer one's; for longer steps sources stay readable until cache_step_done, since the
+ * step's first tokens see them. DCM_ERR_MEMORY: the cache can only be closed.
  */
-dcm_status cache_step_begin(cache *c, const int32_t *tokens, uint32_t most);
+dcm_status cache_step_begin(cache *c, const int32_t *tokens, size_t most);
 
 /* No more room than the units need, once a prompt has been read: those in the staging block get regular slots. */
 dcm_status cache_settle(cache *c);
 
-/* The step's merges of level g alone, for the merge ops; n_merges may be 0. */
-step cache_step_batch(const cache *c, uint32_t level);
+/*
+ * The step's merges of one level, for the merge ops; n_merges may be 0. A level's come after those of the levels below.
+ * Those that are not late are of units that are there before the step: they can be done first of all, in all layers
+ * together. Late ones have sources that stand for tokens of the step, whose keys and values a layer makes: they are
+ * done within each layer, before its attention. There are none in steps of at most L tokens, as sources are at least L
+ * tokens old.
+ */
+step cache_step_batch(const cache *c, uint32_t level, bool late);
 
 /* Call once all ops of the step are issued. */
 void cache_step_done(cache *c);

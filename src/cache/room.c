@@ -27,7 +27,7 @@ static size_t units_within(const cache *c, uint32_t n, size_t after)
 }
 
 /* No merge before the near queue is full, then at most one a token, which holds two units until the step's end. */
-static uint32_t longest_step(const cache *c, uint32_t most)
+static uint32_t longest_step(const cache *c, size_t most)
 {
     const dcm_plan *p = &c->plan;
     uint64_t n = c->chunk;
@@ -36,7 +36,8 @@ static uint32_t longest_step(const cache *c, uint32_t most)
         const uint64_t merging = sinks_left + 2 * (uint64_t)p->group - 1 - dcm_plan_near(p) + c->chunk / 2;
         n = merging < n ? merging : n;
     }
-    return n < 1 ? 1 : n < most ? (uint32_t)n : most;
+    n = most < n ? most : n;
+    return n ? (uint32_t)n : 1;
 }
 
 /* The most units that may be allocated while a step that leaves `after` runs. */
@@ -82,7 +83,7 @@ fail:
     return status;
 }
 
-dcm_status room_for_step(cache *c, uint32_t most, uint32_t *n)
+dcm_status room_for_step(cache *c, size_t most, uint32_t *n)
 {
     for (;;) {
         *n = longest_step(c, most);

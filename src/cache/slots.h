@@ -1,6 +1,7 @@
 /*
  * Slots for units in device blocks. The regular blocks hold the units that stay; they grow by an eighth and are never
- * copied or freed. The staging block holds units more while a prompt is read: it comes and goes.
+ * copied or freed. The staging block holds units more while a prompt is read: it comes and goes, and is the last one
+ * while it is there.
  */
 #ifndef CACHE_SLOTS_H
 #define CACHE_SLOTS_H
@@ -8,7 +9,7 @@
 #include "ops/ops.h"
 
 enum {
-    SLOTS_STAGING = KV_BLOCKS - 1, /* the staging block's index: regular blocks are below it */
+    SLOTS_BLOCKS = KV_BLOCKS - 1, /* most regular blocks */
     SLOTS_GROWTH_MIN = 64
 };
 
@@ -20,7 +21,7 @@ typedef struct slot_stack {
 
 typedef struct slot_pool {
     backend *ops;
-    kv_pool pool; /* n_blocks: the regular ones */
+    kv_pool pool;
     size_t unit_bytes;
     size_t regular;         /* units in all regular blocks */
     size_t staged;          /* units in the staging block; 0: there is none */
@@ -45,7 +46,7 @@ size_t slots_growth(const slot_pool *s);
  */
 dcm_status slots_grow(slot_pool *s, size_t units);
 
-/* Add the staging block, which is not there, with `units`. Errors as slots_grow. */
+/* Add the staging block, which is not there, with `units`; slots_grow may not be called then. Errors as slots_grow. */
 dcm_status slots_stage(slot_pool *s, size_t units);
 
 /* Free the staging block, in which no unit is any more. */
@@ -55,6 +56,10 @@ void slots_unstage(slot_pool *s);
 uint32_t slots_take(slot_pool *s);
 void slots_give(slot_pool *s, uint32_t slot);
 
-static inline bool slot_is_staged(uint32_t slot) { return slot >> KV_SLOT_BITS == SLOTS_STAGING; }
+/* Whether a slot is of the staging block. */
+static inline bool slots_staged(const slot_pool *s, uint32_t slot)
+{
+    return s->staged && slot >> KV_SLOT_BITS == s->pool.n_blocks - 1;
+}
 
 #endif

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { PIECE_BYTES = 16 << 20 }; /* most bytes of activations, in and out, unless one merge has more */
+
 static dcm_status upload(backend *ops, const float *data, size_t count, buffer **out)
 {
     dcm_status status = ops->ops->buffer_new(ops, count * sizeof *data, MEM_WEIGHTS, out);
@@ -194,22 +196,39 @@ dcm_status merge_rows(merge_model *m, size_t rows, buffer **head)
     return status;
 }
 
-dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, rope_kind rope)
+/* The merges of `s` together; rows are those of one merge. */
+static dcm_status merge_piece(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers,
+                              rope_kind rope, size_t rows)
 {
-    if (!s->n_merges)
-        return DCM_OK;
-    merge_apply_args apply = {.pool = pool, .step = s, .rope = rope, .mode = m->mode, .weight = m->weight};
+    const merge_gather_args gather = {
+        .pool = pool, .step = s, .layer = layer, .layers = layers, .rope = rope, .x = m->x};
+    merge_apply_args apply = {
+        .pool = pool, .step = s, .layer = layer, .layers = layers, .rope = rope, .mode = m->mode, .weight = m->weight};
+    dcm_status status = DCM_OK;
     if (m->mode != MERGE_CONSTANT) {
-        const size_t rows = (size_t)s->n_merges * pool->layers * 2 * pool->kv_heads;
-        dcm_status status = merge_reserve(m, rows);
-        if (status != DCM_OK)
-            return status;
-        const merge_gather_args gather = {.pool = pool, .step = s, .rope = rope, .x = m->x};
         status = m->ops->ops->merge_gather(m->ops, &gather);
         if (status == DCM_OK)
-            status = merge_rows(m, rows, &apply.head);
-        if (status != DCM_OK)
-            return status;
+            status = merge_rows(m, s->n_merges * rows, &apply.head);
     }
-    return m->ops->ops->merge_apply(m->ops, &apply);
+    return status == DCM_OK ? m->ops->ops->merge_apply(m->ops, &apply) : status;
+}
+
+dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope)
+{
+    const size_t rows = (size_t)layers * 2 * pool->kv_heads, turn = pool->head_dim;
+    uint32_t most = s->n_merges;
+    dcm_status status = DCM_OK;
+    if (m->mode != MERGE_CONSTANT) {
+        const size_t fit = PIECE_BYTES / (rows * 2 * 2 * m->head_dim * sizeof(float));
+        most = fit < most ? (uint32_t)(fit ? fit : 1) : most;
+        status = merge_reserve(m, most * rows);
+    }
+    for (uint32_t at = 0; status == DCM_OK && at < s->n_merges; at += most) {
+        step piece = *s;
+        piece.n_merges = s->n_merges - at < most ? s->n_merges - at : most;
+        piece.merges += (size_t)at * MERGE_WORDS;
+        piece.merge_rot += (size_t)at * 3 * turn;
+        status = merge_piece(m, pool, &piece, layer, layers, rope, rows);
+    }
+    return status;
 }

@@ -40,8 +40,9 @@ void merge_close(merge_model *m);
 /* Bytes of parameters on the device. */
 size_t merge_bytes(const merge_model *m);
 
-/* Do the merges of `s`, all layers and heads together; none is no work. */
-dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, rope_kind rope);
+/* Do the merges of `s` in `layers` layers from `layer` on, all heads together; none is no work. Their activations take
+ * 16 MiB at most, unless one merge takes more: more merges are done in pieces. */
+dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope);
 
 /* The MLP alone: `rows` rows of m->x through trunk and head; *head is owned by the model. For merge_run and tests. */
 dcm_status merge_rows(merge_model *m, size_t rows, buffer **head);

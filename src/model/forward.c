@@ -59,7 +59,8 @@ static dcm_status run_map(backend *ops, const linear_map *map, linear_args args)
     return DCM_OK;
 }
 
-static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *pool, const step *s, uint32_t index)
+static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
+                            const late_merges *late, uint32_t index)
 {
     const model_layer *l = &model->layer[index];
     const model_config *c = &model->config;
@@ -77,6 +78,8 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
                                   .eps = c->norm_eps,
                                   .y = a->qkv}));
     DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
+    for (uint32_t i = 0; i < late->count; i++)
+        DCM_TRY(status, fail, merge_run(late->merge, pool, &late->batch[i], index, 1, c->rope));
     DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
     DCM_TRY(
         status, fail,
@@ -100,12 +103,12 @@ fail:
     return dcm_fail_in(status, "layer %u", index);
 }
 
-dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s)
+dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
 {
     const embed_args embed = {model->embedding, s, a->x};
     dcm_status status = model->ops->ops->embed(model->ops, &embed);
     for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++)
-        status = run_layer(model, a, pool, s, i);
+        status = run_layer(model, a, pool, s, late, i);
     return status;
 }
 

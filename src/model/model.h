@@ -3,8 +3,10 @@
 #define MODEL_MODEL_H
 
 #include <dcm/model.h>
+#include <dcm/plan.h>
 
 #include "io/gguf.h"
+#include "merge/merge.h"
 #include "ops/open.h"
 #include "ops/ops.h"
 
@@ -72,8 +74,16 @@ size_t activations_bytes(const dcm_model *model);
 dcm_status activations_open(activations *a, const dcm_model *model, uint32_t tokens);
 void activations_close(activations *a);
 
-/* Issue the forward pass of a step whose merges are done: units are appended, a->x holds the last layer's output. */
-dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s);
+/* Merges of units that the step makes itself, by level: within each layer, when its keys and values are there. */
+typedef struct late_merges {
+    merge_model *merge;
+    uint32_t count;
+    step batch[DCM_LEVELS_MAX];
+} late_merges;
+
+/* Issue the forward pass of a step whose other merges are done: units are appended and merged, a->x holds the last
+ * layer's output. */
+dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late);
 
 /* Issue the vocabulary product for tokens first .. first + n - 1 of the step into a->logits, (n, vocab); `many` as in
  * linear_args. */

@@ -60,8 +60,8 @@ static inline uint32_t kv_slot(uint32_t block, uint32_t unit) { return block << 
 typedef struct kv_pool {
     uint32_t layers, kv_heads, head_dim;
     kv_type type;
-    uint32_t n_blocks;        /* the first ones; others may be there */
-    buffer *block[KV_BLOCKS]; /* NULL: not there */
+    uint32_t n_blocks;
+    buffer *block[KV_BLOCKS];
     uint32_t block_units[KV_BLOCKS];
     buffer *table; /* uint32 slots: the rings of all levels, one after another */
 } kv_pool;
@@ -176,13 +176,14 @@ typedef struct attention_args {
 static inline uint32_t attention_split(uint32_t units) { return 64 * ((units + 4095) / 4096); }
 
 /*
- * Inputs of the merge MLP: row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] for merge m, layer l, keys (w
- * = 0, rotation undone, channels in half-split order whatever the model's RoPE kind) or values (w = 1, as stored), KV
- * head h.
+ * Inputs of the merge MLP for `layers` layers from `layer` on: row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a
+ * ; b] for merge m, layer `layer` + l, keys (w = 0, rotation undone, channels in half-split order whatever the model's
+ * RoPE kind) or values (w = 1, as stored), KV head h.
  */
 typedef struct merge_gather_args {
     const kv_pool *pool;
     const step *step;
+    uint32_t layer, layers;
     rope_kind rope;
     buffer *x; /* (n_merges * layers * 2 * kv_heads, 2 * head_dim) */
 } merge_gather_args;
@@ -207,12 +208,13 @@ typedef enum merge_mode {
 } merge_mode;
 
 /*
- * Apply the step's merges to all layers: undo the keys' rotations, merge, rotate at the result's anchor, write the unit
- * into slot `out` (which may be a or b). Rows and channel order as in merge_gather_args.
+ * Apply the step's merges to `layers` layers from `layer` on: undo the keys' rotations, merge, rotate at the result's
+ * anchor, write the unit into slot `out` (which may be a or b). Rows and channel order as in merge_gather_args.
  */
 typedef struct merge_apply_args {
     kv_pool *pool;
     const step *step;
+    uint32_t layer, layers;
     rope_kind rope;
     merge_mode mode;
     float weight;

@@ -168,8 +168,8 @@ static dcm_status op_dense(backend *b, const dense_args *a)
 /* A pool as the reference sees it; `blocks` holds KV_BLOCKS addresses. */
 static ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
 {
-    for (uint32_t i = 0; i < KV_BLOCKS; i++)
-        blocks[i] = p->block[i] ? p->block[i]->handle : NULL;
+    for (uint32_t i = 0; i < p->n_blocks; i++)
+        blocks[i] = p->block[i]->handle;
     return (ref_pool){
         .layers = p->layers,
         .kv_heads = p->kv_heads,
@@ -220,12 +220,21 @@ static dcm_status op_attention(backend *b, const attention_args *a)
     return status;
 }
 
+static ref_merges merges_of(const step *s, uint32_t layer, uint32_t layers)
+{
+    return (ref_merges){.merge = words_at(s, s->merges),
+                        .rotations = words_at(s, s->merge_rot),
+                        .n = s->n_merges,
+                        .layer = layer,
+                        .layers = layers};
+}
+
 static dcm_status op_merge_gather(backend *b, const merge_gather_args *a)
 {
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
-    ref_merge_gather(&pool, words_at(a->step, a->step->merges), words_at(a->step, a->step->merge_rot),
-                     a->step->n_merges, floats_of(a->x), threads_of(b));
+    const ref_merges merges = merges_of(a->step, a->layer, a->layers);
+    ref_merge_gather(&pool, &merges, floats_of(a->x), threads_of(b));
     return DCM_OK;
 }
 
@@ -233,8 +242,8 @@ static dcm_status op_merge_apply(backend *b, const merge_apply_args *a)
 {
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
-    ref_merge_apply(&pool, words_at(a->step, a->step->merges), words_at(a->step, a->step->merge_rot), a->step->n_merges,
-                    (ref_merge_mode)a->mode, a->weight, floats_of(a->head), threads_of(b));
+    const ref_merges merges = merges_of(a->step, a->layer, a->layers);
+    ref_merge_apply(&pool, &merges, (ref_merge_mode)a->mode, a->weight, floats_of(a->head), threads_of(b));
     return DCM_OK;
 }
 

@@ -14,13 +14,13 @@ typedef struct pool_sizes {
 enum { POOL_ARGS = KV_BLOCKS + 1 };
 
 /*
- * Fill args[0 .. POOL_ARGS - 1]; the pool has its first block, and *sizes lives until the launch. Blocks that are not
- * there are the first again.
+ * Fill args[0 .. POOL_ARGS - 1]; the pool has at least one block, and *sizes lives until the launch. Blocks that
+ * are not there are the first again.
  */
 static inline void pool_args(const kv_pool *pool, pool_sizes *sizes, clop_arg *args)
 {
     for (uint32_t i = 0; i < KV_BLOCKS; i++) {
-        const uint32_t block = pool->block[i] ? i : 0;
+        const uint32_t block = i < pool->n_blocks ? i : 0;
         args[i] = (clop_arg)CLOP_MEM(pool->block[block]);
         sizes->units[i] = pool->block_units[block];
     }

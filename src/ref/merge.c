@@ -10,13 +10,13 @@ typedef struct merge_row {
     int which;
 } merge_row;
 
-static merge_row row_at(const ref_pool *pool, const ref_merge *merges, const float *rotations, size_t row)
+static merge_row row_at(const ref_pool *pool, const ref_merges *merges, size_t row)
 {
-    const size_t m = row / pool->kv_heads / 2 / pool->layers;
+    const size_t m = row / pool->kv_heads / 2 / merges->layers;
     return (merge_row){
-        .merge = merges + m,
-        .rotation = rotations + m * 3 * pool->head_dim,
-        .layer = (uint32_t)(row / pool->kv_heads / 2 % pool->layers),
+        .merge = merges->merge + m,
+        .rotation = merges->rotations + m * 3 * pool->head_dim,
+        .layer = merges->layer + (uint32_t)(row / pool->kv_heads / 2 % merges->layers),
         .head = (uint32_t)(row % pool->kv_heads),
         .which = (int)(row / pool->kv_heads % 2),
     };
@@ -49,15 +49,17 @@ static uint32_t channel(const ref_pool *pool, int which, uint32_t c)
     return c < half ? pair_first(pool, c) : pair_second(pool, c - half);
 }
 
-static size_t count_rows(const ref_pool *pool, uint32_t n) { return (size_t)n * pool->layers * 2 * pool->kv_heads; }
-
-void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n, float *x,
-                      int threads)
+static size_t count_rows(const ref_pool *pool, const ref_merges *merges)
 {
-    const size_t rows = count_rows(pool, n), d = pool->head_dim;
+    return (size_t)merges->n * merges->layers * 2 * pool->kv_heads;
+}
+
+void ref_merge_gather(const ref_pool *pool, const ref_merges *merges, float *x, int threads)
+{
+    const size_t rows = count_rows(pool, merges), d = pool->head_dim;
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
-        const merge_row row = row_at(pool, merges, rotations, r);
+        const merge_row row = row_at(pool, merges, r);
         for (int source = 0; source < 2; source++) {
             double unit[REF_HEAD_MAX];
             load_source(pool, &row, source, unit);
@@ -87,13 +89,13 @@ static void merge_row_at(const ref_pool *pool, const merge_row *row, size_t r, r
         pool_rotate(pool, a, row->rotation + 2 * d, 1);
 }
 
-void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n,
-                     ref_merge_mode mode, float weight, const float *head, int threads)
+void ref_merge_apply(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
+                     const float *head, int threads)
 {
-    const size_t rows = count_rows(pool, n), d = pool->head_dim;
+    const size_t rows = count_rows(pool, merges), d = pool->head_dim;
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
-        const merge_row row = row_at(pool, merges, rotations, r);
+        const merge_row row = row_at(pool, merges, r);
         double a[REF_HEAD_MAX];
         if (mode == REF_COPY)
             load_stored(pool, &row, 0, a);

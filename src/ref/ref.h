@@ -114,13 +114,19 @@ typedef struct ref_merge {
     uint32_t a, b, out, reserved;
 } ref_merge;
 
+/* Merges of layers `layer` .. `layer` + layers - 1. */
+typedef struct ref_merges {
+    const ref_merge *merge; /* (n) */
+    const float *rotations; /* (n, 3, head_dim): the anchors of a, of b and of the result */
+    uint32_t n, layer, layers;
+} ref_merges;
+
 /*
- * Row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] of merge m, layer l, keys (w = 0; turned back by the
- * anchors of a and b, in half-split channel order) or values (w = 1, as stored), KV head h. x is (n * layers * 2 *
- * kv_heads, 2 head_dim). `rotations` is (n, 3, head_dim): the anchors of a, of b and of the result.
+ * Row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a ; b] of merge m, layer `layer` + l, keys (w = 0; turned back
+ * by the anchors of a and b, in half-split channel order) or values (w = 1, as stored), KV head h. x is (n * layers * 2
+ * * kv_heads, 2 head_dim).
  */
-void ref_merge_gather(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n, float *x,
-                      int threads);
+void ref_merge_gather(const ref_pool *pool, const ref_merges *merges, float *x, int threads);
 
 typedef enum ref_merge_mode {
     REF_CONSTANT, /* weight a + (1 - weight) b */
@@ -129,9 +135,8 @@ typedef enum ref_merge_mode {
     REF_COPY      /* a as it is stored; rotations are not read */
 } ref_merge_mode;
 
-/* Merge into slots `out`: keys are turned back, merged, turned by the result's anchor. Rows and rotations as in
- * ref_merge_gather. */
-void ref_merge_apply(const ref_pool *pool, const ref_merge *merges, const float *rotations, uint32_t n,
-                     ref_merge_mode mode, float weight, const float *head, int threads);
+/* Merge into slots `out`: keys are turned back, merged, turned by the result's anchor. Rows as in ref_merge_gather. */
+void ref_merge_apply(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
+                     const float *head, int threads);
 
 #endif

@@ -13,7 +13,6 @@ struct dcm_session {
     cache cache;
     merge_model merge; /* name NULL for full and window */
     activations act;
-    uint32_t chunk; /* most tokens of a step */
     uint64_t tokens;
     bool failed; /* the cache's state is not known: only closing and counting are left */
 };
@@ -60,14 +59,13 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     DCM_TRY(status, fail, mem_new(&s, 1, sizeof *s, "session"));
     s->model = model;
     DCM_TRY(status, fail, set_chunk(model, &params));
-    s->chunk = params.kind == DCM_CACHE_DCM && params.chunk > params.group ? params.group : params.chunk;
     const model_config *c = &model->config;
     const rope turn = {c->rope, c->info.head_dim / 2, c->rope_frequency};
     DCM_TRY(status, fail, cache_open(&s->cache, model->ops, &c->info, &params, turn));
     s->cache.yields = !given || !given->chunk;
     if (params.kind == DCM_CACHE_DCM)
         DCM_TRY(status, fail, open_merge(s, &params));
-    DCM_TRY(status, fail, activations_open(&s->act, model, s->chunk));
+    DCM_TRY(status, fail, activations_open(&s->act, model, params.chunk));
     *out = s;
     return DCM_OK;
 fail:
@@ -112,21 +110,24 @@ fail:
 }
 
 /*
- * One step of *n tokens, at most `left`: merges by level, then all layers, then the logits that are wanted: of the
- * last token where nothing is left.
+ * One step of *n tokens, at most `left`: merges of older units by level, then all layers, then the logits that are
+ * wanted: of the last token where nothing is left.
  */
 static dcm_status run_step(dcm_session *s, const int32_t *tokens, size_t left, wanted want, float *logits, uint32_t *n)
 {
     const dcm_model *model = s->model;
     kv_pool *pool = &s->cache.slots.pool;
     dcm_status status;
-    DCM_TRY(status, fail, cache_step_begin(&s->cache, tokens, left < s->chunk ? (uint32_t)left : s->chunk));
+    DCM_TRY(status, fail, cache_step_begin(&s->cache, tokens, left));
     *n = s->cache.step.n;
+    late_merges late = {.merge = &s->merge};
     for (uint32_t g = 0; g < s->cache.plan.top; g++) {
-        const step batch = cache_step_batch(&s->cache, g);
-        DCM_TRY(status, fail, merge_run(&s->merge, pool, &batch, model->config.rope));
+        const step early = cache_step_batch(&s->cache, g, false);
+        DCM_TRY(status, fail, merge_run(&s->merge, pool, &early, 0, pool->layers, model->config.rope));
+        late.batch[late.count] = cache_step_batch(&s->cache, g, true);
+        late.count += late.batch[late.count].n_merges > 0;
     }
-    DCM_TRY(status, fail, model_forward(model, &s->act, pool, &s->cache.step));
+    DCM_TRY(status, fail, model_forward(model, &s->act, pool, &s->cache.step, &late));
     cache_step_done(&s->cache);
     if (want == LOGITS_EACH || (want == LOGITS_LAST && *n == left))
         DCM_TRY(status, fail, read_logits(s, *n, want, logits));
@@ -168,7 +169,7 @@ dcm_status dcm_session_feed_each(dcm_session *s, const int32_t *tokens, size_t c
     return feed(s, tokens, count, LOGITS_EACH, logits);
 }
 
-uint32_t dcm_session_chunk(const dcm_session *s) { return s->chunk; }
+uint32_t dcm_session_chunk(const dcm_session *s) { return s->cache.chunk; }
 
 void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)
 {

@@ -1,13 +1,15 @@
-/* cl_merge_gather and cl_merge_apply: all layers and heads of several merges, results in the slot of a, of b, and in a
- * third. */
+/* cl_merge_gather and cl_merge_apply: all heads of several merges, in all layers or in one, results in the slot of a,
+ * of b, and in a third. */
 #include "harness.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef struct merge_case {
     fx_cache cache;
     merge_mode mode;
     float weight;
+    uint32_t layer, layers; /* of the cache's */
     float *head, *x;
     size_t rows, head_bytes, x_bytes;
 } merge_case;
@@ -18,7 +20,12 @@ static dcm_status run_gather(ck *c, int side, const void *what)
     kv_pool pool;
     step step;
     fx_upload(&m->cache, ck_make, &(ck_maker){c, side}, &pool, &step);
-    const merge_gather_args args = {&pool, &step, m->cache.spec.rope, ck_buffer(c, side, "x", m->x, m->x_bytes, 4)};
+    const merge_gather_args args = {.pool = &pool,
+                                    .step = &step,
+                                    .layer = m->layer,
+                                    .layers = m->layers,
+                                    .rope = m->cache.spec.rope,
+                                    .x = ck_buffer(c, side, "x", m->x, m->x_bytes, 4)};
     return c->side[side]->ops->merge_gather(c->side[side], &args);
 }
 
@@ -31,6 +38,8 @@ static dcm_status run_apply(ck *c, int side, const void *what)
     const bool head = m->mode == MERGE_GATE || m->mode == MERGE_DIRECT;
     const merge_apply_args args = {.pool = &pool,
                                    .step = &step,
+                                   .layer = m->layer,
+                                   .layers = m->layers,
                                    .rope = m->cache.spec.rope,
                                    .mode = m->mode,
                                    .weight = m->weight,
@@ -48,9 +57,9 @@ typedef struct merge_row {
 static merge_row row_at(const merge_case *m, size_t index)
 {
     const fx_spec *spec = &m->cache.spec;
-    return (merge_row){index, (uint32_t)(index / spec->kv_heads / 2 / spec->layers),
-                       (uint32_t)(index / spec->kv_heads / 2 % spec->layers), (uint32_t)(index % spec->kv_heads),
-                       (int)(index / spec->kv_heads % 2)};
+    return (merge_row){index, (uint32_t)(index / spec->kv_heads / 2 / m->layers),
+                       m->layer + (uint32_t)(index / spec->kv_heads / 2 % m->layers),
+                       (uint32_t)(index % spec->kv_heads), (int)(index / spec->kv_heads % 2)};
 }
 
 /* Sums of absolute terms of pair i of a source (0: a, 1: b) with its rotation undone. */
@@ -138,11 +147,17 @@ static void apply_bounds(ck *c, const void *what)
     }
 }
 
-static void one(ck *c, const fx_spec *spec, const char *what, merge_mode mode, float weight, fx_input fill)
+/* `layer`: that one alone; all where there is none of that number. */
+static void one(ck *c, const fx_spec *spec, const char *what, merge_mode mode, float weight, fx_input fill,
+                uint32_t layer)
 {
-    merge_case m = {.mode = mode, .weight = weight};
+    const bool all = layer >= spec->layers;
+    merge_case m = {.mode = mode, .weight = weight, .layer = all ? 0 : layer, .layers = all ? spec->layers : 1};
     const bool gather = strcmp(what, "gather") == 0;
-    if (!ck_case(c, "merge/%s_l%u_kv%u_d%u_m%u_%s_%s_%s", what, spec->layers, spec->kv_heads, spec->head_dim,
+    char of[16] = "";
+    if (!all)
+        snprintf(of, sizeof of, "%uof", layer);
+    if (!ck_case(c, "merge/%s_l%s%u_kv%u_d%u_m%u_%s_%s_%s", what, of, spec->layers, spec->kv_heads, spec->head_dim,
                  spec->n_merges, spec->type == KV_F16 ? "f16" : "f32", spec->rope == ROPE_HALF ? "half" : "interleaved",
                  fx_input_name(fill)))
         return;
@@ -150,7 +165,7 @@ static void one(ck *c, const fx_spec *spec, const char *what, merge_mode mode, f
     fx_cache_fill_merges(&m.cache, fill, &c->rng);
     if (mode == MERGE_COPY) /* a zero keeps its sign */
         fx_put(&m.cache, 0, 0, 0, fx_merge(&m.cache, 0)->a, 1, -0.0);
-    m.rows = (size_t)spec->n_merges * spec->layers * 2 * spec->kv_heads;
+    m.rows = (size_t)spec->n_merges * m.layers * 2 * spec->kv_heads;
     m.x_bytes = m.rows * 2 * spec->head_dim * 4;
     m.x = fx_alloc(m.x_bytes);
     fx_pattern(m.x, m.x_bytes);
@@ -166,16 +181,18 @@ static void one(ck *c, const fx_spec *spec, const char *what, merge_mode mode, f
     free(m.head);
 }
 
-static void each(ck *c, const fx_spec *spec, fx_input fill)
+static void each_of(ck *c, const fx_spec *spec, fx_input fill, uint32_t layer)
 {
-    one(c, spec, "gather", MERGE_CONSTANT, 0, fill);
-    one(c, spec, "newer", MERGE_CONSTANT, 0, fill);
-    one(c, spec, "mean", MERGE_CONSTANT, 0.5f, fill);
-    one(c, spec, "older", MERGE_CONSTANT, 1, fill);
-    one(c, spec, "gate", MERGE_GATE, 0, fill);
-    one(c, spec, "direct", MERGE_DIRECT, 0, fill);
-    one(c, spec, "copy", MERGE_COPY, 0, fill);
+    one(c, spec, "gather", MERGE_CONSTANT, 0, fill, layer);
+    one(c, spec, "newer", MERGE_CONSTANT, 0, fill, layer);
+    one(c, spec, "mean", MERGE_CONSTANT, 0.5f, fill, layer);
+    one(c, spec, "older", MERGE_CONSTANT, 1, fill, layer);
+    one(c, spec, "gate", MERGE_GATE, 0, fill, layer);
+    one(c, spec, "direct", MERGE_DIRECT, 0, fill, layer);
+    one(c, spec, "copy", MERGE_COPY, 0, fill, layer);
 }
+
+static void each(ck *c, const fx_spec *spec, fx_input fill) { each_of(c, spec, fill, spec->layers); }
 
 void check_merge(ck *c)
 {
@@ -186,6 +203,8 @@ void check_merge(ck *c)
                  &(fx_spec){3, 3, 9, dims[i], form ? KV_F32 : KV_F16, form ? ROPE_HALF : ROPE_INTERLEAVED,
                             .n_merges = 1 + (uint32_t)i},
                  FX_NORMAL);
+    for (uint32_t layer = 0; layer < 3; layer++)
+        each_of(c, &(fx_spec){3, 2, 4, 64, KV_F16, ROPE_INTERLEAVED, .n_merges = 5}, FX_NORMAL, layer);
     each(c, &(fx_spec){1, 1, 1, 64, KV_F32, ROPE_INTERLEAVED, .n_merges = 1}, FX_NORMAL);
     each(c, &(fx_spec){2, 1, 1, 64, KV_F16, ROPE_HALF, .n_merges = 65}, FX_NORMAL);
     for (int fill = 1; fill < FX_INPUTS; fill++)

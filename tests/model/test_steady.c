@@ -129,7 +129,7 @@ static bool read_prompts(const char *name, dcm_device *device, dcm_model *model,
 {
     size_t before = SIZE_MAX / 2; /* until the kernels are built */
     const prompt prompts[] = {
-        {"kernels", PIECE, {.group = 256, .merge = "newer"}},
+        {"kernels", PIECE, {.group = 16, .merge = "newer"}},
         {"L 256", is_ref ? PROMPT_REF : PROMPT, {.group = 256, .merge = "newer"}},
         {"L 256 by 77", 20000, {.group = 256, .merge = "newer", .chunk = 77}, 77},
         {"L 64 by 1000", 20000, {.group = 64, .merge = "mean", .chunk = 1000, .kv = DCM_KV_F32}, 1000},

@@ -37,7 +37,7 @@ static unit *at(const cache *c, uint32_t slot)
 }
 
 static backend *ref;
-static size_t most_staged; /* over the runs of a test */
+static size_t most_staged, most_late; /* over the runs of a test */
 
 static int setup(void **state)
 {
@@ -145,10 +145,13 @@ static void check_view(const cache *c, const history *h, uint32_t i, uint32_t si
     assert_int_equal(place, h->count);
 }
 
-static void apply_merges(const cache *c, uint32_t sinks)
+/* Merges of one kind; returns how many. Those that are not late are done before the step's units are there. */
+static uint32_t apply_merges(const cache *c, uint32_t sinks, bool late)
 {
+    uint32_t count = 0;
     for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++) {
-        const step batch = cache_step_batch(c, g);
+        const step batch = cache_step_batch(c, g, late);
+        count += batch.n_merges;
         for (uint32_t m = 0; m < batch.n_merges; m++) {
             merge_pair p;
             memcpy(&p, c->words + batch.merges + m * MERGE_WORDS, sizeof p);
@@ -164,6 +167,7 @@ static void apply_merges(const cache *c, uint32_t sinks)
             *at(c, p.out) = out;
         }
     }
+    return count;
 }
 
 /*
@@ -203,9 +207,13 @@ static void run(const dcm_cache_params *params, uint64_t tokens)
         assert_int_equal(cache_step_begin(&c, ids, most), DCM_OK);
         const uint32_t n = c.step.n;
         assert_in_range(n, 1, most);
-        apply_merges(&c, sinks);
+        const uint32_t early = apply_merges(&c, sinks, false);
         for (uint32_t i = 0; i < n; i++)
             *at(&c, c.words[c.step.slots + i]) = (unit){h->tokens + i, 1};
+        const uint32_t late = apply_merges(&c, sinks, true);
+        assert_int_equal(early + late, c.step.n_merges);
+        assert_true(n > params->group || !late);
+        most_late = late > most_late ? late : most_late;
         for (uint32_t i = 0; i < n; i++) {
             history_step(h, &c, params->group, sinks);
             check_rotation((const float *)c.words + c.step.key_rot + (size_t)i * 2 * PAIRS, h->tokens - 1);
@@ -231,11 +239,11 @@ static void dcm_token_by_token(void **state)
 static void dcm_in_chunks(void **state)
 {
     (void)state;
-    most_staged = 0;
+    most_staged = most_late = 0;
     for (uint32_t group = 2; group <= 64; group *= 2)
-        for (uint32_t chunk = 2; chunk <= group; chunk += chunk / 3 + 1)
+        for (uint32_t chunk = 2; chunk <= CHUNK_MAX; chunk += chunk / 2 + 1)
             run(&(dcm_cache_params){.group = group, .sinks = 1, .chunk = chunk}, 40 * group + 200);
-    assert_true(most_staged > 0);
+    assert_true(most_staged > 0 && most_late > 0);
 }
 
 static void full_and_window(void **state)
