@@ -211,6 +211,20 @@ def test_fill(cli):
     assert rows[1]["needed_bytes"] > 1000004 * 256 and rows[3]["needed_bytes"] > 1000004 // 8 * 256
 
 
+def test_not_profiled(cli):
+    """The steps profiled after the test do not fit: the test stands, with a word, and the next one is measured."""
+    base = ["-m", cli.tiny, "-p", "0", "-n", "128", "-d", "0,140", "-r", "1", "--warmup", "0", "--cache", "full",
+            "--chunk", "8", "--format", "json", "--breakdown"]
+    peak = json.loads(cli.ok(*base))["rows"][0]["peak_bytes"]
+    result = cli.run(*base, "--max-memory", peak + 100)
+    rows = json.loads(result.stdout)["rows"]
+    assert result.returncode == 0 and [row["status"] for row in rows] == ["ok", "no memory"], result
+    assert rows[0]["attention_ms"] is None and rows[0]["tokens_per_s"] > 0
+    assert json.loads(result.stdout)["breakdown"] == []
+    first, second = result.stderr.splitlines()
+    assert "tg128, full: profiled only 0 tokens: " in first and "bytes" in first and "left out" in second, result.stderr
+
+
 def test_opencl(cli):
     """What only an OpenCL device has: events of its own clock, and the cost of a launch as rows of their own."""
     devices = json.loads(subprocess.run([cli.program, "devices", "--format", "json"], capture_output=True, check=True,
@@ -225,6 +239,8 @@ def test_opencl(cli):
     assert row["launches"] > 2 * 5 and row["merge_ms"] > 0 and row["attention_ms"] > 0
     assert near(row["launches"], sum(r["launches"] for r in kernels if r["part"] != "transfer"))
     assert {"linear", "attention", "merge", "transfer"} <= parts.keys()
+    others = [r for r in kernels if r["part"] in ("attention", "merge", "transfer", "cache")]
+    assert all(r["weights"] is None for r in others), others
     assert sum(r["launches"] for r in kernels if r["kernel"] == "merge_apply") == 0.75
     assert whole["host at work"]["us"] < whole["step"]["us"]
     assert [launch["test"], trip["test"]] == ["launch", "round trip"]

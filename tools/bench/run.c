@@ -254,8 +254,8 @@ static dcm_status profile(pass *p, bench_case *c)
     if (status == DCM_ERR_INTERRUPTED)
         return status;
     if (status != DCM_OK)
-        fprintf(stderr, "%s: %s, %s: not profiled: %s\n", tool_name(), c->test, c->name,
-                c->profile ? dcm_error() : "no room");
+        fprintf(stderr, "%s: %s, %s: profiled only %" PRIu64 " tokens: %s\n", tool_name(), c->test, c->name,
+                c->profile ? c->profile->tokens : 0, c->profile ? dcm_error() : "no room");
     if (!c->profile || !c->profile->tokens) {
         free(c->profile);
         c->profile = NULL;
