@@ -25,6 +25,12 @@
 #ifndef CPU
 #define CPU 0 /* 1: the device is a CPU */
 #endif
+#ifndef X86
+#define X86 0 /* 1: and takes inline assembly of AVX-512 */
+#endif
+#ifndef STORE
+#define STORE 0 /* 1: attention_wide writes the new unit too */
+#endif
 
 #define PARTIAL (HEAD_DIM + 2)
 #define PARTIAL_SUM HEAD_DIM

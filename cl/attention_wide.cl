@@ -1,31 +1,30 @@
 /* Attention, wide shape: one work-item for a split, vectors over channels. Built behind attention_view.cl. */
 
-#define TILE 16
+#define TILE (GROUP > 4 ? 32 : 64) /* units whose scores are found before their values are added: a divisor of 64 */
+#define AHEAD 8                    /* units that are fetched before their turn */
 #if HEAD_DIM % 16 == 0
 #define LANES 16
 typedef float16 vec;
 #define VLOAD(p) vload16(0, p)
 #define VSTORE(x, p) vstore16(x, 0, p)
-#define KV_VLOAD(p) KV_LOAD(16, p)
-static inline float vsum(float16 x)
+#if X86 && !KV_F32
+/* In one instruction, where the compiler makes three of vload_half16. */
+static inline float16 kv_vload(const __global kv_t *p)
 {
-    const float8 a = x.lo + x.hi;
-    const float4 b = a.lo + a.hi;
-    const float2 c = b.lo + b.hi;
-    return c.x + c.y;
+    float16 x;
+    __asm__("vcvtph2ps %1, %0" : "=v"(x) : "m"(*(const __global ushort16 *)p));
+    return x;
 }
+#define KV_VLOAD(p) kv_vload(p)
+#else
+#define KV_VLOAD(p) KV_LOAD(16, p)
+#endif
 #else
 #define LANES 8
 typedef float8 vec;
 #define VLOAD(p) vload8(0, p)
 #define VSTORE(x, p) vstore8(x, 0, p)
 #define KV_VLOAD(p) KV_LOAD(8, p)
-static inline float vsum(float8 x)
-{
-    const float4 b = x.lo + x.hi;
-    const float2 c = b.lo + b.hi;
-    return c.x + c.y;
-}
 #endif
 #define VECS (HEAD_DIM / LANES)
 /* Vectors of channels whose sums p V are in registers together: a divisor of VECS, 16 sums at most if possible. */
@@ -55,6 +54,40 @@ static inline float sum16(float16 x)
     return c.x + c.y;
 }
 
+/* The sums of each of 16 vectors, as one vector. */
+#if LANES == 16
+static inline float16 fold8(float16 a, float16 b) { return (float16)(a.lo + a.hi, b.lo + b.hi); }
+
+static inline float16 fold4(float16 a, float16 b)
+{
+    return (float16)(a.s012389ab, b.s012389ab) + (float16)(a.s4567cdef, b.s4567cdef);
+}
+
+static inline float16 fold2(float16 a, float16 b)
+{
+    return (float16)(a.s014589cd, b.s014589cd) + (float16)(a.s2367abef, b.s2367abef);
+}
+
+static inline float16 fold_four(const vec *x) { return fold4(fold8(x[0], x[1]), fold8(x[2], x[3])); }
+
+static inline float16 fold(const vec *x)
+{
+    const float16 a = fold2(fold_four(x), fold_four(x + 4)), b = fold2(fold_four(x + 8), fold_four(x + 12));
+    return (float16)(a.even, b.even) + (float16)(a.odd, b.odd);
+}
+#else
+static inline float16 fold(const vec *x)
+{
+    float sum[16];
+    for (uint i = 0; i < 16; i++) {
+        const float4 a = x[i].lo + x[i].hi;
+        const float2 b = a.lo + a.hi;
+        sum[i] = b.x + b.y;
+    }
+    return vload16(0, sum);
+}
+#endif
+
 /*
  * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
  * values.
@@ -67,27 +100,6 @@ static inline float sum16(float16 x)
 #ifndef FETCH_LINE
 #define FETCH_LINE(p) prefetch(p, (size_t)1)
 #endif
-/* Where the units of a tile are. */
-typedef struct tile_rows {
-    const __global kv_t *key[TILE], *value[TILE];
-} tile_rows;
-
-/*
- * Find the units of the tile at `tile`, the unit at `last` in place of those past it; `range` is that of a place
- * before them. Returns the last range.
- */
-static inline uint tile_find(const __local kv_table *kv, const __global uint *view, const __global uint *table,
-                             uint plane_k, uint plane_v, uint range, uint tile, uint last, tile_rows *rows)
-{
-    for (uint j = 0; j < TILE; j++) {
-        const uint place = min(tile + j, last);
-        range = range_of(view, range, place);
-        const uint slot = range_slot(view, table, range, place);
-        rows->key[j] = kv_row(kv, plane_k, slot);
-        rows->value[j] = kv_row(kv, plane_v, slot);
-    }
-    return range;
-}
 
 static inline void row_fetch(const __global kv_t *row)
 {
@@ -96,12 +108,44 @@ static inline void row_fetch(const __global kv_t *row)
         FETCH_LINE(row + c);
 }
 
+/* Keys of unit 0 of each block for one layer and KV head, and how far its values are from its keys. */
+typedef struct block_rows {
+    const __global kv_t *key[KV_ARGS];
+    size_t to_value[KV_ARGS];
+} block_rows;
+
+/* Where the units of a tile are. */
+typedef struct tile_rows {
+    const __global kv_t *key[TILE + AHEAD], *value[TILE];
+} tile_rows;
+
 /* What a work-item has found so far, and its queries turned for one range. */
 typedef struct wide_state {
-    vec turned[GROUP][VECS], acc[GROUP][VECS];
-    float top[GROUP], total[GROUP], score[GROUP][TILE];
+    vec turned[GROUP][VECS], acc[GROUP][VECS], dot[GROUP][TILE];
+    float top[GROUP], total[GROUP], weight[GROUP][TILE], bias[TILE];
     uint range, range_end; /* range_end: first place past it; until one is turned, the first place of the split */
 } wide_state;
+
+/*
+ * Find the `count` units of the tile at `tile`; past them stands the last one, to be fetched. `range` is that of a
+ * place before them.
+ */
+static inline void tile_find(const block_rows *blocks, const __global uint *view, const __global uint *table,
+                             uint range, uint tile, uint count, tile_rows *rows)
+{
+    for (uint j = 0; j < count;) {
+        range = range_of(view, range, tile + j);
+        const __global uint *r = view + VIEW_RANGE_0 + range * VIEW_RANGE_WORDS, *ring = table + r[RANGE_RING];
+        const uint begin = r[RANGE_BEGIN] + tile - r[RANGE_PLACE], mask = r[RANGE_MASK];
+        for (const uint stop = min(count, r[RANGE_PLACE] + r[RANGE_COUNT] - tile); j < stop; j++) {
+            const uint slot = ring[(begin + j) & mask], block = slot >> KV_SLOT_BITS;
+            rows->key[j] = blocks->key[block] + (size_t)(slot & ((1u << KV_SLOT_BITS) - 1)) * HEAD_DIM;
+            rows->value[j] = rows->key[j] + blocks->to_value[block];
+        }
+    }
+    for (uint j = count; j < count + AHEAD; j++)
+        rows->key[j] = rows->key[count - 1];
+}
 
 static inline void wide_turn(wide_state *st, const __global float *q, const __global uint *rot)
 {
@@ -114,32 +158,54 @@ static inline void wide_turn(wide_state *st, const __global float *q, const __gl
     }
 }
 
-/* The score of unit j of the tile for each query head. */
-static inline void wide_score(wide_state *st, const __global kv_t *key, uint j, float bias)
+/* Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts. */
+static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint stop, float bias)
 {
-    vec dot[GROUP];
-    UNROLL
-    for (uint g = 0; g < GROUP; g++)
-        dot[g] = (vec)(0.0f);
-    UNROLL
-    for (uint v = 0; v < VECS; v++) {
-        const vec k = KV_VLOAD(key + v * LANES);
+    for (; j < stop; j++) {
+        row_fetch(rows->key[j + AHEAD]);
+        row_fetch(rows->value[j]);
+        vec dot[GROUP];
         UNROLL
         for (uint g = 0; g < GROUP; g++)
-            dot[g] = fma(k, st->turned[g][v], dot[g]);
+            dot[g] = (vec)(0.0f);
+        UNROLL
+        for (uint v = 0; v < VECS; v++) {
+            const vec k = KV_VLOAD(rows->key[j] + v * LANES);
+            UNROLL
+            for (uint g = 0; g < GROUP; g++)
+                dot[g] = fma(k, st->turned[g][v], dot[g]);
+        }
+        UNROLL
+        for (uint g = 0; g < GROUP; g++)
+            st->dot[g][j] = dot[g];
+        st->bias[j] = bias;
     }
-    UNROLL
-    for (uint g = 0; g < GROUP; g++)
-        st->score[g][j] = vsum(dot[g]) + bias;
 }
 
-/* From scores to weights relative to the largest score yet; what was summed before is scaled down to it. */
-static inline void wide_softmax(wide_state *st)
+/*
+ * From parts of `count` scores to weights relative to the largest score yet; what was summed before is scaled down to
+ * it.
+ */
+static inline void wide_softmax(wide_state *st, uint count)
 {
+    for (uint j = count; j % 16; j++) {
+        st->bias[j] = -INFINITY;
+        for (uint g = 0; g < GROUP; g++)
+            st->dot[g][j] = (vec)(0.0f);
+    }
     for (uint g = 0; g < GROUP; g++) {
-        const float16 s = vload16(0, st->score[g]);
-        const float m = fmax(st->top[g], max16(s));
-        const float16 p = exp(s - m);
+        float16 most = -INFINITY, sum = 0.0f;
+        for (uint j = 0; j < count; j += 16) {
+            const float16 s = fold(&st->dot[g][j]) + vload16(0, st->bias + j);
+            most = fmax(most, s);
+            vstore16(s, 0, st->weight[g] + j);
+        }
+        const float m = fmax(st->top[g], max16(most));
+        for (uint j = 0; j < count; j += 16) {
+            const float16 p = exp(vload16(0, st->weight[g] + j) - m);
+            sum += p;
+            vstore16(p, 0, st->weight[g] + j);
+        }
         if (m > st->top[g]) {
             const float less = exp(st->top[g] - m);
             st->total[g] *= less;
@@ -147,13 +213,12 @@ static inline void wide_softmax(wide_state *st)
                 st->acc[g][v] *= less;
             st->top[g] = m;
         }
-        st->total[g] += sum16(p);
-        vstore16(p, 0, st->score[g]);
+        st->total[g] += sum16(sum);
     }
 }
 
-/* Add the tile's values by their weights; have the next tile's fetched. */
-static inline void wide_values(wide_state *st, const tile_rows *rows, const tile_rows *next, uint count)
+/* Add the tile's values by their weights. */
+static inline void wide_values(wide_state *st, const tile_rows *rows, uint count)
 {
     for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
         vec sum[GROUP][VECS_AT_ONCE];
@@ -161,14 +226,12 @@ static inline void wide_values(wide_state *st, const tile_rows *rows, const tile
         for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
             sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
         for (uint j = 0; j < count; j++) {
-            if (v == 0)
-                row_fetch(next->value[j]);
             UNROLL
             for (uint i = 0; i < VECS_AT_ONCE; i++) {
                 const vec x = KV_VLOAD(rows->value[j] + (v + i) * LANES);
                 UNROLL
                 for (uint g = 0; g < GROUP; g++)
-                    sum[g][i] = fma((vec)(st->score[g][j]), x, sum[g][i]);
+                    sum[g][i] = fma((vec)(st->weight[g][j]), x, sum[g][i]);
             }
         }
         UNROLL
@@ -177,14 +240,35 @@ static inline void wide_values(wide_state *st, const tile_rows *rows, const tile
     }
 }
 
+/* Rotate this KV head's new key at its anchor and put it and the value into the token's slot, as kv_store does. */
+static inline void wide_store(const __local kv_table *kv, uint plane_k, uint plane_v, uint slot,
+                              const __global float *k, const __global float *v, const __global uint *rot)
+{
+    __global kv_t *to_k = kv_row(kv, plane_k, slot), *to_v = kv_row(kv, plane_v, slot);
+    for (uint i = 0; i < HEAD_DIM / 2; i++) {
+        const float2 r = as_float2(vload2(0, rot + 2 * i));
+        const float2 turned = rope_turn((float2)(k[ROPE_FIRST(i)], k[ROPE_SECOND(i)]), r);
+        kv_put(to_k + ROPE_FIRST(i), turned.x);
+        kv_put(to_k + ROPE_SECOND(i), turned.y);
+    }
+    for (uint c = 0; c < HEAD_DIM; c++)
+        kv_put(to_v + c, v[c]);
+}
+
 /*
  * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row
  * of qkv is qkv_row floats; the queries are first + global id 2; partial is (queries of this launch, kv_heads *
- * GROUP, splits, PARTIAL), `splits` being global size 0.
+ * GROUP, splits, PARTIAL), `splits` being global size 0. With STORE the one token's new unit, which is the last of its
+ * view, is written first, by the work-item that reads it; slots and key_rot as in cl/cache.cl.
  */
+#if STORE
+#define STORE_PARAMS , ulong slots, ulong key_rot
+#else
+#define STORE_PARAMS
+#endif
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
-               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial)
+               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial STORE_PARAMS)
 {
     KV_TABLE(kv);
     const uint split = get_global_id(0), splits = get_global_size(0);
@@ -195,7 +279,18 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     if (begin >= units)
         return;
     const __global float *q = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
-    const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
+    const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = plane_k + kv_heads;
+#if STORE
+    if (end == units) {
+        const __global float *k = qkv + (size_t)(kv_heads * GROUP + h) * HEAD_DIM;
+        wide_store(kv, plane_k, plane_v, data[slots], k, k + (size_t)kv_heads * HEAD_DIM, data + key_rot);
+    }
+#endif
+    block_rows blocks;
+    for (uint i = 0; i < KV_ARGS; i++) {
+        blocks.key[i] = kv->base[i] + (size_t)plane_k * kv->units[i] * HEAD_DIM;
+        blocks.to_value[i] = (size_t)kv_heads * kv->units[i] * HEAD_DIM;
+    }
 
     wide_state st;
     st.range = 0;
@@ -207,27 +302,22 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
             st.acc[g][v] = (vec)(0.0f);
     }
 
-    tile_rows rows[2];
-    uint now = 0, found = tile_find(kv, view, table, plane_k, plane_v, 0, begin, end - 1, &rows[0]);
-    for (uint tile = begin; tile < end; tile += TILE, now ^= 1) {
+    for (uint tile = begin; tile < end; tile += TILE) {
         const uint count = min((uint)TILE, end - tile);
-        found = tile_find(kv, view, table, plane_k, plane_v, found, tile + TILE, end - 1, &rows[now ^ 1]);
-        for (uint g = 0; g < GROUP; g++)
-            vstore16((float16)(-INFINITY), 0, st.score[g]);
+        tile_rows rows;
+        tile_find(&blocks, view, table, st.range, tile, count, &rows);
         for (uint j = 0; j < count;) {
             if (tile + j >= st.range_end) {
                 st.range = range_of(view, st.range, tile + j);
                 st.range_end = range_word(view, st.range, RANGE_PLACE) + range_word(view, st.range, RANGE_COUNT);
                 wide_turn(&st, q, data + query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
-            const float bias = as_float(range_word(view, st.range, RANGE_BIAS));
-            for (const uint stop = min(count, st.range_end - tile); j < stop; j++) {
-                row_fetch(rows[now ^ 1].key[j]);
-                wide_score(&st, rows[now].key[j], j, bias);
-            }
+            const uint stop = min(count, st.range_end - tile);
+            wide_dots(&st, &rows, j, stop, as_float(range_word(view, st.range, RANGE_BIAS)));
+            j = stop;
         }
-        wide_softmax(&st);
-        wide_values(&st, &rows[now], &rows[now ^ 1], count);
+        wide_softmax(&st, count);
+        wide_values(&st, &rows, count);
     }
 
     for (uint g = 0; g < GROUP; g++) {

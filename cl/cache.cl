@@ -1,4 +1,5 @@
 /* kv_store: keys rotated at their anchors, and values, of one layer into the slots of new units. */
+#pragma OPENCL FP_CONTRACT OFF /* so that a key has the same bits wherever it is stored */
 
 /*
  * One work-item per (token, KV head, RoPE pair), of `items`. qkv is (n, (heads + 2 kv_heads) * HEAD_DIM); `slots`

@@ -66,7 +66,9 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
     const model_config *c = &model->config;
     backend *ops = model->ops;
     const kv_store_args store = {pool, s, index, c->rope, a->qkv, c->info.heads};
-    const attention_args attend = {pool, s, index, c->rope, a->qkv, c->info.heads, a->attn, a->reading};
+    const bool together = s->n == 1 && !a->reading; /* kv_store and attention */
+    const attention_args attend = {pool,    s,          index, c->rope, a->qkv, c->info.heads,
+                                   a->attn, a->reading, together};
     dcm_status status;
     DCM_TRY(status, fail,
             run_map(ops, &l->qkv,
@@ -77,7 +79,8 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
                                   .gain = l->attn_norm,
                                   .eps = c->norm_eps,
                                   .y = a->qkv}));
-    DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
+    if (!together)
+        DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
     for (uint32_t i = 0; i < late->count; i++)
         DCM_TRY(status, fail, merge_run(late->merge, pool, &late->batch[i], index, 1, c->rope));
     DCM_TRY(status, fail, ops->ops->attention(ops, &attend));

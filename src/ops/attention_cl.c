@@ -13,8 +13,9 @@ enum {
 typedef struct attention_launch {
     cl_kernel attention, combine;
     bool wide;
+    uint32_t blocks;
     cl_uint layer, first, splits;
-    cl_ulong views, query_rot, qkv_row;
+    cl_ulong views, query_rot, qkv_row, slots, key_rot;
     pool_sizes sizes;
 } attention_launch;
 
@@ -28,9 +29,13 @@ static uint32_t splits_max(uint32_t units)
 static dcm_status attention_prepare(backend *b, const attention_args *a, attention_launch *l)
 {
     const kv_pool *pool = a->pool;
-    char options[160];
+    const cldev_limits *limits = &clop_device(b)->limits;
+    char options[192];
     dcm_status status;
     l->wide = clop_wide(b);
+    l->blocks = pool_blocks(b, pool, a->step->n == 1);
+    l->slots = a->step->slots;
+    l->key_rot = a->step->key_rot;
     const char *name = l->wide ? "attention_wide" : "attention_group";
     const char *family = l->wide ? "attention_view+attention_wide+attention_combine"
                                  : "attention_view+attention_group+attention_combine";
@@ -40,10 +45,9 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
     snprintf(options, sizeof options,
-             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d "
-             "-DKV_ARGS=%u",
+             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0, pool_blocks(b, pool));
+             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, limits->dot4, l->wide && a->store);
     DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:
@@ -56,7 +60,7 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
 {
     const kv_pool *pool = a->pool;
     dcm_status status;
-    clop_arg args[POOL_ARGS + 9] = {[POOL_ARGS] = CLOP_MEM(pool->table),
+    clop_arg args[POOL_ARGS + 11] = {[POOL_ARGS] = CLOP_MEM(pool->table),
                                     CLOP_MEM(a->step->data),
                                     CLOP_VAR(l->views),
                                     CLOP_VAR(l->query_rot),
@@ -64,9 +68,11 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
                                     CLOP_VAR(l->qkv_row),
                                     CLOP_VAR(l->layer),
                                     CLOP_VAR(l->first),
-                                    CLOP_MEM(partial)};
-    clop_arg *const from = pool_args_of(pool, pool_blocks(b, pool), &l->sizes, args);
-    const size_t arg_count = (size_t)(args + sizeof args / sizeof *args - from);
+                                    CLOP_MEM(partial),
+                                    CLOP_VAR(l->slots),
+                                    CLOP_VAR(l->key_rot)};
+    clop_arg *const from = pool_args_of(pool, l->blocks, &l->sizes, args);
+    const size_t arg_count = l->blocks + 10 + (l->wide && a->store ? 2 : 0);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
     DCM_TRY(status, fail, clop_launch(b, l->attention, from, arg_count, 3, global, local));
@@ -89,6 +95,10 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     dcm_status status;
     if (a->many && clop_wide(b))
         return cl_attention_many(b, a);
+    if (a->store && !clop_wide(b)) {
+        const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};
+        DCM_TRY(status, fail, cl_kv_store(b, &store));
+    }
     DCM_TRY(status, fail, attention_prepare(b, a, &l));
     const uint32_t n = a->step->n;
     const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */

@@ -6,7 +6,7 @@
 dcm_status cl_kv_store(backend *b, const kv_store_args *a)
 {
     const kv_pool *pool = a->pool;
-    const uint32_t blocks = pool_blocks(b, pool);
+    const uint32_t blocks = pool_blocks(b, pool, false);
     char options[128];
     cl_kernel kernel;
     dcm_status status;

@@ -20,7 +20,7 @@ static dcm_status merge_prepare(backend *b, const merge_gather_args *a, const ch
 {
     const kv_pool *pool = a->pool;
     const step *step = a->step;
-    const uint32_t blocks = pool_blocks(b, pool);
+    const uint32_t blocks = pool_blocks(b, pool, false);
     char options[128];
     snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DKV_ARGS=%u", pool->head_dim,
              a->rope == ROPE_HALF, pool->type == KV_F32, blocks);

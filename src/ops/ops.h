@@ -162,14 +162,15 @@ typedef struct kv_store_args {
  * partial results are combined by their log-sum-exp, so that the order of all sums depends on `units` alone.
  */
 typedef struct attention_args {
-    const kv_pool *pool;
+    kv_pool *pool;
     const step *step;
     uint32_t layer;
     rope_kind rope;
-    buffer *qkv; /* as in kv_store_args; only the queries are read */
+    buffer *qkv; /* as in kv_store_args; only the queries are read, unless `store` */
     uint32_t heads;
     buffer *out; /* (n, heads * head_dim) */
     bool many;   /* for whatever n the kernels for many queries; a query's bits depend on its own view alone */
+    bool store;  /* of a step of one token: first do what kv_store does, with the same bits */
 } attention_args;
 
 /* Places per split: 64 splits at most, 64 places at least. */

@@ -215,6 +215,8 @@ static dcm_status op_attention(backend *b, const attention_args *a)
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     dcm_status status = DCM_OK;
+    if (a->store)
+        status = op_kv_store(b, &(kv_store_args){a->pool, a->step, a->layer, a->rope, a->qkv, a->heads});
     for (uint32_t t = 0; t < a->step->n && status == DCM_OK; t++)
         status = attend(a, &pool, t, threads_of(b));
     return status;

@@ -12,6 +12,7 @@
 
 #include "base/rng.h"
 #include "ops/ops_cl.h"
+#include "support/fixture.h"
 
 typedef void device_test(backend *b);
 
@@ -215,6 +216,64 @@ static void failures(void **state)
     on_every_device(check_failures);
 }
 
+enum { UNITS = 77, HEADS = 6, KV_HEADS = 2, HEAD_DIM = 16 };
+
+/* Attention over a cache to which the token's own unit is yet to be added, in one op or in two. */
+static void attend(backend *b, const fx_cache *cache, const float *qkv, bool together, float *out, void *pool_bytes)
+{
+    const size_t row = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+    kv_pool pool;
+    step step;
+    buffer *in, *to;
+    fx_upload(cache, fx_make_plain, b, &pool, &step);
+    in = fx_make_plain(b, "qkv", qkv, row * sizeof(float), 4);
+    assert_int_equal(b->ops->buffer_new(b, HEADS * HEAD_DIM * sizeof(float), MEM_SCRATCH, &to), DCM_OK);
+    if (!together)
+        assert_int_equal(b->ops->kv_store(b, &(kv_store_args){&pool, &step, 1, cache->spec.rope, in, HEADS}), DCM_OK);
+    const attention_args args = {&pool, &step, 1, cache->spec.rope, in, HEADS, to, .store = together};
+    assert_int_equal(b->ops->attention(b, &args), DCM_OK);
+    assert_int_equal(b->ops->read(to, 0, out, HEADS * HEAD_DIM * sizeof(float)), DCM_OK);
+    for (uint32_t i = 0; i < pool.n_blocks; i++) {
+        assert_int_equal(b->ops->read(pool.block[i], 0, pool_bytes, pool.block[i]->bytes), DCM_OK);
+        pool_bytes = (char *)pool_bytes + pool.block[i]->bytes;
+    }
+    buffer_free(&in);
+    buffer_free(&to);
+    fx_free_uploaded(&pool, &step);
+}
+
+/* Storing and attending in one op leaves the bits that two leave, in the cache and in the result. */
+static void check_store(backend *b)
+{
+    enum { ROOM = 1 << 20 };
+    uint64_t rng = 5;
+    char *pools = fresh(2 * ROOM);
+    float qkv[(HEADS + 2 * KV_HEADS) * HEAD_DIM], out[2][HEADS * HEAD_DIM];
+    fx_fill(qkv, 1, sizeof qkv / sizeof *qkv, FX_NORMAL, &rng);
+    for (int form = 0; form < 8; form++) {
+        const fx_spec spec = {2, KV_HEADS, HEADS, HEAD_DIM, form & 1 ? KV_F32 : KV_F16,
+                              form & 2 ? ROPE_HALF : ROPE_INTERLEAVED, .n = 1, .n_ranges = 2, .count = {4, UNITS - 4}};
+        fx_cache cache;
+        fx_cache_new(&cache, &spec, &rng);
+        fx_cache_fill_views(&cache, 1, FX_NORMAL, &rng);
+        cache.words[cache.step.slots] = fx_slot(&cache, &fx_view(&cache, 0)->range[1], UNITS - 5);
+        memset(pools, 0, 2 * ROOM);
+        clop_set_shape(b, form & 4 ? CLOP_SHAPE_GROUP : CLOP_SHAPE_WIDE);
+        attend(b, &cache, qkv, false, out[0], pools);
+        attend(b, &cache, qkv, true, out[1], pools + ROOM);
+        assert_memory_equal(out[0], out[1], sizeof out[0]);
+        assert_memory_equal(pools, pools + ROOM, ROOM);
+        fx_cache_free(&cache);
+    }
+    free(pools);
+}
+
+static void stores(void **state)
+{
+    (void)state;
+    on_every_device(check_store);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -222,6 +281,7 @@ int main(void)
         cmocka_unit_test(limits),
         cmocka_unit_test(parts),
         cmocka_unit_test(failures),
+        cmocka_unit_test(stores),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
