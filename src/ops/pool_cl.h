@@ -30,11 +30,11 @@ static inline void pool_args(const kv_pool *pool, pool_sizes *sizes, clop_arg *a
 /*
  * Blocks that kernels of this pool take (-DKV_ARGS). Drivers of GPUs spend half a microsecond of a launch on each
  * buffer, and those of CPUs a tenth, which counts where a kernel is launched for each layer of each token (`often`);
- * a program more takes seconds to build. The last block may be there without those before it.
+ * a program more takes seconds to build.
  */
 static inline uint32_t pool_blocks(const backend *b, const kv_pool *pool, bool often)
 {
-    if (pool->n_blocks > 16 || pool->block[KV_BLOCKS - 1] || (clop_wide(b) && !often))
+    if (pool->n_blocks > 16 || (clop_wide(b) && !often))
         return KV_BLOCKS;
     return pool->n_blocks <= 4 && !clop_wide(b) ? 4 : 16;
 }
