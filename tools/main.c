@@ -15,6 +15,7 @@ static const command commands[] = {
     {"eval", cmd_eval, "measure quality: perplexity, divergence from the full cache"},
     {"bench", cmd_bench, "measure speed, step by step, and memory"},
     {"devices", cmd_devices, "OpenCL devices, what they can do, how fast they are"},
+    {"tune", cmd_tune, "measure what suits a device, and keep it"},
     {"tokenize", cmd_tokenize, "a text's tokens, and back"},
     {"plan", cmd_plan, "units and bytes of a compressed cache; the schedule step by step"},
 };

@@ -26,6 +26,9 @@ void options_add_device(args *a, device_options *o)
          "Most memory to take on the device: bytes (a K, M or G may follow) or a share of the device's; what would "
          "pass it ends with "
          "exit code 5."},
+        {"no-tuning", 0, ARG_FLAG, &o->no_tuning, NULL,
+         "Compute as the device's family does by default: read no file of `dcm tune`, measure nothing. For results "
+         "that can be reproduced on another day. DCM_TUNING=off does the same."},
     };
     args_add(a, "Device", options, COUNT(options));
 }
@@ -34,9 +37,13 @@ static size_t share_of(size_t bytes, double percent) { return (size_t)((double)b
 
 int options_open_device(const device_options *o, dcm_device **device)
 {
-    const char *name = o->device ? o->device : getenv("DCM_DEVICE");
-    dcm_device_params params = {
-        .name = name && *name ? name : "auto", .threads = (int)o->threads, .max_memory = o->max_memory.bytes};
+    const char *name = o->device ? o->device : getenv("DCM_DEVICE"), *tuning = getenv("DCM_TUNING");
+    dcm_device_params params = {.name = name && *name ? name : "auto",
+                                .threads = (int)o->threads,
+                                .max_memory = o->max_memory.bytes,
+                                .no_tuning = o->no_tuning || (tuning && !strcmp(tuning, "off"))};
+    if (tuning && *tuning && strcmp(tuning, "off") && strcmp(tuning, "on"))
+        return tool_fail(DCM_ERR_USAGE, "DCM_TUNING is \"%s\", neither on nor off", tuning);
     dcm_status status = dcm_device_open(device, &params);
     if (status == DCM_OK && o->max_memory.percent > 0) {
         dcm_device_info info;

@@ -8,11 +8,12 @@
 
 #include "args.h"
 
-/* --device, --threads, --max-memory. */
+/* --device, --threads, --max-memory, --no-tuning. */
 typedef struct device_options {
     const char *device; /* NULL: $DCM_DEVICE, else "auto" */
     int64_t threads;
     arg_memory max_memory;
+    bool no_tuning; /* or $DCM_TUNING is "off" */
 } device_options;
 
 void options_add_device(args *a, device_options *o);

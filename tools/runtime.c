@@ -84,18 +84,30 @@ json_t *runtime_host_meta(void)
                      "command_line", runtime_text(tool_command_line()));
 }
 
+void runtime_add_device(json_t *meta, const dcm_device *device)
+{
+    char tuning[128] = "";
+    dcm_tuning_choice choice[DCM_TUNING_CHOICES];
+    dcm_device_info info;
+    const size_t count = dcm_device_tuning(device, choice);
+    dcm_device_get_info(device, &info);
+    for (size_t i = 0, used = 0; i < count && used < sizeof tuning; i++)
+        used += (size_t)snprintf(tuning + used, sizeof tuning - used, "%s%s=%s", i ? " " : "", choice[i].choice,
+                                 choice[i].value);
+    json_t *own = json_pack("{s:o,s:o,s:o,s:s}", "device", runtime_text(info.name), "driver", runtime_text(info.driver),
+                            "platform", runtime_text(info.platform), "tuning", tuning);
+    json_object_update(meta, own);
+    json_decref(own);
+}
+
 json_t *runtime_meta(const runtime *r)
 {
     char digest[32];
-    dcm_device_info device;
     json_t *meta = runtime_host_meta();
-    dcm_device_get_info(r->device, &device);
+    runtime_add_device(meta, r->device);
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->info.digest);
-    json_t *own = json_pack("{s:o,s:o,s:o,s:o,s:s}", "device", runtime_text(device.name), "driver",
-                            runtime_text(device.driver), "platform", runtime_text(device.platform), "model",
-                            runtime_text(r->info.name), "model_digest", digest);
-    json_object_update(meta, own);
-    json_decref(own);
+    json_object_set_new(meta, "model", runtime_text(r->info.name));
+    json_object_set_new(meta, "model_digest", json_string(digest));
     return meta;
 }
 

@@ -25,6 +25,12 @@ typedef struct dcm_device_params {
     const char *name;
     int threads;       /* of the reference, or of an OpenCL device that is a CPU; 0: all processors; a GPU ignores it */
     size_t max_memory; /* most bytes this device may hold in all; 0: no limit but the device's own */
+    /*
+     * Use the defaults of the device's family: read no tuning file, measure nothing. For results that can be
+     * reproduced: the engine of products with many vectors, which tuning chooses, decides the last bits of a prompt's
+     * results.
+     */
+    bool no_tuning;
 } dcm_device_params;
 
 /* What an opened device is. Strings are owned by the device. */
@@ -97,6 +103,39 @@ typedef struct dcm_profile {
  * changed.
  */
 DCM_API dcm_status dcm_device_profile(dcm_device *device, bool on, dcm_profile *counted);
+
+/*
+ * Tuning: what is chosen by measurement on a device. Where the cache folder has a file for the device, its driver and
+ * this version's kernels, it is used; else an engine for products with many vectors is chosen at the first of them,
+ * within about a second, where the device has several, and kept.
+ */
+
+/* One measurement. `error`: the largest found, as a part of what sums of floats may lose; above 1 is wrong. */
+typedef struct dcm_tuning_row {
+    const char *choice, *value; /* static */
+    char what[48];              /* what was computed */
+    double us;                  /* microseconds, the median of several; 0: it failed, or was not begun */
+    double error;
+    const char *status; /* "ok", "wrong", "failed" or "skipped" (time was over); static */
+    bool chosen;
+} dcm_tuning_row;
+
+/*
+ * Measure all choices of an opened device (at most about 20 s), check each candidate's results against sums in double,
+ * use and keep the best. *rows is freed with dcm_free. The reference, and a device with no choices: none. Nothing else
+ * should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ */
+DCM_API dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *count);
+
+/* One choice in use. All static: `origin` is "default", "file", "measured", or "open" before its first need. */
+typedef struct dcm_tuning_choice {
+    const char *choice, *value, *origin, *about;
+} dcm_tuning_choice;
+
+enum { DCM_TUNING_CHOICES = 8 };
+
+/* The choices that the device has, into `out`; returns how many there are, none for the reference. */
+DCM_API size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES]);
 
 /* Let dcm_session_stats.peak_bytes count from what the device holds now. */
 DCM_API void dcm_device_reset_peak(dcm_device *device);

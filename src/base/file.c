@@ -85,6 +85,12 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
     return DCM_OK;
 }
 
+bool file_is_own(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
+}
+
 static int write_all(int fd, const char *data, size_t size)
 {
     while (size) {

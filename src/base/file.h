@@ -4,6 +4,7 @@
 
 #include <dcm/status.h>
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* A file mapped read-only. */
@@ -23,6 +24,9 @@ void file_map_close(file_map *map);
  * is made when `create`. DCM_ERR_FILE when there is no home, or it cannot be made, or belongs to another user.
  */
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
+
+/* A regular file (no link) of this user's that others cannot write: what it says can be trusted as far as the user. */
+bool file_is_own(const char *path);
 
 /* Write to a temporary name in the same folder, then rename over `path`: readers see the old bytes or the new. */
 dcm_status file_write_atomic(const char *path, const void *data, size_t size);

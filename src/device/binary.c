@@ -11,7 +11,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { BINARY_MAGIC = 0x424d4344 /* "DCMB" */, BINARY_VERSION = 1, BINARY_MAX = 64 << 20 /* bytes */ };
@@ -73,13 +72,6 @@ static cl_program create_built(cldev *device, const program_source *source, cons
     return NULL;
 }
 
-/* A file that another user made, or can change, is not trusted: its bytes go to the driver as code. */
-static bool trusted(const char *path)
-{
-    struct stat st;
-    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
-}
-
 void binary_load(cldev *device, const program_source *source, uint64_t key, cl_program *program)
 {
     char path[4096];
@@ -88,7 +80,7 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     *program = NULL;
     if (binary_path(path, sizeof path, source, key, false) != DCM_OK || access(path, F_OK) != 0)
         return;
-    const char *fault = trusted(path) ? NULL : "not a file of this user";
+    const char *fault = file_is_own(path) ? NULL : "not a file of this user";
     if (!fault && file_map_open(&map, path) != DCM_OK)
         fault = "unreadable";
     if (!fault)

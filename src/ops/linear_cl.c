@@ -1,7 +1,6 @@
 #include "ops/matrix_cl.h"
 
 enum {
-    ITEMS_PER_UNIT = 4,   /* shares of a matrix per compute unit: more even out, each prepares its own input */
     FUSED_TOKENS_MAX = 2, /* more tokens are prepared by a launch of their own */
     INPUT_PREPARED = 3    /* as in cl/linear.cl, beside linear_input */
 };
@@ -55,7 +54,8 @@ static dcm_status linear_wide(backend *b, const linear_args *args)
 {
     static const size_t local[] = {1, 1};
     const matrix_cl *m = matrix_cl_of(args->w);
-    const uint32_t units = clop_device(b)->limits.compute_units, most = (units ? units : 1) * ITEMS_PER_UNIT;
+    const uint32_t units = clop_device(b)->limits.compute_units,
+                   most = (units ? units : 1) * tuning_number(&clop_tuned_of(b)->tuning, TUNE_SHARES);
     const bool work = args->input != INPUT_PLAIN || matrix_needs_work(args->w), fused = args->n <= FUSED_TOKENS_MAX;
     linear_launch l = launch_of(args);
     cl_kernel kernel;

@@ -1,12 +1,9 @@
 #include "ops/matrix_cl.h"
+#include "ops/tune_cl.h"
 
 #include <stdio.h>
 
-enum {
-    ITEMS_PER_UNIT = 4, /* as in linear_cl.c */
-    PANEL_WIDE = 12,    /* tokens of a panel on CPUs with vectors of 16 floats: 24 sums in 32 registers */
-    PANEL_NARROW = 4
-};
+enum { ITEMS_PER_UNIT = 4 /* shares of a matrix per compute unit */ };
 
 /* What the kernels need beside the matrix. */
 typedef struct matmul {
@@ -38,7 +35,7 @@ static matmul matmul_of(backend *b, const linear_args *args)
                 .gain = args->gain ? args->gain : args->x,
                 .bias = args->bias ? args->bias : args->x,
                 .y = args->y};
-    p.panel = clop_device(b)->limits.vector_floats >= 16 ? PANEL_WIDE : PANEL_NARROW;
+    p.panel = tuning_number(&clop_tuned_of(b)->tuning, TUNE_PANEL);
     p.panels = (p.n + p.panel - 1) / p.panel;
     snprintf(p.options, sizeof p.options, "%s -DPANEL=%u", m->options, p.panel);
     return p;
@@ -104,7 +101,11 @@ fail:
 
 dcm_status cl_matmul(backend *b, const linear_args *args)
 {
-    switch (clop_many_of(b)) {
+    clop_many engine;
+    const dcm_status status = tune_many(b, args->w->type, &engine);
+    if (status != DCM_OK)
+        return status;
+    switch (engine) {
     case CLOP_MANY_GROUP: return matmul_group(b, args, false);
     case CLOP_MANY_MMA: return matmul_group(b, args, true);
     case CLOP_MANY_CLBLAST: return matmul_clblast(b, args);

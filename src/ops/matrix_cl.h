@@ -33,9 +33,9 @@ typedef struct matrix_part {
 typedef struct matrix_cl {
     matrix base;
     size_t tile_bytes;
-    bool quads; /* the quants of four columns of a row side by side: products by cl/linear_fixed.cl */
+    bool quads;         /* the quants of four columns of a row side by side: products by cl/linear_fixed.cl */
     const char *family; /* of the products with few vectors */
-    char options[160]; /* of the families behind cl/weights.cl for this type */
+    char options[160];  /* of the families behind cl/weights.cl for this type */
     uint32_t n_parts;
     matrix_part *part;
 } matrix_cl;

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "device/device.h"
 #include "ops/profile.h"
+#include "ops/tune_cl.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -42,6 +43,8 @@ static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dc
     if (status != DCM_OK)
         return status;
     const cldev_limits *l = &device->cl->limits;
+    if (!params->no_tuning)
+        tune_begin(device->ops);
     device->info = (dcm_device_info){
         .name = l->name,
         .platform = l->platform,
@@ -136,3 +139,15 @@ dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us, double 
 }
 
 void dcm_device_reset_peak(dcm_device *device) { device->ops->memory.peak = device->ops->memory.total; }
+
+dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *count)
+{
+    *rows = NULL;
+    *count = 0;
+    return device->cl ? tune_all(device->ops, rows, count) : DCM_OK;
+}
+
+size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES])
+{
+    return device->cl ? tune_list(device->ops, out) : 0;
+}

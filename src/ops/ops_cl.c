@@ -13,8 +13,7 @@ enum {
     STAGE_BYTES = 256 << 10,
     KERNELS_MAX = 24, /* of one program */
     CHUNK_WIDE = 192, /* steps of 96: panels of 12 tokens, the weights are unpacked once for all */
-    CHUNK_GROUP = 512,
-    GROUP_ITEMS = 256 /* of the kernels of the product of many vectors */
+    CHUNK_GROUP = 512
 };
 
 /* A piece of pinned host memory that a write is copied into; `done` is the write that last read it. */
@@ -41,7 +40,7 @@ struct backend_cl {
     clop_shape shape;
     clop_dense dense;
     bool no_dot4;
-    clop_many many;
+    clop_tuned tuned;
     program *programs;
     buffer *scratch[CLOP_SCRATCHES];
     buffer *staging;
@@ -53,6 +52,8 @@ struct backend_cl {
 static backend_cl *self(backend *b) { return (backend_cl *)b; }
 
 cldev *clop_device(backend *b) { return self(b)->device; }
+
+clop_tuned *clop_tuned_of(backend *b) { return &self(b)->tuned; }
 
 clop_pending *clop_pending_of(backend *b) { return &self(b)->pending; }
 
@@ -75,16 +76,6 @@ bool clop_dot4(const backend *b)
 void clop_set_dense(backend *b, clop_dense dense) { self(b)->dense = dense; }
 
 clop_dense clop_get_dense(const backend *b) { return ((const backend_cl *)b)->dense; }
-
-void clop_set_many(backend *b, clop_many engine) { self(b)->many = engine; }
-
-clop_many clop_many_of(const backend *b)
-{
-    const backend_cl *cl = (const backend_cl *)b;
-    if (clop_wide(b) || cl->device->limits.max_work_group < GROUP_ITEMS)
-        return CLOP_MANY_WIDE;
-    return cl->many == CLOP_MANY_AUTO ? CLOP_MANY_GROUP : cl->many;
-}
 
 /* ---- Buffers ---- */
 
@@ -406,6 +397,7 @@ dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memor
     DCM_TRY(status, fail, mem_new(&cl, 1, sizeof *cl, "the OpenCL back end"));
     cl->base.ops = &table;
     cl->device = device;
+    tuning_defaults(&device->limits, &cl->tuned.tuning);
     cl->base.max_alloc = device->limits.max_alloc ? device->limits.max_alloc : SIZE_MAX;
     cl->base.chunk = device->limits.wide_items ? CHUNK_WIDE : CHUNK_GROUP;
     cl->base.max_memory = device->limits.memory ? device->limits.memory : SIZE_MAX;

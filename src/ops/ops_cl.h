@@ -3,6 +3,7 @@
 #define OPS_OPS_CL_H
 
 #include "device/device.h"
+#include "device/tuning.h"
 #include "ops/ops.h"
 
 typedef struct backend_cl backend_cl;
@@ -96,19 +97,29 @@ void clop_set_dense(backend *b, clop_dense dense);
 clop_dense clop_get_dense(const backend *b);
 
 /*
- * Engines of the product of many vectors. Which one decides the rounding of its results, never the number of tokens.
- * WIDE by clop_wide and where groups are too small for the others; else what is set, and GROUP for AUTO.
+ * Engines of the product of many vectors, in the order of the tuning's values. Which one decides the rounding of its
+ * results, never the number of tokens.
  */
 typedef enum clop_many {
     CLOP_MANY_AUTO,
-    CLOP_MANY_WIDE,    /* one work-item a panel of tokens, vectors of 16 rows: CPUs */
-    CLOP_MANY_GROUP,   /* tiles in local memory */
-    CLOP_MANY_MMA,     /* the same on NVIDIA's matrix units */
-    CLOP_MANY_CLBLAST, /* panels of weights unpacked to floats, CLBlast's product */
-    CLOP_MANY_ENGINES
+    CLOP_MANY_WIDE,   /* one work-item a panel of tokens, vectors of 16 rows: CPUs */
+    CLOP_MANY_GROUP,  /* tiles in local memory */
+    CLOP_MANY_MMA,    /* the same on NVIDIA's matrix units */
+    CLOP_MANY_CLBLAST /* panels of weights unpacked to floats, CLBlast's product */
 } clop_many;
-void clop_set_many(backend *b, clop_many engine);
-clop_many clop_many_of(const backend *b); /* never AUTO */
+
+/* What is chosen for the device: its family's defaults at first. */
+typedef struct clop_tuned {
+    tuning tuning;
+    bool measure;   /* what is not chosen yet is measured when it is needed */
+    bool decided;   /* the engine of products of many vectors */
+    clop_many many; /* one of them whatever is chosen (tests), or AUTO */
+} clop_tuned;
+
+clop_tuned *clop_tuned_of(backend *b);
+
+/* Take one engine whatever is chosen (tests); AUTO ends that. */
+static inline void clop_set_many(backend *b, clop_many engine) { clop_tuned_of(b)->many = engine; }
 
 /* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c,
  * embed_cl.c. */

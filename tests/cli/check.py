@@ -413,6 +413,37 @@ def test_devices(cli):
         assert re.fullmatch(r"\d+\.\d+", row["device"]) and row["max_alloc"] <= row["memory"], row
 
 
+def test_tune(cli):
+    """Measured once, then read; refused where it is broken; not read where it must not be."""
+    opencl = json.loads(cli.ok("devices", "--format", "json"))["rows"]
+    assert cli.ok("tune", "--format", "csv") == b"choice,value,what,us,error,status,chosen\n"  # ref: nothing to choose
+    cli.fails(2, "--no-tuning has no effect without --show", "tune", "--no-tuning")
+    cli.fails(2, 'DCM_TUNING is "maybe"', "tune", "--show", DCM_TUNING="maybe")
+    if not opencl:
+        return
+    on = ["--device", opencl[0]["device"], "--format", "json"]
+    began = time.monotonic()
+    table = json.loads(cli.ok("tune", *on))
+    assert time.monotonic() - began < 25 and table["device"] == opencl[0]["name"]
+    chosen = {r["choice"]: r["value"] for r in table["rows"] if r["chosen"]}
+    assert chosen and len(table["rows"]) > len(chosen), table
+    assert all(0 < r["us"] and r["error"] <= 1 for r in table["rows"] if r["chosen"]), table
+
+    def shown(*args, **environment):
+        rows = json.loads(cli.ok("tune", "--show", *args, *on, **environment))["rows"]
+        return {r["choice"]: r["value"] for r in rows}, {r["choice"] for r in rows if r["origin"] == "file"}
+
+    values, from_file = shown()
+    assert from_file == set(chosen) and {k: values[k] for k in chosen} == chosen, (values, chosen)
+    assert shown("--no-tuning")[1] == shown(DCM_TUNING="off")[1] == set()
+    file, = pathlib.Path(cli.environment["DCM_CACHE"]).glob("tuning-*.json")
+    file.write_text(file.read_text().replace('"schema": 1', '"schema": 99'))
+    result = cli.run("tune", "--show", *on)
+    assert result.returncode == 0 and b"tuning is refused, it is of another version" in result.stderr, result.stderr
+    assert {r["origin"] for r in json.loads(result.stdout)["rows"]} <= {"default", "open"}
+    file.unlink()
+
+
 def test_tokenize(cli):
     text = bytes(range(1, 256)) + TEXT.encode() + b"\0 and NUL\n"
     ids = cli.ok("tokenize", "-m", cli.tiny, "-", "--ids", stdin=text)

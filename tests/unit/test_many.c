@@ -1,0 +1,144 @@
+/* Products of many vectors on every device: an engine's bits do not depend on their number; the first need decides. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device/tuning.h"
+#include "ops/ops_cl.h"
+#include "support/fixture.h"
+
+enum { ROWS = 150, COLS = 512, MOST = 130 };
+
+static char folder[64];
+
+static int begin(void **state)
+{
+    (void)state;
+    snprintf(folder, sizeof folder, "/tmp/dcm-test-many-XXXXXX");
+    return !mkdtemp(folder) || setenv("DCM_CACHE", folder, 1);
+}
+
+static int end(void **state)
+{
+    char command[96];
+    (void)state;
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    return system(command);
+}
+
+/* Call `run` with a back end of each device in the group shape. */
+static void each_device(void (*run)(backend *))
+{
+    cldev_entry *entries = NULL;
+    size_t count = 0;
+    assert_int_equal(cldev_list(&entries, &count), DCM_OK);
+    for (size_t i = 0; i < count; i++) {
+        cldev *device = NULL;
+        backend *b = NULL;
+        assert_int_equal(cldev_open(&device, &entries[i], false), DCM_OK);
+        assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
+        clop_set_shape(b, CLOP_SHAPE_GROUP);
+        cldev_probe_mma(device);
+        if (device->limits.max_work_group >= 256)
+            run(b);
+        backend_close(&b);
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+}
+
+static matrix *make_matrix(backend *b, quant_type type)
+{
+    uint64_t rng = 1;
+    matrix *w = NULL;
+    void *data = fx_weights(type, ROWS, COLS, 0.3, &rng);
+    assert_int_equal(b->ops->matrix_new(b, type, ROWS, COLS, data, &w), DCM_OK);
+    free(data);
+    return w;
+}
+
+static void product(backend *b, const matrix *w, const float *x, uint32_t n, float *y)
+{
+    buffer *in = NULL, *out = NULL;
+    assert_int_equal(b->ops->buffer_new(b, (size_t)n * COLS * 4, MEM_SCRATCH, &in), DCM_OK);
+    assert_int_equal(b->ops->buffer_new(b, (size_t)n * ROWS * 4, MEM_SCRATCH, &out), DCM_OK);
+    assert_int_equal(b->ops->write(in, 0, x, (size_t)n * COLS * 4), DCM_OK);
+    const linear_args args = {.w = w, .n = n, .many = true, .x = in, .y = out, .ldy = ROWS};
+    assert_int_equal(b->ops->linear(b, &args), DCM_OK);
+    assert_int_equal(b->ops->read(out, 0, y, (size_t)n * ROWS * 4), DCM_OK);
+    buffer_free(&in);
+    buffer_free(&out);
+}
+
+static void same_bits(backend *b)
+{
+    static const uint32_t numbers[] = {1, 2, 17, 64, 65, 129};
+    static const clop_many engines[] = {CLOP_MANY_GROUP, CLOP_MANY_MMA, CLOP_MANY_CLBLAST, CLOP_MANY_WIDE};
+    static float x[MOST * COLS], whole[MOST * ROWS], y[MOST * ROWS];
+    uint64_t rng = 2;
+    matrix *w = make_matrix(b, QUANT_Q4_1);
+    fx_fill(x, MOST, COLS, FX_NORMAL, &rng);
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
+        if (engines[e] == CLOP_MANY_MMA && !clop_device(b)->limits.mma)
+            continue;
+        clop_set_many(b, engines[e]);
+        product(b, w, x, MOST, whole);
+        for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+            product(b, w, x, numbers[i], y);
+            assert_memory_equal(y, whole, numbers[i] * ROWS * sizeof *y);
+        }
+    }
+    matrix_free(&w);
+}
+
+static void bits(void **state)
+{
+    (void)state;
+    each_device(same_bits);
+}
+
+/* Without leave to measure: the default, and no file. With it: measured once, and kept. */
+static void decides(backend *b)
+{
+    static float x[COLS], y[ROWS];
+    const cldev_limits *l = &clop_device(b)->limits;
+    clop_tuned *tuned = clop_tuned_of(b);
+    matrix *w = make_matrix(b, QUANT_F16);
+    tuning read;
+    product(b, w, x, 1, y);
+    assert_true(tuned->decided);
+    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_DEFAULT);
+    assert_string_equal(tuning_text(&tuned->tuning, TUNE_MANY), l->mma ? "mma" : "group");
+    tuning_defaults(l, &read);
+    tuning_load(l, &read);
+    assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_DEFAULT);
+
+    tuned->decided = false;
+    tuned->measure = true;
+    product(b, w, x, 1, y);
+    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_MEASURED);
+    tuning_load(l, &read);
+    assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_FILE);
+    assert_string_equal(tuning_text(&read, TUNE_MANY), tuning_text(&tuned->tuning, TUNE_MANY));
+    matrix_free(&w);
+}
+
+static void first_need(void **state)
+{
+    (void)state;
+    each_device(decides);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(bits, begin, end),
+                                       cmocka_unit_test_setup_teardown(first_need, begin, end)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
