@@ -197,32 +197,23 @@ static inline void multiply(const __local float *ws, const __local float *xs, gr
     for (uint k0 = 0; k0 < DEPTH; k0 += 8) {
         const float4 a = *(const __local float4 *)(ws + (k0 + k) * W_PITCH + rows + 4 * quad);
         const float4 b = *(const __local float4 *)(ws + (k0 + k + 4) * W_PITCH + rows + 4 * quad);
-        uint low[4], high[4], low_tail[4], high_tail[4], head[WARP_PARTS][2], tail[WARP_PARTS][2];
+        uint low[4], high[4], low_tail[4], high_tail[4];
         cut4(a.x, a.y, b.x, b.y, low, low_tail);
         cut4(a.z, a.w, b.z, b.w, high, high_tail);
         UNROLL_GROUP
         for (uint p = 0; p < WARP_PARTS; p++) {
             const __local float *x = xs + (tokens + 8 * p + quad) * X_PITCH + k0 + k;
-            cut(x[0], &head[p][0], &tail[p][0]);
-            cut(x[4], &head[p][1], &tail[p][1]);
-        }
-        /* All sums in turn, since each unit's result takes a while. */
-        UNROLL_GROUP
-        for (uint p = 0; p < WARP_PARTS; p++) {
-            mma(&s->low[p], low, tail[p]);
-            mma(&s->high[p], high, tail[p]);
-        }
+            uint head[2], tail[2];
+            cut(x[0], &head[0], &tail[0]);
+            cut(x[4], &head[1], &tail[1]);
+            mma(&s->low[p], low, tail);
+            mma(&s->high[p], high, tail);
 #if !EXACT
-        UNROLL_GROUP
-        for (uint p = 0; p < WARP_PARTS; p++) {
-            mma(&s->low[p], low_tail, head[p]);
-            mma(&s->high[p], high_tail, head[p]);
-        }
+            mma(&s->low[p], low_tail, head);
+            mma(&s->high[p], high_tail, head);
 #endif
-        UNROLL_GROUP
-        for (uint p = 0; p < WARP_PARTS; p++) {
-            mma(&s->low[p], low, head[p]);
-            mma(&s->high[p], high, head[p]);
+            mma(&s->low[p], low, head);
+            mma(&s->high[p], high, head);
         }
     }
 }

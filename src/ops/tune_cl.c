@@ -20,7 +20,7 @@ enum {
     SAMPLES = 512,                               /* results that are compared */
     ROWS_MAX = 2 * TUNE_CHOICES * TUNING_VALUES, /* of what is reported */
     WHOLE_MS = 15000,
-    FIRST_MS = 600 /* measuring at first need begins nothing later than this */
+    FIRST_MS = 1000 /* measuring at first need begins nothing later than this */
 };
 
 static const double WORTH = 0.95; /* of the default's time: what is hardly faster is not worth another choice */
@@ -327,8 +327,8 @@ static bool measure_many(backend *b, quant_type type)
     if (status == DCM_OK)
         status = tune_choice(&t, TUNE_MANY, &shape, 1);
     for (size_t i = 0; i < t.count; i++)
-        dcm_log(DCM_LOG_INFO, "products of many vectors by %s: %.1f us, %s", t.row[i].value, t.row[i].us,
-                t.row[i].chosen ? "chosen" : t.row[i].status);
+        dcm_log(DCM_LOG_INFO, "products of many vectors by %s: %.1f us, %s (%.2f s)", t.row[i].value, t.row[i].us,
+                t.row[i].chosen ? "chosen" : t.row[i].status, (double)elapsed_ms(&t) * 1e-3);
     if (status == DCM_OK)
         tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
     else
