@@ -258,7 +258,8 @@ static inline void wide_store(const __local kv_table *kv, uint plane_k, uint pla
 /*
  * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row
  * of qkv is qkv_row floats; the queries are first + global id 2; partial is (queries of this launch, kv_heads *
- * GROUP, splits, PARTIAL), `splits` being global size 0. With STORE the one token's new unit, which is the last of its
+ * GROUP, splits, PARTIAL), `splits` being global size 0; with one split, which needs no combining, the result itself
+ * goes to out (n, heads * HEAD_DIM). With STORE the one token's new unit, which is the last of its
  * view, is written first, by the work-item that reads it; slots and key_rot as in cl/cache.cl.
  */
 #if STORE
@@ -268,7 +269,8 @@ static inline void wide_store(const __local kv_table *kv, uint plane_k, uint pla
 #endif
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
-               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial STORE_PARAMS)
+               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial,
+               __global float *out STORE_PARAMS)
 {
     KV_TABLE(kv);
     const uint split = get_global_id(0), splits = get_global_size(0);
@@ -321,10 +323,12 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     }
 
     for (uint g = 0; g < GROUP; g++) {
-        const size_t head = get_global_id(2) * kv_heads * GROUP + h * GROUP + g;
-        __global float *to = partial + (head * splits + split) * PARTIAL;
+        const size_t head = (splits == 1 ? token : get_global_id(2)) * kv_heads * GROUP + h * GROUP + g;
+        __global float *to = splits == 1 ? out + head * HEAD_DIM : partial + (head * splits + split) * PARTIAL;
         for (uint v = 0; v < VECS; v++)
-            VSTORE(st.acc[g][v], to + v * LANES);
+            VSTORE(splits == 1 ? st.acc[g][v] / st.total[g] : st.acc[g][v], to + v * LANES);
+        if (splits == 1)
+            continue;
         to[PARTIAL_SUM] = st.total[g];
         to[PARTIAL_MAX] = st.top[g];
     }

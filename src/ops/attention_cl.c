@@ -60,7 +60,7 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
 {
     const kv_pool *pool = a->pool;
     dcm_status status;
-    clop_arg args[POOL_ARGS + 11] = {[POOL_ARGS] = CLOP_MEM(pool->table),
+    clop_arg args[POOL_ARGS + 12] = {[POOL_ARGS] = CLOP_MEM(pool->table),
                                     CLOP_MEM(a->step->data),
                                     CLOP_VAR(l->views),
                                     CLOP_VAR(l->query_rot),
@@ -69,13 +69,16 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
                                     CLOP_VAR(l->layer),
                                     CLOP_VAR(l->first),
                                     CLOP_MEM(partial),
+                                    CLOP_MEM(a->out), /* from here on of the wide shape */
                                     CLOP_VAR(l->slots),
                                     CLOP_VAR(l->key_rot)};
     clop_arg *const from = pool_args_of(pool, l->blocks, &l->sizes, args);
-    const size_t arg_count = l->blocks + 10 + (l->wide && a->store ? 2 : 0);
+    const size_t arg_count = l->blocks + 10 + (!l->wide ? 0 : a->store ? 3 : 1);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
     DCM_TRY(status, fail, clop_launch(b, l->attention, from, arg_count, 3, global, local));
+    if (l->wide && l->splits == 1)
+        return DCM_OK;
 
     const clop_arg combine_args[] = {CLOP_MEM(partial),  CLOP_VAR(l->splits), CLOP_MEM(a->step->data),
                                      CLOP_VAR(l->views), CLOP_VAR(l->first),  CLOP_MEM(a->out)};

@@ -1,6 +1,7 @@
 #include "ops/matrix_cl.h"
 
 enum {
+    SHARE_MIN = 12 << 10, /* columns of tiles of a share at least: each prepares its own input */
     FUSED_TOKENS_MAX = 2, /* more tokens are prepared by a launch of their own */
     INPUT_PREPARED = 3    /* as in cl/linear.cl, beside linear_input */
 };
@@ -50,12 +51,20 @@ static dcm_status prepare_wide(backend *b, const matrix_cl *m, linear_launch *l,
     return status;
 }
 
+/* Shares that a part's tiles are cut into: at least one a compute unit, at most `most`. */
+static size_t shares_of(uint32_t units, uint32_t most, uint32_t tiles, uint32_t cols)
+{
+    const size_t wanted = (size_t)tiles * cols / SHARE_MIN;
+    const size_t shares = wanted < units ? units : wanted < most ? wanted : most;
+    return shares < tiles ? shares : tiles;
+}
+
 static dcm_status linear_wide(backend *b, const linear_args *args)
 {
     static const size_t local[] = {1, 1};
     const matrix_cl *m = matrix_cl_of(args->w);
-    const uint32_t units = clop_device(b)->limits.compute_units,
-                   most = (units ? units : 1) * tuning_number(&clop_tuned_of(b)->tuning, TUNE_SHARES);
+    const uint32_t limit = clop_device(b)->limits.compute_units, units = limit ? limit : 1,
+                   most = units * tuning_number(&clop_tuned_of(b)->tuning, TUNE_SHARES);
     const bool work = args->input != INPUT_PLAIN || matrix_needs_work(args->w), fused = args->n <= FUSED_TOKENS_MAX;
     linear_launch l = launch_of(args);
     cl_kernel kernel;
@@ -70,7 +79,7 @@ static dcm_status linear_wide(backend *b, const linear_args *args)
         status = prepare_wide(b, m, &l, args->n);
     for (uint32_t i = 0; i < m->n_parts && status == DCM_OK; i++) {
         const matrix_part *part = &m->part[i];
-        const size_t global[] = {part->tiles < most ? part->tiles : most, args->n};
+        const size_t global[] = {shares_of(units, most, part->tiles, m->base.cols), args->n};
         const clop_arg a[] = {
             CLOP_MEM(part->data), CLOP_VAR(l.tile_bytes),  CLOP_VAR(part->tile0), CLOP_VAR(part->tiles),
             CLOP_VAR(l.cols),     CLOP_VAR(l.rows),        CLOP_VAR(l.input),     CLOP_MEM(l.x),
