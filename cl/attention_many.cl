@@ -29,11 +29,11 @@
  * 2^f for f in [-0.5, 0.5] (2^0 is exactly 1; relative error below 1.1 * 2^-24) and 2^n for integers n <= 0, 0 for
  * those below -126. FLOAT and INT are vectors of the same width.
  */
-#define EXP2_PART(FLOAT, f)                                                                                          \
-    fma(fma(fma(fma(fma(fma((FLOAT)(0x1.416b5cp-13f), f, (FLOAT)(0x1.5f083p-10f)), f, (FLOAT)(0x1.3b2dep-7f)), f,    \
-                    (FLOAT)(0x1.c6af7cp-5f)),                                                                        \
-                f, (FLOAT)(0x1.ebfbdcp-3f)),                                                                         \
-            f, (FLOAT)(0x1.62e43p-1f)),                                                                              \
+#define EXP2_PART(FLOAT, f)                                                                                            \
+    fma(fma(fma(fma(fma(fma((FLOAT)(0x1.416b5cp-13f), f, (FLOAT)(0x1.5f083p-10f)), f, (FLOAT)(0x1.3b2dep-7f)), f,      \
+                    (FLOAT)(0x1.c6af7cp-5f)),                                                                          \
+                f, (FLOAT)(0x1.ebfbdcp-3f)),                                                                           \
+            f, (FLOAT)(0x1.62e43p-1f)),                                                                                \
         f, (FLOAT)(1.0f))
 /* The exponent lands in the low bits of 1.5 * 2^23 + 127 + n, and the shift drops the others. */
 #define EXP2_WHOLE(AS_FLOAT, AS_INT, n) AS_FLOAT(AS_INT((n) + 12583039.0f) << 23)
@@ -41,5 +41,4 @@
 /* In place of the scores of units that are not seen: a finite integer below all others. */
 #define SCORE_MIN (-0x1p100f)
 /* The nearest integer, by an addition of 1.5 * 2^23; from 2^22 on the number itself. */
-#define ROUND(FLOAT, t) \
-    select((t), ((t) + (FLOAT)(12582912.0f)) - (FLOAT)(12582912.0f), fabs(t) < (FLOAT)(0x1p22f))
+#define ROUND(FLOAT, t) select((t), ((t) + (FLOAT)(12582912.0f)) - (FLOAT)(12582912.0f), fabs(t) < (FLOAT)(0x1p22f))

@@ -12,7 +12,9 @@
 #define VECTOR_FLOATS 16
 #endif
 
+#ifndef QUERIES
 #define QUERIES 16
+#endif
 #define UNITS (HEAD_DIM <= 64 ? 64 : 32)
 /* Units or channels whose sums are in registers together, for each head. */
 #if VECTOR_FLOATS < 16
@@ -52,7 +54,7 @@ typedef struct ring_run {
 
 typedef struct many_state {
     float16 query[HEAD_DIM * HEADS], turned[HEAD_DIM * HEADS], acc[HEAD_DIM * HEADS]; /* (channel, head) */
-    float16 score[(UNITS + AT_ONCE) * HEADS];                                                    /* then weights */
+    float16 score[(UNITS + AT_ONCE) * HEADS];                                         /* then weights */
     float16 top[HEADS], total[HEADS];
     float key[AT_ONCE * HEAD_DIM], value[(UNITS + AT_ONCE) * HEAD_DIM];
     uint count; /* units in the tile */
@@ -210,8 +212,7 @@ static inline void score_units(many_state *st, const ring_run *run, uint unit, u
             const int16 visible = (uint16)(unit + u) - first < seen;
             UNROLL
             for (uint v = 0; v < HEADS; v++)
-                st->score[(st->count + u) * HEADS + v] =
-                    select((float16)(-INFINITY), dot[u][v] + bias, visible);
+                st->score[(st->count + u) * HEADS + v] = select((float16)(-INFINITY), dot[u][v] + bias, visible);
         }
 }
 

@@ -96,7 +96,7 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     attention_launch l;
     buffer *partial;
     dcm_status status;
-    if (a->many && clop_wide(b))
+    if (a->many && cl_attention_many_fits(b))
         return cl_attention_many(b, a);
     if (a->store && !clop_wide(b)) {
         const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};

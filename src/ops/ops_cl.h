@@ -128,6 +128,7 @@ dcm_status cl_linear(backend *b, const linear_args *args);
 dcm_status cl_kv_store(backend *b, const kv_store_args *args);
 dcm_status cl_attention(backend *b, const attention_args *args);
 dcm_status cl_attention_many(backend *b, const attention_args *args);
+bool cl_attention_many_fits(backend *b);
 dcm_status cl_merge_gather(backend *b, const merge_gather_args *args);
 dcm_status cl_dense(backend *b, const dense_args *args);
 dcm_status cl_merge_apply(backend *b, const merge_apply_args *args);
