@@ -96,12 +96,13 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     attention_launch l;
     buffer *partial;
     dcm_status status;
-    if (a->many && cl_attention_many_fits(b))
-        return cl_attention_many(b, a);
-    if (a->store && !clop_wide(b)) {
+    const bool many = a->many && cl_attention_many_fits(b);
+    if (a->store && (many || !clop_wide(b))) {
         const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};
         DCM_TRY(status, fail, cl_kv_store(b, &store));
     }
+    if (many)
+        return cl_attention_many(b, a);
     DCM_TRY(status, fail, attention_prepare(b, a, &l));
     const uint32_t n = a->step->n;
     const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */

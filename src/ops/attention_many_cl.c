@@ -52,7 +52,7 @@ static many many_of(backend *b, const attention_args *a)
     many m = {.b = b,
               .a = a,
               .group = a->heads / pool->kv_heads,
-              .blocks = pool_blocks(b, pool),
+              .blocks = pool_blocks(b, pool, false),
               .layer = a->layer,
               .n = a->step->n,
               .all_heads = a->heads,
