@@ -25,9 +25,6 @@
 #ifndef CPU
 #define CPU 0 /* 1: the device is a CPU */
 #endif
-#ifndef X86
-#define X86 0 /* 1: and takes inline assembly of AVX-512 */
-#endif
 #ifndef STORE
 #define STORE 0 /* 1: attention_wide writes the new unit too */
 #endif

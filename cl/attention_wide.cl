@@ -7,18 +7,7 @@
 typedef float16 vec;
 #define VLOAD(p) vload16(0, p)
 #define VSTORE(x, p) vstore16(x, 0, p)
-#if X86 && !KV_F32
-/* In one instruction, where the compiler makes three of vload_half16. */
-static inline float16 kv_vload(const __global kv_t *p)
-{
-    float16 x;
-    __asm__("vcvtph2ps %1, %0" : "=v"(x) : "m"(*(const __global ushort16 *)p));
-    return x;
-}
-#define KV_VLOAD(p) kv_vload(p)
-#else
 #define KV_VLOAD(p) KV_LOAD(16, p)
-#endif
 #else
 #define LANES 8
 typedef float8 vec;

@@ -86,7 +86,7 @@ float16 column16(__global const uchar *tile, size_t col)
 #if TYPE == TYPE_F32
     return vload16(col, (__global const float *)tile);
 #elif TYPE == TYPE_F16
-    return HALVES(16, col, tile);
+    return load_half16((__global const half *)tile + col * TILE);
 #else
     return as_float16(convert_uint16(vload16(col, (__global const ushort *)tile)) << 16);
 #endif

@@ -35,7 +35,7 @@ typedef struct matrix_cl {
     size_t tile_bytes;
     bool quads;         /* the quants of four columns of a row side by side: products by cl/linear_fixed.cl */
     const char *family; /* of the products with few vectors */
-    char options[160];  /* of the families behind cl/weights.cl for this type */
+    char options[176]; /* of the families behind cl/weights.cl for this type */
     uint32_t n_parts;
     matrix_part *part;
 } matrix_cl;
