@@ -173,20 +173,14 @@ static inline void cut(float x, uint *head, uint *tail)
     *tail = tf32(x - as_float(*head));
 }
 
-/* The same of four weights. Those of 11 bits have no tails. */
+/* The same of four weights. Those of 11 bits have no tails; rounding them, for nothing, makes the kernel a fifth
+ * faster on an H100. */
 static inline void cut4(float a, float b, float c, float d, uint *head, uint *tail)
 {
-#if EXACT
-    head[0] = as_uint(a);
-    head[1] = as_uint(b);
-    head[2] = as_uint(c);
-    head[3] = as_uint(d);
-#else
     cut(a, &head[0], &tail[0]);
     cut(b, &head[1], &tail[1]);
     cut(c, &head[2], &tail[2]);
     cut(d, &head[3], &tail[3]);
-#endif
 }
 
 static inline void multiply(const __local float *ws, const __local float *xs, group_sums *s)
