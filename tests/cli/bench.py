@@ -153,7 +153,7 @@ def test_breakdown(cli):
             assert near(whole["timed step"]["us"], sum(mine) / len(mine))
             # In the steady state of L = 4 three of four steps have a merge.
             merges = {"merge_apply": 0.75} if row["policy"] != "full" else {}
-            assert count == {"embed": 1, "kv_store": 2, "attention": 2, **merges}, count
+            assert count == {"embed": 1, "attention": 2, **merges}, count
             # Per layer: queries, keys and values; output; gate and up; down. Then the vocabulary.
             matrices = {r["weights"]: r["launches"] for r in kernels if r["weights"]}
             vocabulary = {f"{result['vocab']}x64": 1}
@@ -163,7 +163,7 @@ def test_breakdown(cli):
             assert near(row["launches"], whole["step"]["launches"])
             assert row["attention_ms"] + row["merge_ms"] < whole["step"]["us"] * 1e-3
         else:
-            assert row["attention_ms"] is None and row["profiled_steps"] is None
+            assert row["attention_ms"] is None and row["profiled_steps"] is None and count["kv_store"] > 0
             assert near(whole["timed step"]["us"], sum([row["p50_ms"], row["max_ms"]]) / 2 * 1e3 / 12)
     # Without it the columns are there and the table is not; the other formats have a second table.
     assert "breakdown" not in cli.json("-p", "4", "-n", "4", "-r", "1")
