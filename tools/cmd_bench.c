@@ -15,7 +15,7 @@ typedef struct bench_options {
     int64_t sinks, window, chunk, repetitions, warmup, seed;
     double log_r;
     int kv, weights, format;
-    bool breakdown, fill;
+    bool table4, breakdown, fill;
     device_options device;
     verbosity_options words;
 } bench_options;
@@ -64,6 +64,9 @@ static void add_options(args *a, bench_options *o)
         table_format_option(&o->format),
         {"steps-out", 0, ARG_TEXT, &o->steps, "FILE.jsonl",
          "Write one line a decoded token: token, ns, units after it, action of the cache."},
+        {"table4", 0, ARG_FLAG, &o->table4,
+         .help = "Make the paper's table instead: uncompressed, L = 512 and L = 256 after 100,000 tokens (or the one "
+                 "--depth), filled at once, with its figures beside."},
         {"breakdown", 0, ARG_FLAG, &o->breakdown,
          .help = "Add a table of the time a token by kernel, from a pass of its own after each test, and of what is "
                  "left of the step beside them."},
@@ -234,6 +237,16 @@ static void release(bench *b)
 
 /* ---- Set-up ---- */
 
+/* What the model will take, into `shape` too, with what else must be known of one that is not opened. */
+static size_t weight_bytes(const bench_options *o, dcm_model_info *shape)
+{
+    if (bench_is_shape(o->model)) {
+        shape->weight_bytes = bench_shape_weight_bytes(shape, (dcm_weights)o->weights);
+        shape->head_dim = shape->hidden / shape->heads;
+    }
+    return shape->weight_bytes;
+}
+
 /* Device and model; the bandwidth is measured between, on a device that is still empty. */
 static int open_model(bench *b, const bench_options *o)
 {
@@ -251,6 +264,11 @@ static int open_model(bench *b, const bench_options *o)
         return code;
     bench_meter_open(b);
     b->memory_limit = options_memory_limit(&o->device, b->r.device);
+    if (o->table4 && b->memory_limit && weight_bytes(o, &shape) > b->memory_limit) {
+        b->r.info = shape;
+        bench_refuse_all(b);
+        return 0;
+    }
     status = dcm_device_read_speed(b->r.device, 0, &b->read_start);
     if (status == DCM_OK)
         status = dcm_device_launch_time(b->r.device, &b->launch_us, &b->round_trip_us);
@@ -323,14 +341,18 @@ static int run(bench *b, const bench_options *o, bench_files *files, const json_
     int code = open_model(b, o);
     if (code)
         return code;
-    code = bench_run(b);
+    if (b->r.model)
+        code = bench_run(b);
     bench_judge(b);
     json_t *meta = meta_of(b, o);
     if (old)
         warn_of_difference(o, old, meta);
     if (o->breakdown && o->format == FORMAT_JSON)
         json_object_set_new(meta, "breakdown", bench_breakdown(b));
-    bench_print(b, (table_format)o->format, meta, old ? json_object_get(old, "rows") : NULL);
+    if (o->table4)
+        bench_print_table4(b, (table_format)o->format, meta);
+    else
+        bench_print(b, (table_format)o->format, meta, old ? json_object_get(old, "rows") : NULL);
     if (o->breakdown && o->format != FORMAT_JSON)
         bench_print_breakdown(b, (table_format)o->format);
     if (files->steps.out)
@@ -341,8 +363,29 @@ static int run(bench *b, const bench_options *o, bench_files *files, const json_
     return code ? code : steps ? steps : plot ? plot : result_code(b);
 }
 
+/* The depth that is asked for is that of the last token. */
+static int set_table4(const args *a, bench_options *o)
+{
+    const int code = bench_table4_check(a);
+    const int64_t size = o->tokens.item[0], n = args_seen(a, "depth") ? o->depths.item[0] : BENCH_TABLE4_TOKENS;
+    if (code)
+        return code;
+    if (o->tokens.count > 1 || o->depths.count > 1 || !size || n <= size)
+        return tool_fail(DCM_ERR_USAGE, "--table4: one --tokens, and one --depth above it");
+    o->caches = "full,dcm";
+    o->groups = (arg_ints){{512, 256}, 2};
+    o->prompts = (arg_ints){{0}, 1};
+    o->depths = (arg_ints){{n - size}, 1};
+    o->sinks = args_seen(a, "sinks") ? o->sinks : 0; /* the paper has none */
+    o->fill = true;
+    return 0;
+}
+
 static int check(const args *a, bench_options *o, bench *b)
 {
+    const int table4 = o->table4 ? set_table4(a, o) : 0;
+    if (table4)
+        return table4;
     if (args_seen(a, "weights") && !bench_is_shape(o->model))
         return tool_fail(DCM_ERR_USAGE, "--weights has no effect with a model's file: its weights are as they are");
     if (o->fill && !largest(&o->depths))

@@ -466,18 +466,112 @@ def test_compare(cli):
     assert result.returncode == 0 and "has another model_digest" in result.stderr
 
 
+def test_compare_other_tests(cli):
+    path = cli.folder / "old.json"
+    path.write_text(json.dumps(cli.json("-p", "4", "-n", "0", "-r", "1")))
+    result = cli.run("-m", cli.tiny, "-p", "5", "-n", "0", "-r", "1", "--warmup", "16", "--compare", path)
+    assert result.returncode == 0 and "none of these tests is in the earlier result" in result.stderr, result
+    result = cli.run("-m", cli.tiny, "-p", "5,4", "-n", "0", "-r", "1", "--warmup", "16", "--compare", path)
+    assert result.returncode == 0 and "none of these" not in result.stderr, result
+
+
+TABLE4 = ["bench", "--table4", "-d", "3000", "-n", "40", "-r", "1", "--warmup", "16"]
+PAPER = {"paper_latency_ms": [38.5, 3.9, 5.6], "paper_memory_gb": [46, 6.1, 8.7], "paper_j_per_1k": [118, 15, 21],
+         "paper_units": [100000, 1208, 1357]}
+
+
+def self_made(cli, *args):
+    """What another command, or another way of this one, prints as JSON."""
+    return subprocess.run([cli.program, *args, "--format", "json"], capture_output=True, text=True, check=True,
+                          env=cli.environment).stdout
+
+
+def cut(cli):
+    """A result whose end is missing."""
+    return "\n".join(self_made(cli, "bench", "-m", cli.tiny, "-p", "4", "-n", "0", "-r", "1").splitlines()[:-1])
+
+
+def test_table4(cli):
+    root = cli.folder / "table4 powercap"
+    with Package(root, 40, 0, 1 << 40):
+        result = cli.json(*TABLE4[1:], powercap=root)
+    rows = result["rows"]
+    assert [row["policy"] for row in rows] == ["full", "dcm:L=512:S=0:merge=newer", "dcm:L=256:S=0:merge=newer"]
+    for name, values in PAPER.items():
+        assert [row[name] for row in rows] == values
+    # Units after the last of n tokens, as the plan has them; everything beside them over the uncompressed row.
+    plan = json.loads(self_made(cli, "plan", "-L", "512,256", "-n", "3000", "--sinks", "0"))["rows"]
+    assert [row["units"] for row in rows] == [3000, plan[0]["units"], plan[1]["units"]] and result["n"] == 3000
+    for row in rows:
+        assert row["status"] == "ok" and row["needed_bytes"] is None and row["latency_ms"] > 0
+        assert row["attention_ms"] > 0 and row["memory_gb"] > row["cache_gb"] >= row["units"] * 256e-9
+        for ratio, name in [("s_latency", "latency_ms"), ("s_memory", "memory_gb"), ("s_units", "units"),
+                            ("s_attention", "attention_ms"), ("s_cache", "cache_gb"), ("s_energy", "j_per_1k")]:
+            if row[name] is not None and rows[0][name] is not None:
+                assert near(row[ratio], row[name] / rows[0][name]), (ratio, row)
+            else:
+                assert row[ratio] is None, (ratio, row)
+    assert rows[0]["j_per_1k"] > 0 and rows[0]["s_cache"] == 1 and rows[2]["s_cache"] < 0.3
+    # The inconsistencies of the paper, by its own figures.
+    notes = "\n".join(result["notes"])
+    assert "n = 3000" in notes and "figures are for n = 100,000" in notes
+    for latency, joules in (38.5, 118), (3.9, 15), (5.6, 21):
+        assert f"{joules / latency:.1f}" in notes
+    for group in 256, 512:
+        units = json.loads(self_made(cli, "plan", "-L", str(group), "-n", "100000", "--sinks", "0"))["rows"][0]["units"]
+        assert f"{units:,}" in notes
+    assert f"{46 / 6.1:.1f}" in notes and f"{100000 / 1208:.1f}" in notes
+    text = cli.ok(*TABLE4[1:], "-m", cli.tiny, "--sinks", "2")
+    assert all(note in text for note in result["notes"][2:]) and "dcm:L=256:S=2" in text
+
+
+def test_table4_memory(cli):
+    """Rows that do not fit say what they would take: 100,000 tokens, or the model itself."""
+    small = ["-m", cli.tiny, "--table4", "-n", "8", "-r", "1", "--warmup", "8", "--format", "json", "-q"]
+    result = cli.run(*small, "--max-memory", "2M")
+    full, longer, shorter = json.loads(result.stdout)["rows"]
+    assert result.returncode == 0 and full["status"] == "no memory" and full["needed_bytes"] > 100000 * 256
+    assert shorter["status"] in ("ok", "busy") and shorter["units"] == 893 and longer["units"] == 1209
+    assert full["latency_ms"] is None and shorter["s_latency"] is None
+    for tied in 1, 0:
+        shape = f"{SHAPE},tied={tied}"
+        for weights in "f16", "q8_0", "q4_1":
+            result = cli.run("-m", shape, "--weights", weights, *small[2:], "--max-memory", "8K")
+            rows = json.loads(result.stdout)["rows"]
+            assert result.returncode == 5 and [row["status"] for row in rows] == 3 * ["no memory"], result
+            bytes_of_model = json.loads(cli.ok("-m", shape, "--weights", weights, "-p", "1", "-n", "0", "-r", "1",
+                                               "--format", "json"))["weight_bytes"]
+            units = [100000, 1209, 893]
+            for row, n in zip(rows, units):
+                least = bytes_of_model + n * 256
+                assert least <= row["needed_bytes"] < least + 70000 * 2, (row, least)
+
+
+def test_table4_wrong(cli):
+    base = ["-m", cli.tiny, "--table4"]
+    for option in ["-p", "8"], ["--cache", "full"], ["-L", "8"], ["--window", "9"], ["--compare", "x.json"]:
+        cli.fails(2, "has no effect with --table4", *base, *option)
+    for options in ["-n", "1,2"], ["-d", "10,20"], ["-n", "0"], ["-d", "8", "-n", "8"]:
+        cli.fails(2, "one --tokens, and one --depth above it", *base, *options)
+
+
 def test_compare_wrong(cli):
     for name, text, message in [("schema", '{"schema":2,"rows":[]}', "schema 2, this program compares with schema 1"),
                                 ("none", '{"rows":[]}', 'no "schema"'),
                                 ("kind", '{"schema":"1","rows":[]}', 'no "schema"'),
                                 ("rows", '{"schema":1}', 'no "rows"'),
                                 ("list", "[1]", 'no "schema"'),
+                                ("row", '{"schema":1,"rows":[1]}', 'row 1 has no "test" and "policy"'),
+                                ("plan", self_made(cli, "plan", "-L", "8"), 'row 1 has no "test"'),
+                                ("table4", self_made(cli, *TABLE4, "-m", cli.tiny), 'row 1 has no "test"'),
+                                ("cut", cut(cli), "not readable as JSON: line 2"),
                                 ("broken", '{"schema":1', "not readable as JSON: line 1"),
                                 ("empty", "", "not readable as JSON")]:
         path = cli.folder / f"{name}.json"
         path.write_text(text)
         cli.fails(3, message, "-m", cli.tiny, "--compare", path)
-    cli.fails(3, "absent.json", "-m", cli.tiny, "--compare", cli.folder / "absent.json")
+    cli.fails(3, "absent.json: not readable: ", "-m", cli.tiny, "--compare", cli.folder / "absent.json")
+    cli.fails(3, "not readable", "-m", cli.tiny, "--compare", cli.folder)
 
 
 def test_usage(cli):

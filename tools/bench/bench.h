@@ -19,6 +19,9 @@ bool bench_is_shape(const char *model);
 /* Read "shape:NAME" or "shape:layers=..,...": 0, or 2 after a message. */
 int bench_shape_read(const char *model, dcm_model_info *shape);
 
+/* Bytes that the shape's weights take on a device. */
+size_t bench_shape_weight_bytes(const dcm_model_info *shape, dcm_weights weights);
+
 /* ---- Cases ---- */
 
 /* One decoded token. */
@@ -88,6 +91,22 @@ typedef struct bench {
  */
 int bench_run(bench *b);
 
+/* ---- Memory (memory.c) ---- */
+
+/* Most resident bytes of this process since bench_reset_host_peak; 0: unknown. */
+void bench_reset_host_peak(void);
+size_t bench_host_peak(void);
+
+/* Mark a case and the `deeper` ones of its test, which need as much or more, and say so. `session`, `why` may be NULL.
+ */
+void bench_refuse(const bench *b, const dcm_session *session, bench_case *c, size_t deeper, const char *why);
+
+/* Mark all cases as those of a model that does not fit; b->r.info says what it takes. */
+void bench_refuse_all(bench *b);
+
+/* Check before hours are spent that the case will fit; else mark it. */
+bool bench_fits(const bench *b, const dcm_session *session, bench_case *c);
+
 /* ---- Energy (meter.c) ---- */
 
 /* Find what counts the energy of the opened device, where something is decoded, and measure what is drawn when idle. */
@@ -130,6 +149,9 @@ void bench_judge(bench *b);
  */
 void bench_print(const bench *b, table_format format, json_t *meta, const json_t *old);
 
+/* "ok", "busy", ...; static. */
+const char *bench_state_name(bench_state state);
+
 /* Milliseconds of a decoded token; NAN for none. */
 void bench_step_times(const bench *b, const bench_case *c, double *p50, double *p99);
 
@@ -138,6 +160,16 @@ void bench_plot(const bench *b, FILE *out);
 
 /* Write one JSON line a step. */
 void bench_write_steps(const bench *b, FILE *out);
+
+/* ---- The paper's table (table4.c) ---- */
+
+enum { BENCH_TABLE4_TOKENS = 100000 };
+
+/* Options that --table4 sets itself: 0, or 2 after a message. */
+int bench_table4_check(const args *a);
+
+/* Print the three cases of --table4: full, L = 512, L = 256. `meta`: the reference is taken. */
+void bench_print_table4(const bench *b, table_format format, json_t *meta);
 
 /* Read the result of an earlier run: 0, or 3 after a message when it is none of this schema. */
 int bench_read_old(const char *path, json_t **old);

@@ -125,6 +125,12 @@ done:
     return f;
 }
 
+const char *bench_state_name(bench_state state)
+{
+    static const char *const names[] = {"", "ok", "busy", "no memory", "interrupted"};
+    return names[state];
+}
+
 void bench_step_times(const bench *b, const bench_case *c, double *p50, double *p99)
 {
     const figures f = figures_of(b, c);
@@ -226,7 +232,6 @@ static void print_row(const bench *b, table *t, const table_cell *cells, bool co
 
 static void print_case(const bench *b, table *t, const bench_case *c, const json_t *old)
 {
-    static const char *const states[] = {"", "ok", "busy", "no memory", "interrupted"};
     const figures f = figures_of(b, c);
     char source[ENERGY_TEXT];
     energy_text(&b->meter, source, sizeof source);
@@ -261,7 +266,7 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         cell_real(f.prefill_rate),
         cell_int(c->repetitions),
         bytes_cell(c->needed),
-        cell_text(states[c->state]),
+        cell_text(bench_state_name(c->state)),
         cell_real(old_rate),
         cell_real(old_p50),
         cell_real(f.rate / old_rate),
@@ -293,12 +298,17 @@ void bench_print(const bench *b, table_format format, json_t *meta, const json_t
         if (shown(b, i, format, old != NULL))
             columns[n++] = all_columns[i].column;
     table_begin(&t, format, columns, n, meta);
-    for (size_t i = 0; i < b->count; i++)
+    bool found = false;
+    for (size_t i = 0; i < b->count; i++) {
         if (b->cases[i].state != BENCH_WAITING)
             print_case(b, &t, &b->cases[i], old);
+        found = found || (old && find_old(old, &b->cases[i]));
+    }
     print_launch(b, &t, "launch", b->launch_us, old != NULL);
     print_launch(b, &t, "round trip", b->round_trip_us, old != NULL);
     table_end(&t);
+    if (old && !found && !b->quiet)
+        fprintf(stderr, "%s: --compare: none of these tests is in the earlier result\n", tool_name());
     if (b->fill)
         table_note(format,
                    "depths are filled at once with random units as the policy would have them, not read (--fill)");
@@ -324,13 +334,30 @@ void bench_write_steps(const bench *b, FILE *out)
     }
 }
 
+/* Rows of other commands and of --table4 have neither. */
+static int check_old_rows(const char *path, const json_t *rows)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(rows, i, row)
+    {
+        if (!json_is_string(json_object_get(row, "test")) || !json_is_string(json_object_get(row, "policy")))
+            return tool_fail(DCM_ERR_FILE,
+                             "%s: row %zu has no \"test\" and \"policy\": not a result of dcm bench --format json",
+                             path, i + 1);
+    }
+    return 0;
+}
+
 int bench_read_old(const char *path, json_t **old)
 {
     json_error_t error;
     int code = 0;
     *old = json_load_file(path, 0, &error);
     if (!*old)
-        return tool_fail(DCM_ERR_FILE, "%s: not readable as JSON: line %d: %s", path, error.line, error.text);
+        return error.line < 1
+                   ? tool_fail(DCM_ERR_FILE, "%s: not readable: %s", path, error.text)
+                   : tool_fail(DCM_ERR_FILE, "%s: not readable as JSON: line %d: %s", path, error.line, error.text);
     const json_t *schema = json_object_get(*old, "schema");
     if (!json_is_integer(schema))
         code = tool_fail(DCM_ERR_FILE, "%s: no \"schema\": not a result of dcm bench --format json", path);
@@ -339,6 +366,8 @@ int bench_read_old(const char *path, json_t **old)
                          (long long)json_integer_value(schema), SCHEMA);
     else if (!json_is_array(json_object_get(*old, "rows")))
         code = tool_fail(DCM_ERR_FILE, "%s: no \"rows\": not a result of dcm bench --format json", path);
+    else
+        code = check_old_rows(path, json_object_get(*old, "rows"));
     if (code) {
         json_decref(*old);
         *old = NULL;

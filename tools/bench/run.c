@@ -118,32 +118,6 @@ static dcm_status pass_open(pass *p, bench *b, const dcm_cache_params *params)
     return dcm_session_open(&p->session, b->r.model, params);
 }
 
-/* ---- Host memory ---- */
-
-static void reset_host_peak(void)
-{
-    FILE *out = fopen("/proc/self/clear_refs", "w");
-    if (!out)
-        return;
-    fputs("5", out);
-    fclose(out);
-}
-
-/* Most resident bytes of this process since reset_host_peak; 0: unknown. */
-static size_t host_peak(void)
-{
-    char line[256];
-    size_t kib = 0;
-    FILE *in = fopen("/proc/self/status", "r");
-    if (!in)
-        return 0;
-    while (fgets(line, sizeof line, in))
-        if (sscanf(line, "VmHWM: %zu", &kib) == 1)
-            break;
-    fclose(in);
-    return kib << 10;
-}
-
 /* ---- Cases ---- */
 
 static void note_action(pass *p, size_t units_before, bench_step *step)
@@ -292,48 +266,12 @@ static dcm_status measure(pass *p, bench_case *c)
     c->unit_bytes = stats.unit_bytes;
     c->cache_bytes = stats.cache_bytes;
     c->peak_bytes = stats.peak_bytes;
-    c->host_peak_bytes = host_peak();
+    c->host_peak_bytes = bench_host_peak();
     if (status != DCM_OK)
         return status;
     c->prefill_rate[c->repetitions] = p->filled ? (double)p->filled / p->fill_seconds : 0;
     c->rate[c->repetitions++] = (double)c->size / seconds;
     return DCM_OK;
-}
-
-/* Bytes in all once the case's tokens are in the cache: what is allocated beside caches, and the cache's own. */
-static size_t bytes_needed(const bench *b, const dcm_session *session, const bench_case *c)
-{
-    dcm_session_stats stats = {.weight_bytes = b->r.info.weight_bytes};
-    size_t units, cache, all;
-    if (session)
-        dcm_session_get_stats(session, &stats);
-    if (dcm_cache_bytes(&b->r.info, &c->policy->params, c->depth + c->size, &units, &cache) != DCM_OK ||
-        __builtin_add_overflow(cache, stats.weight_bytes + stats.scratch_bytes + stats.table_bytes, &all))
-        return SIZE_MAX;
-    return all;
-}
-
-/* Mark a case and the deeper ones of its test, which need as much or more. */
-static void refuse(const bench *b, const dcm_session *session, bench_case *c, size_t deeper, const char *why)
-{
-    for (size_t i = 0; i <= deeper; i++) {
-        c[i].state = BENCH_NO_MEMORY;
-        c[i].needed = bytes_needed(b, session, &c[i]);
-        fprintf(stderr, "%s: %s, %s: left out: at least %zu bytes are needed%s%s\n", tool_name(), c[i].test, c[i].name,
-                c[i].needed, why ? ": " : "", why ? why : "");
-    }
-}
-
-/* Check before hours are spent that the case will fit. */
-static bool fits(const bench *b, const dcm_session *session, bench_case *c)
-{
-    const size_t needed = bytes_needed(b, session, c);
-    char why[96];
-    if (!b->memory_limit || needed <= b->memory_limit)
-        return true;
-    snprintf(why, sizeof why, "the limit is %zu", b->memory_limit);
-    refuse(b, session, c, 0, why);
-    return false;
 }
 
 /* One repetition of one test at all its depths. */
@@ -346,10 +284,10 @@ static dcm_status run_pass(bench *b, bench_case *cases)
         if (c->state == BENCH_NO_MEMORY)
             continue;
         if (!p.session || p.position > c->depth || b->fill) {
-            reset_host_peak();
+            bench_reset_host_peak();
             status = pass_open(&p, b, &c->policy->params);
         }
-        if (status == DCM_OK && !fits(b, p.session, c))
+        if (status == DCM_OK && !bench_fits(b, p.session, c))
             continue;
         if (status == DCM_OK)
             status = measure(&p, c);
@@ -359,7 +297,7 @@ static dcm_status run_pass(bench *b, bench_case *cases)
             status = profile(&p, c);
         }
         if (status == DCM_ERR_MEMORY)
-            refuse(b, p.session, c, b->depths - d - 1, dcm_error());
+            bench_refuse(b, p.session, c, b->depths - d - 1, dcm_error());
         else if (status == DCM_ERR_INTERRUPTED && (c->steps || c->repetitions))
             c->state = BENCH_INTERRUPTED;
     }
@@ -416,7 +354,7 @@ static dcm_status run_policy(bench *b, policy *one)
     bench_case *cases = &b->cases[(size_t)(one - b->policies.item) * b->per_policy];
     dcm_status status = warm_up(b, one);
     if (status == DCM_ERR_MEMORY) {
-        refuse(b, NULL, cases, b->per_policy - 1, dcm_error());
+        bench_refuse(b, NULL, cases, b->per_policy - 1, dcm_error());
         return DCM_OK;
     }
     for (size_t i = 0; i < b->per_policy; i += b->depths) {

@@ -79,6 +79,17 @@ static int read_list(const char *text, dcm_model_info *shape)
     return 0;
 }
 
+size_t bench_shape_weight_bytes(const dcm_model_info *s, dcm_weights weights)
+{
+    static const struct {
+        size_t items, bytes; /* of a block */
+    } types[] = {{1, 2}, {32, 34}, {32, 20}};
+    const size_t hidden = s->hidden, kv = hidden / s->heads * s->kv_heads;
+    const size_t layer = hidden * (2 * hidden + 2 * kv + 3 * (size_t)s->ffn);
+    const size_t numbers = s->layers * layer + (s->tied ? 1 : 2) * hidden * s->vocab;
+    return numbers / types[weights].items * types[weights].bytes + (1 + 2 * (size_t)s->layers) * hidden * sizeof(float);
+}
+
 int bench_shape_read(const char *model, dcm_model_info *shape)
 {
     const char *name = model + sizeof prefix - 1;
