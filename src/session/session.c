@@ -5,6 +5,7 @@
 #include "cache/fill.h"
 #include "merge/merge.h"
 #include "model/model.h"
+#include "session/peek.h"
 
 #include <string.h>
 
@@ -168,6 +169,8 @@ dcm_status dcm_session_feed_each(dcm_session *s, const int32_t *tokens, size_t c
 {
     return feed(s, tokens, count, LOGITS_EACH, logits);
 }
+
+const cache *session_cache(const dcm_session *s) { return &s->cache; }
 
 uint32_t dcm_session_chunk(const dcm_session *s) { return s->cache.chunk; }
 
