@@ -87,6 +87,15 @@ static dcm_status reserve_words(cache *c, size_t words)
     return status;
 }
 
+/* Words of a step's data for each token; `turn`: of a rotation. */
+static size_t token_words(size_t turn) { return 2 + VIEW_WORDS + MERGE_WORDS + (1 + VIEW_RANGES + 3) * turn; }
+
+size_t cache_bytes_read(const dcm_model_info *model, kv_type kv)
+{
+    return token_words(model->head_dim) * sizeof(uint32_t) +
+           unit_bytes(model->layers, model->kv_heads, model->head_dim, kv);
+}
+
 /* Offsets of a step of n tokens, and room for it on both sides and for the slots that it releases. */
 static dcm_status lay_out_step(cache *c, uint32_t n)
 {
@@ -109,7 +118,7 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
             return status;
         c->released_room = releases;
     }
-    return reserve_words(c, s->merge_rot + 3 * n * turn);
+    return reserve_words(c, n * token_words(turn));
 }
 
 static float *rotation_words(cache *c, size_t at, size_t index)

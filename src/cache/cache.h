@@ -63,6 +63,10 @@ typedef struct cache {
 dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
 void cache_close(cache *c);
 
+/* Bytes on the device that each token of a chunk takes while a prompt is read: its data, and a unit beyond those that
+ * stay. */
+size_t cache_bytes_read(const dcm_model_info *model, kv_type kv);
+
 /* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);
 

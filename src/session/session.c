@@ -31,15 +31,14 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
 
 /*
  * Set the chunk, by default what suits the device, or less where steps would take more than a quarter of the memory
- * that is left. What a step takes: activations, and units beside those that stay.
+ * that is left.
  */
 static dcm_status set_chunk(const dcm_model *model, dcm_cache_params *params)
 {
     const backend *ops = model->ops;
-    const dcm_model_info *m = &model->config.info;
     const size_t left = ops->max_memory - ops->memory.total;
-    const size_t unit = unit_bytes(m->layers, m->kv_heads, m->head_dim, params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
-    const size_t each = activations_bytes(model) + unit;
+    const size_t each =
+        activations_bytes(model) + cache_bytes_read(&model->config.info, params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
     if (!params->chunk)
         for (params->chunk = ops->chunk; params->chunk > 1 && params->chunk * each > left / 4;)
             params->chunk /= 2;

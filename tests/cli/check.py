@@ -315,6 +315,19 @@ def test_memory(cli):
     cli.ok("run", "-m", cli.tiny, *long_text, "--merge", "newer", "--max-memory", "50%")
 
 
+def test_memory_of_chunks(cli):
+    """A chunk that does not fit is refused with one that would; by default it is made to fit."""
+    args = ["run", "-m", cli.tiny, "-f", cli.text, "-n", "4", "-q", "--cache", "window", "--window", "100"]
+    errors = cli.run(*args, "--chunk", "1", "--stats").stderr.decode()
+    limit = ["--max-memory", int(re.search(r"peak bytes: +(\d+)", errors).group(1)) + 20000]
+    cli.fails(5, r"^dcm run: a chunk of 65536 tokens takes \d+ bytes, but \d+ of \d+ are left", *args, *limit,
+              "--chunk", "65536")
+    most = re.search(r"a chunk of (\d+) would fit", cli.run(*args, *limit, "--chunk", "65536").stderr.decode()).group(1)
+    cli.fails(5, "would fit", *args, *limit, "--chunk", int(most) + 1)
+    text = cli.ok(*args, *limit)
+    assert text == cli.ok(*args) == cli.ok(*args, "--chunk", "100", "--max-memory", "100M")
+
+
 def test_refused_before_work(cli):
     """Where the length is known nothing is fed; from a pipe the cache grows until the limit."""
     small = ["run", "-m", cli.tiny, "--cache", "full", "--max-memory", "1M", "-n", "1", "-q"]
@@ -357,7 +370,7 @@ def test_chunk(cli):
     """The C reference gives the same bits whatever the chunk."""
     for policy in ["-L", "8", "--merge", "newer"], ["--cache", "full"], ["--cache", "window", "--window", "20"]:
         files, texts = [], []
-        for chunk in "1", "7", "1000":
+        for chunk in "1", "17", "1000":
             path = cli.folder / f"chunk{chunk}.csv"
             ppl(cli, "-n", "150", *policy, "--chunk", chunk, "--logprobs", path)
             files.append(path.read_bytes())

@@ -311,6 +311,32 @@ static void blocks_fit_the_device(void **state)
     ref->max_alloc = whole;
 }
 
+/* No memory for the staging block: an error that says so, or shorter steps, down to single tokens. */
+static void short_of_memory(void **state)
+{
+    (void)state;
+    const size_t whole = ref->max_memory;
+    const int32_t ids[64] = {0};
+    for (int yields = 0; yields < 2; yields++)
+        for (size_t left = 0; left < 16; left += 5) {
+            cache c;
+            open_cache(&c, &(dcm_cache_params){.group = 16, .chunk = 64});
+            c.yields = yields;
+            for (int i = 0; i < 64; i++) /* 64 slots, about 35 units */
+                assert_int_equal(cache_step_begin(&c, ids, i ? 1 : 32), DCM_OK), cache_step_done(&c);
+            ref->max_memory = ref->memory.total + left * c.slots.unit_bytes;
+            dcm_status status = DCM_OK;
+            for (int i = 0; i < 10 && status == DCM_OK; i++)
+                status = cache_step_begin(&c, ids, 64), cache_step_done(&c);
+            assert_int_equal(status, yields ? DCM_OK : DCM_ERR_MEMORY);
+            if (!yields)
+                assert_non_null(strstr(dcm_error(), "while a prompt is read"));
+            assert_true(yields ? c.chunk <= 32 && c.step.n <= 32 : c.chunk == 64);
+            ref->max_memory = whole;
+            cache_close(&c);
+        }
+}
+
 /* Each allocation fails in turn: a memory error, nothing leaked (teardown counts), and the cache closes. */
 static void allocations_fail(void **state)
 {
@@ -322,8 +348,10 @@ static void allocations_fail(void **state)
         open_cache(&c, &(dcm_cache_params){.group = 4, .chunk = 8});
         mem_fail_at(at_call);
         dcm_status status = DCM_OK;
-        for (int i = 0; i < 200 && status == DCM_OK; i++)
-            status = cache_step_begin(&c, ids, 4), cache_step_done(&c);
+        for (int i = 0; i < 200 && status == DCM_OK; i++) {
+            status = i % 50 < 49 ? cache_step_begin(&c, ids, 4) : cache_settle(&c);
+            cache_step_done(&c);
+        }
         mem_fail_at(0);
         done = status == DCM_OK;
         assert_true(done || status == DCM_ERR_MEMORY);
@@ -339,6 +367,7 @@ int main(void)
         cmocka_unit_test(dcm_token_by_token), cmocka_unit_test(dcm_in_chunks),
         cmocka_unit_test(full_and_window),    cmocka_unit_test(params_are_checked),
         cmocka_unit_test(allocations_fail),   cmocka_unit_test(blocks_fit_the_device),
+        cmocka_unit_test(short_of_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
