@@ -1,7 +1,6 @@
 /* Attention: the partial results of a query head, added. Built behind either shape. */
 
 #define COMBINE_ITEMS (WIDE ? 1 : 64)
-#define SPLITS_MAX 64
 
 /*
  * Groups: query head, query of this launch. out is (n, heads * HEAD_DIM); `partial` as the kernels above left it,
@@ -11,11 +10,15 @@ __kernel __attribute__((reqd_work_group_size(COMBINE_ITEMS, 1, 1))) void
 attention_combine(const __global float *partial, uint splits, const __global uint *data, ulong views, uint first,
                   __global float *out)
 {
-    __local float top[SPLITS_MAX], weight[SPLITS_MAX];
     const uint item = get_local_id(0), head = get_global_id(1), heads = get_global_size(1);
     const size_t token = first + get_global_id(2);
     const uint units = data[views + token * VIEW_WORDS + VIEW_UNITS], used = (units + SPLIT(units) - 1) / SPLIT(units);
     const __global float *from = partial + (get_global_id(2) * heads + head) * splits * PARTIAL;
+    __global float *to = out + (token * heads + head) * HEAD_DIM;
+#if WIDE
+    wide_combine(from, used, to);
+#else
+    __local float top[SPLITS_MAX], weight[SPLITS_MAX];
     for (uint s = item; s < used; s += COMBINE_ITEMS)
         top[s] = from[s * PARTIAL + PARTIAL_MAX];
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -28,15 +31,6 @@ attention_combine(const __global float *partial, uint splits, const __global uin
     float total = 0.0f;
     for (uint s = 0; s < used; s++)
         total = fma(weight[s], from[s * PARTIAL + PARTIAL_SUM], total);
-    __global float *to = out + (token * heads + head) * HEAD_DIM;
-#if WIDE
-    for (uint v = 0; v < VECS; v++) {
-        vec sum = (vec)(0.0f);
-        for (uint s = 0; s < used; s++)
-            sum = fma((vec)(weight[s]), VLOAD(from + s * PARTIAL + v * LANES), sum);
-        VSTORE(sum / total, to + v * LANES);
-    }
-#else
     for (uint c = item; c < HEAD_DIM; c += COMBINE_ITEMS) {
         float sum = 0.0f;
 #if !CPU

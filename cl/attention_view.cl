@@ -29,6 +29,7 @@
 #define STORE 0 /* 1: attention_wide writes the new unit too */
 #endif
 
+#define SPLITS_MAX 64
 #define PARTIAL (HEAD_DIM + 2)
 #define PARTIAL_SUM HEAD_DIM
 #define PARTIAL_MAX (HEAD_DIM + 1)

@@ -244,15 +244,35 @@ static inline void wide_store(const __local kv_table *kv, uint plane_k, uint pla
         kv_put(to_v + c, v[c]);
 }
 
+/* Add the partial results of a query head's `used` splits. */
+static inline void wide_combine(const __global float *from, uint used, __global float *to)
+{
+    float weight[SPLITS_MAX], top = -INFINITY, total = 0.0f;
+    for (uint s = 0; s < used; s++)
+        top = fmax(top, from[s * PARTIAL + PARTIAL_MAX]);
+    for (uint s = 0; s < used; s++) {
+        weight[s] = exp(from[s * PARTIAL + PARTIAL_MAX] - top);
+        total = fma(weight[s], from[s * PARTIAL + PARTIAL_SUM], total);
+    }
+    for (uint v = 0; v < VECS; v++) {
+        vec sum = (vec)(0.0f);
+        for (uint s = 0; s < used; s++)
+            sum = fma((vec)(weight[s]), VLOAD(from + s * PARTIAL + v * LANES), sum);
+        VSTORE(sum / total, to + v * LANES);
+    }
+}
+
 /*
  * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row
  * of qkv is qkv_row floats; the queries are first + global id 2; partial is (queries of this launch, kv_heads *
  * GROUP, splits, PARTIAL), `splits` being global size 0; with one split, which needs no combining, the result itself
  * goes to out (n, heads * HEAD_DIM). With STORE the one token's new unit, which is the last of its
- * view, is written first, by the work-item that reads it; slots and key_rot as in cl/cache.cl.
+ * view, is written first, by the work-item that reads it (slots and key_rot as in cl/cache.cl), and the last of a KV
+ * head's work-items to end combines their results, in the order of the splits: which it is, `ended` tells, (kv_heads)
+ * zeros before and after.
  */
 #if STORE
-#define STORE_PARAMS , ulong slots, ulong key_rot
+#define STORE_PARAMS , ulong slots, ulong key_rot, volatile __global uint *ended
 #else
 #define STORE_PARAMS
 #endif
@@ -321,4 +341,14 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
         to[PARTIAL_SUM] = st.total[g];
         to[PARTIAL_MAX] = st.top[g];
     }
+#if STORE
+    const uint used = (units + SPLIT(units) - 1) / SPLIT(units);
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (splits == 1 || atomic_inc(ended + h) + 1 < used)
+        return;
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    ended[h] = 0;
+    for (uint head = h * GROUP; head < (h + 1) * GROUP; head++)
+        wide_combine(partial + (size_t)head * splits * PARTIAL, used, out + head * HEAD_DIM);
+#endif
 }

@@ -17,6 +17,7 @@ typedef struct attention_launch {
     cl_uint layer, first, splits;
     cl_ulong views, query_rot, qkv_row, slots, key_rot;
     pool_sizes sizes;
+    buffer *ended;
 } attention_launch;
 
 /* Most splits of a view of at most `units` places; fewer units can have more: 4096 have 64, 4097 have 33. */
@@ -60,7 +61,7 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
 {
     const kv_pool *pool = a->pool;
     dcm_status status;
-    clop_arg args[POOL_ARGS + 12] = {[POOL_ARGS] = CLOP_MEM(pool->table),
+    clop_arg args[POOL_ARGS + 13] = {[POOL_ARGS] = CLOP_MEM(pool->table),
                                     CLOP_MEM(a->step->data),
                                     CLOP_VAR(l->views),
                                     CLOP_VAR(l->query_rot),
@@ -71,13 +72,14 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
                                     CLOP_MEM(partial),
                                     CLOP_MEM(a->out), /* from here on of the wide shape */
                                     CLOP_VAR(l->slots),
-                                    CLOP_VAR(l->key_rot)};
+                                    CLOP_VAR(l->key_rot),
+                                    CLOP_MEM(l->ended)};
     clop_arg *const from = pool_args_of(pool, l->blocks, &l->sizes, args);
-    const size_t arg_count = l->blocks + 10 + (!l->wide ? 0 : a->store ? 3 : 1);
+    const size_t arg_count = l->blocks + 10 + (!l->wide ? 0 : a->store ? 4 : 1);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
     DCM_TRY(status, fail, clop_launch(b, l->attention, from, arg_count, 3, global, local));
-    if (l->wide && l->splits == 1)
+    if (l->wide && (l->splits == 1 || a->store))
         return DCM_OK;
 
     const clop_arg combine_args[] = {CLOP_MEM(partial),  CLOP_VAR(l->splits), CLOP_MEM(a->step->data),
@@ -104,6 +106,7 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     if (many)
         return cl_attention_many(b, a);
     DCM_TRY(status, fail, attention_prepare(b, a, &l));
+    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ENDED, a->pool->kv_heads * sizeof(cl_uint), &l.ended));
     const uint32_t n = a->step->n;
     const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */
     const size_t fit = PARTIAL_BYTES / bytes > 0 ? PARTIAL_BYTES / bytes : 1, most = fit < n ? fit : n;

@@ -122,14 +122,19 @@ void clop_buffer_free(buffer **buf)
 dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out)
 {
     buffer **slot = &self(b)->scratch[id];
+    const cl_uint zero = 0;
+    dcm_status status = DCM_OK;
     if (!*slot || (*slot)->bytes < bytes) {
+        const size_t whole = (bytes + sizeof zero - 1) / sizeof zero * sizeof zero;
         clop_buffer_free(slot);
-        const dcm_status status = clop_buffer_new(b, bytes, MEM_SCRATCH, slot);
-        if (status != DCM_OK)
-            return status;
+        DCM_TRY(status, fail, clop_buffer_new(b, whole, MEM_SCRATCH, slot));
+        CL_TRY(status, fail,
+               clEnqueueFillBuffer(self(b)->device->queue, buffer_mem(*slot), &zero, sizeof zero, 0, whole, 0, NULL,
+                                   NULL));
     }
     *out = *slot;
-    return DCM_OK;
+fail:
+    return status;
 }
 
 /* ---- Transfers ---- */

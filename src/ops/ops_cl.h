@@ -70,6 +70,7 @@ dcm_status clop_profile(backend *b, struct profile *to);
 /* Scratch buffers of a back end, one for each purpose; freed by close. */
 typedef enum clop_scratch_id {
     CLOP_SCRATCH_ATTENTION,
+    CLOP_SCRATCH_ENDED, /* zeros, between launches */
     CLOP_SCRATCH_LINEAR,
     CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
     CLOP_SCRATCH_UNPACKED, /* its tiles as floats, or sums of shares of the columns */
@@ -77,7 +78,7 @@ typedef enum clop_scratch_id {
     CLOP_SCRATCHES
 } clop_scratch_id;
 
-/* The scratch buffer `id`, grown to at least `bytes` by replacing it (contents are lost); counted as MEM_SCRATCH. */
+/* The scratch buffer `id`, grown to at least `bytes` by replacing it (with zeros); counted as MEM_SCRATCH. */
 dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out);
 
 /* Families that have two shapes of kernels: by limits.wide_items of the device, or one of them (tests). */
