@@ -12,10 +12,20 @@ static dcm_status check(CLBlastStatusCode code, const char *call)
     return code > -100 ? cldev_check((cl_int)code, call) : dcm_fail(DCM_ERR_DEVICE, "%s: code %d", call, (int)code);
 }
 
+/* A row's bits must not depend on the number of rows: no choice of another kernel by the product of the sizes. */
+static dcm_status never_direct(backend *b)
+{
+    const char *name = "XGEMM_MIN_INDIRECT_SIZE";
+    const size_t size = 0;
+    return check(CLBlastOverrideParameters(clop_device(b)->id, "GemmRoutine", CLBlastPrecisionSingle, 1, &name, &size),
+                 "CLBlastOverrideParameters");
+}
+
 static dcm_status multiply(backend *b, const char *family, CLBlastTranspose transpose_b, const clblast_gemm_args *g)
 {
     cl_event event;
     dcm_status status;
+    DCM_TRY(status, fail, never_direct(b));
     DCM_TRY(status, fail,
             check(CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, transpose_b, g->m, g->n, g->k, 1.0f,
                                buffer_mem(g->a), g->a_offset, g->k, buffer_mem(g->b), 0, g->ldb, g->add ? 1.0f : 0.0f,
@@ -43,12 +53,7 @@ dcm_status clblast_product(backend *b, const dense_args *args)
 
 dcm_status clblast_gemm(backend *b, const clblast_gemm_args *g)
 {
-    const char *name = "XGEMM_MIN_INDIRECT_SIZE";
-    const size_t never_direct = 0;
-    const dcm_status status = check(
-        CLBlastOverrideParameters(clop_device(b)->id, "GemmRoutine", CLBlastPrecisionSingle, 1, &name, &never_direct),
-        "CLBlastOverrideParameters");
-    return status == DCM_OK ? multiply(b, "matmul", CLBlastTransposeNo, g) : status;
+    return multiply(b, "matmul", CLBlastTransposeNo, g);
 }
 
 void clblast_clear(void) { CLBlastClearCache(); }

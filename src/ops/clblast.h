@@ -1,4 +1,4 @@
-/* Dense products by CLBlast: the one place that includes its header. */
+/* Products by CLBlast: the one place that includes its header. A row of a product does not depend on their number. */
 #ifndef OPS_CLBLAST_H
 #define OPS_CLBLAST_H
 
@@ -15,7 +15,6 @@ typedef struct clblast_gemm_args {
     bool add;
 } clblast_gemm_args;
 
-/* A row of c does not depend on m: CLBlast's choice of a kernel by the product of the sizes is switched off first. */
 dcm_status clblast_gemm(backend *b, const clblast_gemm_args *args);
 
 /* Forget compiled programs: before a context that was used is released. */

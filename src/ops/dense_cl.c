@@ -3,7 +3,7 @@
 enum {
     SIDE = 16,             /* of dense_group's tile */
     FINISH_GROUP = 64,     /* work-items of dense_finish's groups */
-    CLBLAST_ROWS_MIN = 16, /* fewer rows, or columns, go to dense_group */
+    CLBLAST_COLS_MIN = 16, /* fewer columns go to dense_group; that may not depend on the rows, whose bits it decides */
     SHARES_PER_UNIT = 4    /* work-items per compute unit that dense_wide aims at */
 };
 
@@ -56,7 +56,7 @@ static dcm_status dense_clblast(backend *b, const dense_args *args)
 dcm_status cl_dense(backend *b, const dense_args *args)
 {
     const clop_dense route = clop_get_dense(b);
-    const bool large = args->n >= CLBLAST_ROWS_MIN && args->out >= CLBLAST_ROWS_MIN;
+    const bool large = args->out >= CLBLAST_COLS_MIN;
     if (route == CLOP_DENSE_CLBLAST || (route == CLOP_DENSE_AUTO && large && !clop_wide(b)))
         return dense_clblast(b, args);
     if (clop_wide(b) || clop_device(b)->limits.max_work_group < SIDE * SIDE)

@@ -91,7 +91,7 @@ bool clop_wide(const backend *b);
 void clop_set_dot4(backend *b, bool on);
 bool clop_dot4(const backend *b);
 
-/* How dense products of many rows are computed: by CLBlast where the shape is not wide and the rows are many, or one of
+/* How dense products of many rows are computed: by CLBlast where the shape is not wide and the columns many, or one of
  * them (tests). */
 typedef enum clop_dense { CLOP_DENSE_AUTO, CLOP_DENSE_OWN, CLOP_DENSE_CLBLAST } clop_dense;
 void clop_set_dense(backend *b, clop_dense dense);

@@ -98,9 +98,39 @@ static void same_bits(backend *b)
     matrix_free(&w);
 }
 
+static void dense(backend *b, buffer *w, buffer *bias, const float *x, uint32_t n, float *y)
+{
+    buffer *in = fx_make_plain(b, "x", x, (size_t)n * COLS * 4, 4), *out = NULL;
+    assert_int_equal(b->ops->buffer_new(b, (size_t)n * ROWS * 4, MEM_SCRATCH, &out), DCM_OK);
+    const dense_args args = {.x = in, .w = w, .bias = bias, .y = out, .n = n, .in = COLS, .out = ROWS, .act = ACT_ELU};
+    assert_int_equal(b->ops->dense(b, &args), DCM_OK);
+    assert_int_equal(b->ops->read(out, 0, y, (size_t)n * ROWS * 4), DCM_OK);
+    buffer_free(&in);
+    buffer_free(&out);
+}
+
+/* Nor do those of the merge MLP's products. */
+static void same_dense_bits(backend *b)
+{
+    static const uint32_t numbers[] = {1, 15, 16, 64};
+    static float x[MOST * COLS], w[ROWS * COLS], whole[MOST * ROWS], y[MOST * ROWS];
+    uint64_t rng = 3;
+    fx_fill(x, MOST, COLS, FX_NORMAL, &rng);
+    fx_fill(w, ROWS, COLS, FX_NORMAL, &rng);
+    buffer *weights = fx_make_plain(b, "w", w, sizeof w, 4), *bias = fx_make_plain(b, "bias", x, ROWS * 4, 4);
+    dense(b, weights, bias, x, MOST, whole);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        dense(b, weights, bias, x, numbers[i], y);
+        assert_memory_equal(y, whole, numbers[i] * ROWS * sizeof *y);
+    }
+    buffer_free(&weights);
+    buffer_free(&bias);
+}
+
 static void bits(void **state)
 {
     (void)state;
+    each_device(same_dense_bits);
     each_device(same_bits);
 }
 
