@@ -3,13 +3,6 @@
  * attention_view.cl.
  */
 
-/* PoCL 3.1 miscompiles groups of many work-items when their loops are unrolled; on CPUs only tests run this shape. */
-#if CPU
-#define UNROLL_GROUP
-#else
-#define UNROLL_GROUP UNROLL
-#endif
-
 #define ITEMS 128
 #define LANES (HEAD_DIM / 8)
 #define STEPS_MAX (KV_F32 ? 4 : 8) /* keys and values of a tile that an item holds in registers */

@@ -17,9 +17,6 @@
 #ifndef GROUP
 #define GROUP 1 /* query heads per KV head */
 #endif
-#ifndef CPU
-#define CPU 0 /* 1: the device is a CPU */
-#endif
 
 /* Scores are exponents of 2: log2(e) goes into the query and the bias. */
 #define LOG2E 1.44269504f

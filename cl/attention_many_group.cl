@@ -14,13 +14,6 @@
 #define QUERIES 16 /* a multiple of 4 */
 #endif
 
-/* PoCL 3.1 miscompiles groups of many work-items when their loops are unrolled; on CPUs only tests run this shape. */
-#if CPU
-#define UNROLL_GROUP
-#else
-#define UNROLL_GROUP UNROLL
-#endif
-
 #define ROWS (QUERIES * HEADS)
 #define LANES (HEAD_DIM / 8) /* items of a row */
 #define ITEMS (ROWS / 4 * LANES)

@@ -25,19 +25,6 @@
 #define AT_ONCE 8
 #endif
 
-/*
- * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
- * values.
- */
-#if CPU && defined(__has_builtin)
-#if __has_builtin(__builtin_prefetch)
-#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
-#endif
-#endif
-#ifndef FETCH_LINE
-#define FETCH_LINE(p) prefetch(p, (size_t)1)
-#endif
-
 /* Walking the views of the tile's queries. */
 typedef struct walk {
     const __global uint *view[QUERIES];
@@ -311,13 +298,6 @@ static inline void find_units(const __local kv_table *kv, const __global uint *t
     }
 }
 
-static inline void fetch_row(const __global kv_t *row)
-{
-    UNROLL
-    for (uint c = 0; c < HEAD_DIM; c += 64 / sizeof(kv_t))
-        FETCH_LINE(row + c);
-}
-
 /* All units of a run; the next ones' rows are on their way from memory meanwhile. */
 static inline void add_run(many_state *st, const __local kv_table *kv, const __global uint *table, const ring_run *run,
                            uint plane_k, uint plane_v)
@@ -330,9 +310,9 @@ static inline void add_run(many_state *st, const __local kv_table *kv, const __g
         if (st->count + count > UNITS)
             finish_tile(st);
         for (uint j = 0; j < AT_ONCE; j++) {
-            fetch_row(next.key[j]);
+            row_fetch(next.key[j]);
             unpack_row(rows.key[j], st->key + j * HEAD_DIM);
-            fetch_row(next.value[j]);
+            row_fetch(next.value[j]);
             unpack_row(rows.value[j], st->value + (st->count + j) * HEAD_DIM);
         }
         score_units(st, run, u, count);

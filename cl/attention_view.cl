@@ -22,9 +22,6 @@
 #ifndef WIDE
 #define WIDE 0 /* 1: behind attention_wide.cl, 0: behind attention_group.cl */
 #endif
-#ifndef CPU
-#define CPU 0 /* 1: the device is a CPU */
-#endif
 #ifndef STORE
 #define STORE 0 /* 1: attention_wide writes the new unit too */
 #endif

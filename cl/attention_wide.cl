@@ -27,42 +27,14 @@ typedef float8 vec;
 #define VECS_AT_ONCE 1
 #endif
 
-static inline float max16(float16 x)
-{
-    const float8 a = fmax(x.lo, x.hi);
-    const float4 b = fmax(a.lo, a.hi);
-    const float2 c = fmax(b.lo, b.hi);
-    return fmax(c.x, c.y);
-}
-
-static inline float sum16(float16 x)
-{
-    const float8 a = x.lo + x.hi;
-    const float4 b = a.lo + a.hi;
-    const float2 c = b.lo + b.hi;
-    return c.x + c.y;
-}
-
 /* The sums of each of 16 vectors, as one vector. */
 #if LANES == 16
-static inline float16 fold8(float16 a, float16 b) { return (float16)(a.lo + a.hi, b.lo + b.hi); }
-
-static inline float16 fold4(float16 a, float16 b)
-{
-    return (float16)(a.s012389ab, b.s012389ab) + (float16)(a.s4567cdef, b.s4567cdef);
-}
-
-static inline float16 fold2(float16 a, float16 b)
-{
-    return (float16)(a.s014589cd, b.s014589cd) + (float16)(a.s2367abef, b.s2367abef);
-}
-
 static inline float16 fold_four(const vec *x) { return fold4(fold8(x[0], x[1]), fold8(x[2], x[3])); }
 
 static inline float16 fold(const vec *x)
 {
     const float16 a = fold2(fold_four(x), fold_four(x + 4)), b = fold2(fold_four(x + 8), fold_four(x + 12));
-    return (float16)(a.even, b.even) + (float16)(a.odd, b.odd);
+    return fold1(a, b);
 }
 #else
 static inline float16 fold(const vec *x)
@@ -76,26 +48,6 @@ static inline float16 fold(const vec *x)
     return vload16(0, sum);
 }
 #endif
-
-/*
- * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
- * values.
- */
-#if CPU && defined(__has_builtin)
-#if __has_builtin(__builtin_prefetch)
-#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
-#endif
-#endif
-#ifndef FETCH_LINE
-#define FETCH_LINE(p) prefetch(p, (size_t)1)
-#endif
-
-static inline void row_fetch(const __global kv_t *row)
-{
-    UNROLL
-    for (uint c = 0; c < HEAD_DIM; c += 64 / sizeof(kv_t))
-        FETCH_LINE(row + c);
-}
 
 /* Keys of unit 0 of each block for one layer and KV head, and how far its values are from its keys. */
 typedef struct block_rows {
@@ -229,19 +181,13 @@ static inline void wide_values(wide_state *st, const tile_rows *rows, uint count
     }
 }
 
-/* Rotate this KV head's new key at its anchor and put it and the value into the token's slot, as kv_store does. */
+/* Put this KV head's new key, turned at its anchor, and the value into the token's slot. */
 static inline void wide_store(const __local kv_table *kv, uint plane_k, uint plane_v, uint slot,
                               const __global float *k, const __global float *v, const __global uint *rot)
 {
     __global kv_t *to_k = kv_row(kv, plane_k, slot), *to_v = kv_row(kv, plane_v, slot);
-    for (uint i = 0; i < HEAD_DIM / 2; i++) {
-        const float2 r = as_float2(vload2(0, rot + 2 * i));
-        const float2 turned = rope_turn((float2)(k[ROPE_FIRST(i)], k[ROPE_SECOND(i)]), r);
-        kv_put(to_k + ROPE_FIRST(i), turned.x);
-        kv_put(to_k + ROPE_SECOND(i), turned.y);
-    }
-    for (uint c = 0; c < HEAD_DIM; c++)
-        kv_put(to_v + c, v[c]);
+    for (uint i = 0; i < HEAD_DIM / 2; i++)
+        kv_put_pair(to_k, to_v, k, v, rot, i);
 }
 
 /* Add the partial results of a query head's `used` splits. */

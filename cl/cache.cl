@@ -1,9 +1,8 @@
 /* kv_store: keys rotated at their anchors, and values, of one layer into the slots of new units. */
-#pragma OPENCL FP_CONTRACT OFF /* so that a key has the same bits wherever it is stored */
 
 /*
  * One work-item per (token, KV head, RoPE pair), of `items`. qkv is (n, (heads + 2 kv_heads) * HEAD_DIM); `slots`
- * and `key_rot` are offsets in words into `data`; of the values, pair i is channels 2i and 2i+1.
+ * and `key_rot` are offsets in words into `data`.
  */
 __kernel void kv_store(KV_PARAMS, const __global uint *data, const __global float *qkv, ulong slots, ulong key_rot,
                        uint layer, uint heads, uint kv_heads, ulong items)
@@ -17,12 +16,7 @@ __kernel void kv_store(KV_PARAMS, const __global uint *data, const __global floa
     const uint slot = data[slots + token];
     const __global float *k = qkv + (token * (heads + 2 * kv_heads) + heads + h) * HEAD_DIM;
     const __global float *v = k + (size_t)kv_heads * HEAD_DIM;
-    const float2 r = as_float2(vload2(0, data + key_rot + token * HEAD_DIM + 2 * i));
-    const float2 turned = rope_turn((float2)(k[ROPE_FIRST(i)], k[ROPE_SECOND(i)]), r);
     __global kv_t *to_k = kv_row(kv, (layer * 2 + 0) * kv_heads + h, slot);
     __global kv_t *to_v = kv_row(kv, (layer * 2 + 1) * kv_heads + h, slot);
-    kv_put(to_k + ROPE_FIRST(i), turned.x);
-    kv_put(to_k + ROPE_SECOND(i), turned.y);
-    kv_put(to_v + 2 * i, v[2 * i]);
-    kv_put(to_v + 2 * i + 1, v[2 * i + 1]);
+    kv_put_pair(to_k, to_v, k, v, data + key_rot + token * HEAD_DIM, i);
 }

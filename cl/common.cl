@@ -12,6 +12,10 @@
 #define KV_F32 0
 #endif
 
+#ifndef CPU
+#define CPU 0 /* 1: the device is a CPU */
+#endif
+
 #define KV_BLOCKS 64
 #ifndef KV_ARGS
 #define KV_ARGS KV_BLOCKS /* or 16, or 4: blocks that kernels take; the pool has no more */
@@ -28,6 +32,12 @@ enum { RANGE_RING, RANGE_MASK, RANGE_BEGIN, RANGE_COUNT, RANGE_PLACE, RANGE_BIAS
 
 /* Before a loop of few rounds, known when it is compiled, over private arrays that should live in registers. */
 #define UNROLL _Pragma("unroll")
+/* The same in kernels of many-item groups. PoCL 3.1 miscompiles them unrolled; on CPUs only tests run those shapes. */
+#if CPU
+#define UNROLL_GROUP
+#else
+#define UNROLL_GROUP UNROLL
+#endif
 
 /* ---- Half precision without cl_khr_fp16 ---- */
 
@@ -60,6 +70,39 @@ static inline float16 load_half16(const __global void *p)
 #else
 static inline float16 load_half16(const __global void *p) { return vload_half16(0, (const __global half *)p); }
 #endif
+
+/* ---- Vectors of 16 ---- */
+
+static inline float max16(float16 x)
+{
+    const float8 a = fmax(x.lo, x.hi);
+    const float4 b = fmax(a.lo, a.hi);
+    const float2 c = fmax(b.lo, b.hi);
+    return fmax(c.x, c.y);
+}
+
+static inline float sum16(float16 x)
+{
+    const float8 a = x.lo + x.hi;
+    const float4 b = a.lo + a.hi;
+    const float2 c = b.lo + b.hi;
+    return c.x + c.y;
+}
+
+/* Sums within halves, quarters, eighths ... of two vectors: four such steps turn 16 vectors into that of their sums. */
+static inline float16 fold8(float16 a, float16 b) { return (float16)(a.lo + a.hi, b.lo + b.hi); }
+
+static inline float16 fold4(float16 a, float16 b)
+{
+    return (float16)(a.s012389ab, b.s012389ab) + (float16)(a.s4567cdef, b.s4567cdef);
+}
+
+static inline float16 fold2(float16 a, float16 b)
+{
+    return (float16)(a.s014589cd, b.s014589cd) + (float16)(a.s2367abef, b.s2367abef);
+}
+
+static inline float16 fold1(float16 a, float16 b) { return (float16)(a.even, b.even) + (float16)(a.odd, b.odd); }
 
 /* ---- Storage of the cache ---- */
 
@@ -145,3 +188,40 @@ static inline float2 rope_turn(float2 x, float2 r)
 
 /* Turn it back. */
 static inline float2 rope_unturn(float2 x, float2 r) { return rope_turn(x, (float2)(r.x, -r.y)); }
+
+/* ---- Units ---- */
+
+/*
+ * Of a new unit RoPE pair i of the key k, turned by the i-th pair of `rot`, and channels 2i and 2i+1 of the value v,
+ * into the rows of its slot.
+ */
+static inline void kv_put_pair(__global kv_t *to_k, __global kv_t *to_v, const __global float *k,
+                               const __global float *v, const __global uint *rot, uint i)
+{
+    const float2 r = as_float2(vload2(0, rot + 2 * i));
+    const float2 turned = rope_turn((float2)(k[ROPE_FIRST(i)], k[ROPE_SECOND(i)]), r);
+    kv_put(to_k + ROPE_FIRST(i), turned.x);
+    kv_put(to_k + ROPE_SECOND(i), turned.y);
+    kv_put(to_v + 2 * i, v[2 * i]);
+    kv_put(to_v + 2 * i + 1, v[2 * i + 1]);
+}
+
+/*
+ * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
+ * values.
+ */
+#if CPU && defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
+#endif
+#endif
+#ifndef FETCH_LINE
+#define FETCH_LINE(p) prefetch(p, (size_t)1)
+#endif
+
+static inline void row_fetch(const __global kv_t *row)
+{
+    UNROLL
+    for (uint c = 0; c < HEAD_DIM; c += 64 / sizeof(kv_t))
+        FETCH_LINE(row + c);
+}

@@ -15,21 +15,6 @@
 
 /* ---- Wide: one work-item, 4 x 4 outputs, each a vector of 16 partial sums ---- */
 
-/* Sums within quarters, eighths ... of pairs of vectors: four steps turn 16 vectors into the vector of their sums. */
-float16 fold8(float16 a, float16 b) { return (float16)(a.lo + a.hi, b.lo + b.hi); }
-
-float16 fold4(float16 a, float16 b)
-{
-    return (float16)(a.s012389ab, b.s012389ab) + (float16)(a.s4567cdef, b.s4567cdef);
-}
-
-float16 fold2(float16 a, float16 b)
-{
-    return (float16)(a.s014589cd, b.s014589cd) + (float16)(a.s2367abef, b.s2367abef);
-}
-
-float16 fold1(float16 a, float16 b) { return (float16)(a.even, b.even) + (float16)(a.odd, b.odd); }
-
 float16 fold_row(float16 a, float16 b, float16 c, float16 d) { return fold4(fold8(a, b), fold8(c, d)); }
 
 /* Element 4 i + j: row i of x times row j of w. */

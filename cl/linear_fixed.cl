@@ -27,14 +27,6 @@ static inline int16 to_integer(float16 t)
     return (as_int16(high) - as_int16(magic) << 8) + as_int16(low + magic) - as_int16(magic);
 }
 
-static inline float max16(float16 v)
-{
-    const float8 a = fmax(v.lo, v.hi);
-    const float4 b = fmax(a.lo, a.hi);
-    const float2 c = fmax(b.lo, b.hi);
-    return fmax(c.x, c.y);
-}
-
 static inline int total16(int16 v)
 {
     const int8 a = v.lo + v.hi;

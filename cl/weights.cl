@@ -127,14 +127,6 @@ float element(__global const uchar *tile, uint row, uint col)
 
 /* ---- Inputs and outputs ---- */
 
-float sum16(float16 v)
-{
-    const float8 a = v.lo + v.hi;
-    const float4 b = a.lo + a.hi;
-    const float2 c = b.lo + b.hi;
-    return c.x + c.y;
-}
-
 void normalise(__global const float *x, __global const float *gain, float eps, uint cols, __global float *out)
 {
     float16 squares = 0;

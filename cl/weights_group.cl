@@ -1,14 +1,4 @@
 /* Weight matrices: what the kernels of many-item groups share. Built behind cl/weights.cl. */
-#ifndef CPU
-#define CPU 0
-#endif
-
-/* PoCL 3.1 miscompiles groups of many work-items when their loops are unrolled; on CPUs only tests run this shape. */
-#if CPU
-#define UNROLL_GROUP
-#else
-#define UNROLL_GROUP UNROLL
-#endif
 
 /* Aligned for the vector that is loaded, unlike vload. */
 static inline float8 halves8(const __global uchar *p)

@@ -33,7 +33,7 @@ typedef struct cldev_limits {
     bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
     bool dot4;              /* sums of four byte products as x86's VNNI has them: set by cldev_probe_dot4 */
-    bool mma;               /* so do NVIDIA's matrix units by inline PTX: set by cldev_probe_mma */
+    bool mma;               /* NVIDIA's matrix units by inline PTX, likewise: set by cldev_probe_mma */
 } cldev_limits;
 
 /* One place in the platform/device list. */

@@ -18,35 +18,9 @@
 #include "base/rng.h"
 #include "ops/ops_cl.h"
 #include "support/fixture.h"
+#include "each_device.h"
 
 enum { TOKENS = 70 };
-
-typedef void device_test(backend *b);
-
-static void on_every_device(device_test *run)
-{
-    cldev_entry *entries;
-    size_t count, used = 0;
-    assert_int_equal(cldev_list(&entries, &count), DCM_OK);
-    for (size_t i = 0; i < count; i++) {
-        cldev *device;
-        backend *b;
-        if (!entries[i].limits.usable)
-            continue;
-        used++;
-        assert_int_equal(cldev_open(&device, &entries[i], false), DCM_OK);
-        assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
-        for (clop_shape shape = CLOP_SHAPE_WIDE; shape <= CLOP_SHAPE_GROUP; shape++) {
-            clop_set_shape(b, shape);
-            run(b);
-        }
-        backend_close(&b);
-        cldev_close(&device);
-    }
-    mem_free(&entries);
-    if (!used)
-        skip();
-}
 
 /* A step with its queries, on a device. */
 typedef struct subject {
@@ -132,7 +106,7 @@ static void check_queries_alone(backend *b)
 static void queries_alone(void **state)
 {
     (void)state;
-    on_every_device(check_queries_alone);
+    in_every_shape(check_queries_alone);
 }
 
 /* A value of infinity that only the last queries see. */
@@ -159,7 +133,7 @@ static void check_unseen(backend *b)
 static void unseen_units(void **state)
 {
     (void)state;
-    on_every_device(check_unseen);
+    in_every_shape(check_unseen);
 }
 
 /* The same units in two ranges and in one: dcm with sinks before its first merge, and the full cache. */
@@ -192,7 +166,7 @@ static void check_ranges(backend *b)
 static void ranges(void **state)
 {
     (void)state;
-    on_every_device(check_ranges);
+    in_every_shape(check_ranges);
 }
 
 /* The views that these tests are made of are the schedule's. */

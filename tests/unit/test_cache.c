@@ -14,9 +14,9 @@
 
 #include <cmocka.h>
 
-enum { PAIRS = 4, UNITS = 4096, CHUNK_MAX = 512 };
-static const double frequency[PAIRS] = {1.0, 0.1, 0.01, 0.001};
-static const dcm_model_info shape = {.layers = 2, .kv_heads = 1, .heads = 2, .head_dim = 8, .hidden = 16, .vocab = 8};
+#include "ref_cache.h"
+
+enum { UNITS = 4096, CHUNK_MAX = 512 };
 
 typedef struct unit {
     uint64_t first, tokens; /* covers tokens first .. first + tokens - 1; none when tokens is 0 */
@@ -36,30 +36,7 @@ static unit *at(const cache *c, uint32_t slot)
     return (unit *)pool->block[block]->handle + index;
 }
 
-static backend *ref;
 static size_t most_staged, most_late; /* over the runs of a test */
-
-static int setup(void **state)
-{
-    (void)state;
-    return (int)backend_ref_open(&ref, 1, 0);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    assert_int_equal(ref->memory.total, 0);
-    backend_close(&ref);
-    return 0;
-}
-
-static void open_cache(cache *c, const dcm_cache_params *given)
-{
-    dcm_cache_params params;
-    assert_int_equal(cache_check_params(&params, given), DCM_OK);
-    const rope turn = {ROPE_HALF, PAIRS, frequency};
-    assert_int_equal(cache_open(c, ref, &shape, &params, turn), DCM_OK);
-}
 
 /* The history as the paper has it: an array of units, oldest first. */
 typedef struct history {

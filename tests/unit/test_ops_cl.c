@@ -13,37 +13,13 @@
 #include "base/rng.h"
 #include "ops/ops_cl.h"
 #include "support/fixture.h"
-
-typedef void device_test(backend *b);
+#include "each_device.h"
 
 static void *fresh(size_t bytes)
 {
     void *p = malloc(bytes ? bytes : 1);
     assert_non_null(p);
     return p;
-}
-
-static void on_every_device(device_test *run)
-{
-    cldev_entry *entries;
-    size_t count, used = 0;
-    assert_int_equal(cldev_list(&entries, &count), DCM_OK);
-    for (size_t i = 0; i < count; i++) {
-        cldev *device;
-        backend *b;
-        if (!entries[i].limits.usable)
-            continue;
-        used++;
-        assert_int_equal(cldev_open(&device, &entries[i], false), DCM_OK);
-        assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
-        run(b);
-        backend_close(&b);
-        assert_null(b);
-        cldev_close(&device);
-    }
-    mem_free(&entries);
-    if (!used)
-        skip();
 }
 
 /* ---- Writes ---- */
