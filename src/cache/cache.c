@@ -30,6 +30,7 @@ static void plan_merge(cache *c, uint32_t level, planned_merge *m)
     m->pair.a = ring_get(c, level, node);
     m->pair.b = ring_get(c, level, node + 1);
     m->pair.out = m->pair.a;
+    m->pair.level = level;
     if (c->step.n > 1) {
         m->pair.out = slots_take(&c->slots);
         release(c, m->pair.a);

@@ -17,6 +17,7 @@
 
 #include "base/memory.h"
 #include "io/quant.h"
+#include "ops/score.h"
 
 typedef struct backend backend;
 typedef struct ops ops;
@@ -87,9 +88,9 @@ typedef struct view {
     view_range range[VIEW_RANGES];
 } view;
 
-/* One merge: units a (older) and b into slot `out`; MERGE_WORDS words. */
+/* One merge: units a (older) and b, both of `level`, into slot `out`; MERGE_WORDS words. */
 typedef struct merge_pair {
-    uint32_t a, b, out, reserved;
+    uint32_t a, b, out, level;
 } merge_pair;
 
 /*
@@ -222,7 +223,25 @@ typedef struct merge_apply_args {
     buffer *head; /* MERGE_GATE: (rows) ; MERGE_DIRECT: (rows, head_dim) */
 } merge_apply_args;
 
+/*
+ * Apply the step's merges, to `layers` layers from `layer` on by the scorer of ops/score.h; slots
+ * and rotations as in merge_apply_args.
+ */
+typedef struct merge_score_args {
+    kv_pool *pool;
+    const step *step;
+    uint32_t layer, layers;
+    rope_kind rope;
+    score_shape shape;
+    buffer *params; /* (model's layers, kv_heads, score_row(shape)) f32 */
+} merge_score_args;
+
+struct grad_ops;
+
 struct ops {
+    /* What training needs beside these: ops/grad.h. */
+    const struct grad_ops *grad;
+
     /* Waits for what runs, then releases the back end. Everything made on it must have been freed. */
     void (*close)(backend *);
 
@@ -232,6 +251,8 @@ struct ops {
     void (*buffer_free)(buffer **);
     /* In order with the ops; `data` may be reused on return. */
     dcm_status (*write)(buffer *, size_t offset, const void *data, size_t bytes);
+    /* In order with the ops; the two ranges do not overlap. */
+    dcm_status (*copy)(buffer *to, size_t to_offset, const buffer *from, size_t from_offset, size_t bytes);
     /* Waits for everything issued before. */
     dcm_status (*read)(buffer *, size_t offset, void *data, size_t bytes);
     dcm_status (*sync)(backend *);
@@ -251,6 +272,7 @@ struct ops {
     dcm_status (*merge_gather)(backend *, const merge_gather_args *);
     dcm_status (*dense)(backend *, const dense_args *);
     dcm_status (*merge_apply)(backend *, const merge_apply_args *);
+    dcm_status (*merge_score)(backend *, const merge_score_args *);
 };
 
 /* What is common to all back ends; the first member of each one's own struct. */

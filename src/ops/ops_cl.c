@@ -219,6 +219,19 @@ static dcm_status finish(backend *b)
     return status;
 }
 
+static dcm_status copy_buffer(buffer *to, size_t to_offset, const buffer *from, size_t from_offset, size_t bytes)
+{
+    backend *b = to->owner;
+    cl_event event;
+    dcm_status status;
+    CL_TRY(status, fail,
+           clEnqueueCopyBuffer(self(b)->device->queue, buffer_mem(from), buffer_mem(to), from_offset, to_offset, bytes,
+                               0, NULL, clop_event(b, &event)));
+    status = clop_count(b, "transfer", "copy", 0, event);
+fail:
+    return status;
+}
+
 static dcm_status read_buffer(buffer *buf, size_t offset, void *data, size_t bytes)
 {
     backend *b = buf->owner;
@@ -376,10 +389,12 @@ static void close_backend(backend *b)
 }
 
 static const ops table = {
+    .grad = &cl_grad_ops,
     .close = close_backend,
     .buffer_new = clop_buffer_new,
     .buffer_free = clop_buffer_free,
     .write = clop_write,
+    .copy = copy_buffer,
     .read = read_buffer,
     .sync = finish,
     .profile = clop_profile,

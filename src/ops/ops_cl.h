@@ -136,6 +136,9 @@ dcm_status cl_merge_apply(backend *b, const merge_apply_args *args);
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out);
 void cl_matrix_free(matrix **m);
 
+/* The ops of training: grad_cl.c. */
+extern const struct grad_ops cl_grad_ops;
+
 /* The same as the table's buffer_new, buffer_free and write, for the families' own buffers. */
 dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buffer **out);
 void clop_buffer_free(buffer **buf);

@@ -1,9 +1,8 @@
-#include "ops/ops.h"
+#include "ops/ops_ref.h"
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "ops/profile.h"
-#include "ref/ref.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -17,22 +16,7 @@ _Static_assert((int)REF_CONSTANT == (int)MERGE_CONSTANT && (int)REF_GATE == (int
                    (int)REF_DIRECT == (int)MERGE_DIRECT && (int)REF_COPY == (int)MERGE_COPY,
                "modes are passed through");
 
-typedef struct backend_ref {
-    backend base;
-    int threads;
-} backend_ref;
-
-typedef struct matrix_ref {
-    matrix base;
-    unsigned char *data; /* as in the file */
-} matrix_ref;
-
 enum { REF_CHUNK = 64 }; /* a row of weights is unpacked once for a step */
-
-static int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
-static const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
-static float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
-static const void *words_at(const step *step, size_t offset) { return (const uint32_t *)step->data->handle + offset; }
 
 /* ---- Memory ---- */
 
@@ -84,6 +68,12 @@ static dcm_status ref_write(buffer *b, size_t offset, const void *data, size_t b
 static dcm_status ref_read(buffer *b, size_t offset, void *data, size_t bytes)
 {
     memcpy(data, (const char *)b->handle + offset, bytes);
+    return DCM_OK;
+}
+
+static dcm_status ref_copy(buffer *to, size_t to_offset, const buffer *from, size_t from_offset, size_t bytes)
+{
+    memcpy((char *)to->handle + to_offset, (const char *)from->handle + from_offset, bytes);
     return DCM_OK;
 }
 
@@ -165,22 +155,6 @@ static dcm_status op_dense(backend *b, const dense_args *a)
     return ref_linear(&args, threads_of(b));
 }
 
-/* A pool as the reference sees it; `blocks` holds KV_BLOCKS addresses. */
-static ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
-{
-    for (uint32_t i = 0; i < p->n_blocks; i++)
-        blocks[i] = p->block[i]->handle;
-    return (ref_pool){
-        .layers = p->layers,
-        .kv_heads = p->kv_heads,
-        .head_dim = p->head_dim,
-        .half = p->type == KV_F16,
-        .half_split = rope == ROPE_HALF,
-        .block = blocks,
-        .block_units = p->block_units,
-    };
-}
-
 static dcm_status op_kv_store(backend *b, const kv_store_args *a)
 {
     void *blocks[KV_BLOCKS];
@@ -220,15 +194,6 @@ static dcm_status op_attention(backend *b, const attention_args *a)
     for (uint32_t t = 0; t < a->step->n && status == DCM_OK; t++)
         status = attend(a, &pool, t, threads_of(b));
     return status;
-}
-
-static ref_merges merges_of(const step *s, uint32_t layer, uint32_t layers)
-{
-    return (ref_merges){.merge = words_at(s, s->merges),
-                        .rotations = words_at(s, s->merge_rot),
-                        .n = s->n_merges,
-                        .layer = layer,
-                        .layers = layers};
 }
 
 static dcm_status op_merge_gather(backend *b, const merge_gather_args *a)
@@ -283,9 +248,9 @@ TIMED("merge", merge_apply)
 /* ---- The tables ---- */
 
 #define REF_MEMORY                                                                                                     \
-    .close = ref_close, .buffer_new = ref_buffer_new, .buffer_free = ref_buffer_free, .write = ref_write,              \
-    .read = ref_read, .sync = ref_sync, .profile = ref_profile, .matrix_new = ref_matrix_new,                          \
-    .matrix_free = ref_matrix_free
+    .grad = &ref_grad_ops, .close = ref_close, .buffer_new = ref_buffer_new, .buffer_free = ref_buffer_free,           \
+    .write = ref_write, .copy = ref_copy, .read = ref_read, .sync = ref_sync, .profile = ref_profile,                  \
+    .matrix_new = ref_matrix_new, .matrix_free = ref_matrix_free
 
 static const ops ref_ops = {
     REF_MEMORY,

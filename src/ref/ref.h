@@ -111,7 +111,7 @@ dcm_status ref_attention(const ref_pool *pool, uint32_t layer, const ref_range *
 /* Units a (older) and b into slot `out`. The merges of one call touch different units, but for out, which may be a or
  * b. */
 typedef struct ref_merge {
-    uint32_t a, b, out, reserved;
+    uint32_t a, b, out, level;
 } ref_merge;
 
 /* Merges of layers `layer` .. `layer` + layers - 1. */

@@ -1,0 +1,54 @@
+/* Inside the reference back end: what its op files share. */
+#ifndef OPS_OPS_REF_H
+#define OPS_OPS_REF_H
+
+#include "ops/ops.h"
+#include "ref/ref.h"
+
+typedef struct backend_ref {
+    backend base;
+    int threads;
+} backend_ref;
+
+typedef struct matrix_ref {
+    matrix base;
+    unsigned char *data; /* as in the file */
+} matrix_ref;
+
+static inline int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
+static inline const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
+static inline float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
+static inline const void *words_at(const step *step, size_t offset)
+{
+    return (const uint32_t *)step->data->handle + offset;
+}
+
+/* A pool as the reference sees it; `blocks` holds KV_BLOCKS addresses. */
+static inline ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
+{
+    for (uint32_t i = 0; i < p->n_blocks; i++)
+        blocks[i] = p->block[i]->handle;
+    return (ref_pool){
+        .layers = p->layers,
+        .kv_heads = p->kv_heads,
+        .head_dim = p->head_dim,
+        .half = p->type == KV_F16,
+        .half_split = rope == ROPE_HALF,
+        .block = blocks,
+        .block_units = p->block_units,
+    };
+}
+
+static inline ref_merges merges_of(const step *s, uint32_t layer, uint32_t layers)
+{
+    return (ref_merges){.merge = words_at(s, s->merges),
+                        .rotations = words_at(s, s->merge_rot),
+                        .n = s->n_merges,
+                        .layer = layer,
+                        .layers = layers};
+}
+
+/* The ops of training: grad_ref.c. */
+extern const struct grad_ops ref_grad_ops;
+
+#endif
