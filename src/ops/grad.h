@@ -86,7 +86,7 @@ typedef struct kv_store_back_args {
 
 /*
  * KL(p || q), row by row, p = softmax(target), q = softmax(logits). `loss` gets the rows' values; logits are replaced
- * by scale x (q - p). Sums in float with a running maximum; rows are independent.
+ * by scale x (q - p). Exponentials are relative to the row's maximum; rows are independent.
  */
 typedef struct kl_back_args {
     uint32_t n, vocab;

@@ -1,4 +1,8 @@
-#include "ops/grad.h"
-#include "ops/ops_cl.h"
+#include "ops/grad_cl.h"
 
-const grad_ops cl_grad_ops = {0};
+const grad_ops cl_grad_ops = {
+    .norm_back = cl_norm_back,
+    .swiglu_back = cl_swiglu_back,
+    .kl_back = cl_kl_back,
+    .square_back = cl_square_back,
+};

@@ -7,6 +7,7 @@ const ck_family ck_families[] = {
     {"attention", check_attention, CK_SHAPES},
     {"merge", check_merge, CK_ONE},
     {"dense", check_dense, CK_SHAPES | CK_CLBLAST},
+    {"grad_rows", check_grad_rows, CK_SHAPES},
     {"probe", check_probe, CK_ONE},
     {"broken", check_broken, CK_ONE},
     {"hang", check_hang, CK_ONE},

@@ -131,6 +131,7 @@ void check_attention(ck *c);
 void check_broken(ck *c);
 void check_dense(ck *c);
 void check_embed(ck *c);
+void check_grad_rows(ck *c);
 void check_kv_store(ck *c);
 void check_linear(ck *c);
 void check_merge(ck *c);

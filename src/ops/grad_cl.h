@@ -1,0 +1,14 @@
+/* Inside the OpenCL back end: the ops of training, one launcher file a family of kernels. */
+#ifndef OPS_GRAD_CL_H
+#define OPS_GRAD_CL_H
+
+#include "ops/grad.h"
+#include "ops/ops_cl.h"
+
+/* grad_rows_cl.c */
+dcm_status cl_norm_back(backend *b, const norm_back_args *args);
+dcm_status cl_swiglu_back(backend *b, const swiglu_back_args *args);
+dcm_status cl_kl_back(backend *b, const kl_back_args *args);
+dcm_status cl_square_back(backend *b, const square_back_args *args);
+
+#endif
