@@ -233,7 +233,7 @@ typedef struct merge_score_args {
     uint32_t layer, layers;
     rope_kind rope;
     score_shape shape;
-    buffer *params; /* (model's layers, kv_heads, score_row(shape)) f32 */
+    buffer *params; /* (model's layers, kv_heads, score_layout.row) f32 */
 } merge_score_args;
 
 struct grad_ops;

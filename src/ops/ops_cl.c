@@ -407,6 +407,7 @@ static const ops table = {
     .merge_gather = cl_merge_gather,
     .dense = cl_dense,
     .merge_apply = cl_merge_apply,
+    .merge_score = cl_merge_score,
 };
 
 dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memory)

@@ -122,8 +122,8 @@ clop_tuned *clop_tuned_of(backend *b);
 /* Take one engine whatever is chosen (tests); AUTO ends that. */
 static inline void clop_set_many(backend *b, clop_many engine) { clop_tuned_of(b)->many = engine; }
 
-/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c, dense_cl.c,
- * embed_cl.c. */
+/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c,
+ * merge_score_cl.c, dense_cl.c, embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
 dcm_status cl_linear(backend *b, const linear_args *args);
 dcm_status cl_kv_store(backend *b, const kv_store_args *args);
@@ -133,6 +133,7 @@ bool cl_attention_many_fits(backend *b);
 dcm_status cl_merge_gather(backend *b, const merge_gather_args *args);
 dcm_status cl_dense(backend *b, const dense_args *args);
 dcm_status cl_merge_apply(backend *b, const merge_apply_args *args);
+dcm_status cl_merge_score(backend *b, const merge_score_args *args);
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out);
 void cl_matrix_free(matrix **m);
 

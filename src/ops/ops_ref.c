@@ -214,6 +214,16 @@ static dcm_status op_merge_apply(backend *b, const merge_apply_args *a)
     return DCM_OK;
 }
 
+static dcm_status op_merge_score(backend *b, const merge_score_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    const ref_merges merges = merges_of(a->step, a->layer, a->layers);
+    const ref_score score = score_of(a->shape, floats_of(a->params));
+    ref_merge_score(&pool, &merges, &score, threads_of(b));
+    return DCM_OK;
+}
+
 /* ---- The same, timed ---- */
 
 static dcm_status ref_profile(backend *b, profile *to);
@@ -244,6 +254,7 @@ TIMED("attention", attention)
 TIMED("merge", merge_gather)
 TIMED("dense", dense)
 TIMED("merge", merge_apply)
+TIMED("merge", merge_score)
 
 /* ---- The tables ---- */
 
@@ -261,6 +272,7 @@ static const ops ref_ops = {
     .merge_gather = op_merge_gather,
     .dense = op_dense,
     .merge_apply = op_merge_apply,
+    .merge_score = op_merge_score,
 };
 
 static const ops timed_ops = {
@@ -272,6 +284,7 @@ static const ops timed_ops = {
     .merge_gather = timed_merge_gather,
     .dense = timed_dense,
     .merge_apply = timed_merge_apply,
+    .merge_score = timed_merge_score,
 };
 
 static dcm_status ref_profile(backend *b, profile *to)

@@ -4,6 +4,7 @@
 
 #include "ops/ops.h"
 #include "ref/ref.h"
+#include "ref/score.h"
 
 typedef struct backend_ref {
     backend base;
@@ -46,6 +47,25 @@ static inline ref_merges merges_of(const step *s, uint32_t layer, uint32_t layer
                         .n = s->n_merges,
                         .layer = layer,
                         .layers = layers};
+}
+
+static inline ref_score score_of(score_shape shape, const float *params)
+{
+    const score_layout l = score_layout_of(shape);
+    return (ref_score){.hidden = shape.hidden,
+                       .levels = shape.levels,
+                       .row = l.row,
+                       .mean = params + l.mean,
+                       .scale = params + l.scale,
+                       .w1 = params + l.w1,
+                       .b1 = params + l.b1,
+                       .w2 = params + l.w2,
+                       .u = params + l.u,
+                       .r = params + l.r,
+                       .prior = params + l.prior,
+                       .deviation = params + l.deviation,
+                       .sharp_k = params + l.sharp_k,
+                       .sharp_v = params + l.sharp_v};
 }
 
 /* The ops of training: grad_ref.c. */

@@ -6,6 +6,7 @@ const ck_family ck_families[] = {
     {"kv_store", check_kv_store, CK_ONE},
     {"attention", check_attention, CK_SHAPES},
     {"merge", check_merge, CK_ONE},
+    {"merge_score", check_merge_score, CK_SHAPES},
     {"dense", check_dense, CK_SHAPES | CK_CLBLAST},
     {"grad_rows", check_grad_rows, CK_SHAPES},
     {"probe", check_probe, CK_ONE},

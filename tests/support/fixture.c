@@ -234,7 +234,7 @@ static void make_merges(fx_cache *cache, const uint32_t *free_slots, uint64_t *r
     const fx_spec *spec = &cache->spec;
     for (uint32_t m = 0; m < spec->n_merges; m++) {
         const uint32_t *slots = free_slots + 3 * m;
-        const merge_pair pair = {slots[0], slots[1], slots[m % 3], 0};
+        const merge_pair pair = {slots[0], slots[1], slots[m % 3], m % 5};
         memcpy(cache->words + cache->step.merges + m * (size_t)MERGE_WORDS, &pair, sizeof pair);
         for (uint32_t i = 0; i < 3; i++)
             fx_rotation((float *)cache->words + cache->step.merge_rot + (3 * m + i) * (size_t)spec->head_dim,

@@ -1,0 +1,160 @@
+/* The scorer by the reference, against long double formulas written from ops/score.h. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "support/fixture.h"
+#include "support/score.h"
+
+enum { HEAD_MAX = 128, HIDDEN_MAX = 64 };
+
+typedef struct rig {
+    fx_cache cache;
+    score_shape shape;
+    score_layout at;
+    float *params;
+    backend *b;
+    kv_pool pool;
+    step step;
+    buffer *on_device;
+} rig;
+
+static void rig_open(rig *r, const fx_spec *spec, uint32_t hidden, uint32_t levels, uint64_t seed)
+{
+    uint64_t rng = seed;
+    const size_t rows = (size_t)spec->layers * spec->kv_heads;
+    *r = (rig){.shape = {spec->head_dim, hidden, levels}};
+    r->at = score_layout_of(r->shape);
+    fx_cache_new(&r->cache, spec, &rng);
+    fx_cache_fill_merges(&r->cache, FX_NORMAL, &rng);
+    r->params = fx_score(r->shape, rows, 1, &rng);
+    assert_int_equal(backend_ref_open(&r->b, 2, 0), DCM_OK);
+    fx_upload(&r->cache, fx_make_plain, r->b, &r->pool, &r->step);
+    r->on_device = fx_make_plain(r->b, "params", r->params, rows * r->at.row * sizeof *r->params, 4);
+}
+
+static void rig_close(rig *r)
+{
+    buffer_free(&r->on_device);
+    fx_free_uploaded(&r->pool, &r->step);
+    backend_close(&r->b);
+    fx_cache_free(&r->cache);
+    free(r->params);
+}
+
+/* [k ; v] of a slot, k turned back. */
+static void unit(const rig *r, uint32_t layer, uint32_t h, uint32_t slot, const float *rot, long double *x)
+{
+    const fx_cache *c = &r->cache;
+    const uint32_t d = c->spec.head_dim;
+    for (uint32_t i = 0; i < d / 2; i++) {
+        uint32_t one, two;
+        fx_pair(c->spec.rope, d, i, &one, &two);
+        const long double k = fx_get(c, c->block, layer, 0, h, slot, one);
+        const long double q = fx_get(c, c->block, layer, 0, h, slot, two);
+        x[one] = k * rot[2 * i] + q * rot[2 * i + 1];
+        x[two] = q * rot[2 * i] - k * rot[2 * i + 1];
+    }
+    for (uint32_t i = 0; i < d; i++)
+        x[d + i] = fx_get(c, c->block, layer, 1, h, slot, i);
+}
+
+/* s of a unit; adds its h to `both`. */
+static long double scored(const rig *r, const float *p, uint32_t g, const long double *x, long double *both)
+{
+    const uint32_t d = r->shape.head_dim, hidden = r->shape.hidden;
+    long double s = 0, squares = 0;
+    for (uint32_t j = 0; j < hidden; j++) {
+        long double pre = p[r->at.b1 + g * hidden + j];
+        for (uint32_t c = 0; c < 2 * d; c++)
+            pre += p[r->at.w1 + j * 2 * d + c] * (x[c] - p[r->at.mean + c]) * p[r->at.scale + c];
+        const long double h = pre > 0 ? pre : expl(pre) - 1;
+        both[j] += h;
+        s += p[r->at.w2 + j] * h;
+    }
+    for (uint32_t c = 0; c < d; c++)
+        squares += powl((x[c] - p[r->at.mean + c]) * p[r->at.scale + c], 2);
+    return s + p[r->at.deviation] * sqrtl(squares / d);
+}
+
+static void merged(const rig *r, uint32_t m, uint32_t layer, uint32_t h, long double *y)
+{
+    const uint32_t d = r->shape.head_dim, hidden = r->shape.hidden;
+    const merge_pair *pair = fx_merge(&r->cache, m);
+    const uint32_t g = pair->level < r->shape.levels ? pair->level : r->shape.levels - 1;
+    const float *p = r->params + (layer * r->cache.spec.kv_heads + h) * r->at.row;
+    const float *rot = fx_merge_rot(&r->cache, m, 2);
+    long double a[2 * HEAD_MAX], b[2 * HEAD_MAX], both[HIDDEN_MAX] = {0}, k[HEAD_MAX];
+    unit(r, layer, h, pair->a, fx_merge_rot(&r->cache, m, 0), a);
+    unit(r, layer, h, pair->b, fx_merge_rot(&r->cache, m, 1), b);
+    const long double sa = scored(r, p, g, a, both), gap = sa - scored(r, p, g, b, both) + p[r->at.prior + g];
+    for (uint32_t c = 0; c < 2 * d; c++) {
+        const long double w = 1 / (1 + expl(-p[c < d ? r->at.sharp_k : r->at.sharp_v] * gap));
+        long double e = p[r->at.r + g * 2 * d + c];
+        for (uint32_t j = 0; j < hidden; j++)
+            e += p[r->at.u + j * 2 * d + c] * both[j];
+        y[c] = w * a[c] + (1 - w) * b[c] + e / p[r->at.scale + c];
+    }
+    memcpy(k, y, d * sizeof *k);
+    for (uint32_t i = 0; i < d / 2; i++) {
+        uint32_t one, two;
+        fx_pair(r->cache.spec.rope, d, i, &one, &two);
+        y[one] = k[one] * rot[2 * i] - k[two] * rot[2 * i + 1];
+        y[two] = k[one] * rot[2 * i + 1] + k[two] * rot[2 * i];
+    }
+}
+
+/* Compare one result, and put what came out into the image of what is expected everywhere else. */
+static void check_row(rig *r, void *const *got, uint32_t m, uint32_t layer, uint32_t h)
+{
+    const uint32_t d = r->shape.head_dim, out = fx_merge(&r->cache, m)->out;
+    long double want[2 * HEAD_MAX];
+    merged(r, m, layer, h, want);
+    for (uint32_t c = 0; c < 2 * d; c++) {
+        const double value = fx_get(&r->cache, got, layer, c >= d, h, out, c % d);
+        const double bound =
+            r->cache.spec.type == KV_F16 ? fabs(value) * 0x1.002p-11 + 0x1.002p-25 : fabs(value) * 0x1p-23 + 1e-13;
+        if (!(fabsl(value - want[c]) <= bound))
+            fail_msg("merge %u layer %u head %u channel %u: %.9g, not %.9Lg", m, layer, h, c, value, want[c]);
+        fx_put(&r->cache, layer, c >= d, h, out, c % d, value);
+    }
+}
+
+static void run(const fx_spec *spec, uint32_t hidden, uint32_t levels, uint32_t layer, uint32_t layers, uint64_t seed)
+{
+    rig r;
+    void *got[KV_BLOCKS];
+    rig_open(&r, spec, hidden, levels, seed);
+    const merge_score_args args = {&r.pool, &r.step, layer, layers, spec->rope, r.shape, r.on_device};
+    assert_int_equal(r.b->ops->merge_score(r.b, &args), DCM_OK);
+    for (uint32_t i = 0; i < r.pool.n_blocks; i++)
+        got[i] = r.pool.block[i]->handle;
+    for (uint32_t m = 0; m < spec->n_merges; m++)
+        for (uint32_t l = layer; l < layer + layers; l++)
+            for (uint32_t h = 0; h < spec->kv_heads; h++)
+                check_row(&r, got, m, l, h);
+    for (uint32_t i = 0; i < r.pool.n_blocks; i++)
+        assert_memory_equal(got[i], r.cache.block[i], r.cache.block_bytes[i]);
+    rig_close(&r);
+}
+
+static void merges(void **state)
+{
+    (void)state;
+    run(&(fx_spec){2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n_merges = 9}, 32, 9, 0, 2, 1);
+    run(&(fx_spec){3, 2, 4, 18, KV_F32, ROPE_INTERLEAVED, .n_merges = 6}, 16, 3, 1, 1, 2);
+    run(&(fx_spec){2, 2, 4, 48, KV_F32, ROPE_HALF, .n_merges = 5}, 64, 1, 0, 2, 3);
+    run(&(fx_spec){1, 1, 1, 128, KV_F16, ROPE_HALF, .n_merges = 7}, 48, 2, 0, 1, 4);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(merges)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
