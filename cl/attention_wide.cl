@@ -29,13 +29,7 @@ typedef float8 vec;
 
 /* The sums of each of 16 vectors, as one vector. */
 #if LANES == 16
-static inline float16 fold_four(const vec *x) { return fold4(fold8(x[0], x[1]), fold8(x[2], x[3])); }
-
-static inline float16 fold(const vec *x)
-{
-    const float16 a = fold2(fold_four(x), fold_four(x + 4)), b = fold2(fold_four(x + 8), fold_four(x + 12));
-    return fold1(a, b);
-}
+static inline float16 fold(const vec *x) { return fold16(x); }
 #else
 static inline float16 fold(const vec *x)
 {

@@ -104,6 +104,15 @@ static inline float16 fold2(float16 a, float16 b)
 
 static inline float16 fold1(float16 a, float16 b) { return (float16)(a.even, b.even) + (float16)(a.odd, b.odd); }
 
+static inline float16 fold_four(const float16 *x) { return fold4(fold8(x[0], x[1]), fold8(x[2], x[3])); }
+
+/* The sums of each of 16 vectors, as one vector. */
+static inline float16 fold16(const float16 *x)
+{
+    const float16 a = fold2(fold_four(x), fold_four(x + 4)), b = fold2(fold_four(x + 8), fold_four(x + 12));
+    return fold1(a, b);
+}
+
 /* ---- Storage of the cache ---- */
 
 #if KV_F32
@@ -114,6 +123,7 @@ static inline void kv_put(__global kv_t *p, float x) { *p = x; }
 #else
 typedef ushort kv_t;
 #define KV_LOAD(WIDTH, p) KV_LOAD_##WIDTH(p)
+#define KV_LOAD_2(p) vload_half2(0, (const __global half *)(p))
 #define KV_LOAD_8(p) vload_half8(0, (const __global half *)(p))
 #define KV_LOAD_16(p) load_half16(p)
 static inline float kv_load(const __global kv_t *p) { return vload_half(0, (const __global half *)p); }

@@ -5,4 +5,6 @@ const grad_ops cl_grad_ops = {
     .swiglu_back = cl_swiglu_back,
     .kl_back = cl_kl_back,
     .square_back = cl_square_back,
+    .attention_back = cl_attention_back,
+    .kv_store_back = cl_kv_store_back,
 };

@@ -11,4 +11,8 @@ dcm_status cl_swiglu_back(backend *b, const swiglu_back_args *args);
 dcm_status cl_kl_back(backend *b, const kl_back_args *args);
 dcm_status cl_square_back(backend *b, const square_back_args *args);
 
+/* attention_back_cl.c */
+dcm_status cl_attention_back(backend *b, const attention_back_args *args);
+dcm_status cl_kv_store_back(backend *b, const kv_store_back_args *args);
+
 #endif

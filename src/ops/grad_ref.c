@@ -2,6 +2,10 @@
 #include "ops/ops_ref.h"
 #include "ref/grad.h"
 
+#include "base/error.h"
+
+#include <string.h>
+
 static dcm_status op_norm_back(backend *b, const norm_back_args *a)
 {
     ref_norm_back((ref_rows){a->n, a->cols, threads_of(b)}, floats_of(a->x) + a->x_offset, floats_of(a->gain), a->eps,
@@ -29,9 +33,56 @@ static dcm_status op_square_back(backend *b, const square_back_args *a)
     return DCM_OK;
 }
 
+static dcm_status op_attention_back(backend *b, const attention_back_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    const uint32_t n = a->step->n;
+    ref_query *queries = NULL;
+    ref_unit *units = NULL;
+    ref_attention_back_args args = {.layer = a->layer,
+                                    .heads = a->heads,
+                                    .n = n,
+                                    .units = a->units->count,
+                                    .qkv = floats_of(a->qkv),
+                                    .out = floats_of(a->out),
+                                    .dout = floats_of(a->dout),
+                                    .boundary = a->boundary,
+                                    .lse = floats_of(a->lse),
+                                    .dqkv = floats_of(a->dqkv),
+                                    .dunits = floats_of(a->dunits)};
+    dcm_status status;
+    DCM_TRY(status, done, mem_new(&queries, n, sizeof *queries, "views"));
+    DCM_TRY(status, done, mem_new(&units, a->units->count, sizeof *units, "units"));
+    for (uint32_t t = 0; t < n; t++)
+        queries[t].n_ranges = ranges_of(a->pool, a->step, t, queries[t].range);
+    for (uint32_t u = 0; u < a->units->count; u++) {
+        const grad_unit *unit = (const grad_unit *)a->units->list->handle + u;
+        units[u] = (ref_unit){unit->slot, words_at(a->step, unit->rotation)};
+    }
+    args.query = queries;
+    args.unit = units;
+    status = ref_attention_back(&pool, &args, threads_of(b));
+done:
+    mem_free(&queries);
+    mem_free(&units);
+    return status;
+}
+
+static dcm_status op_kv_store_back(backend *b, const kv_store_back_args *a)
+{
+    const size_t from = (size_t)a->heads * a->head_dim, row = 2 * (size_t)a->kv_heads * a->head_dim;
+    (void)b;
+    for (uint32_t t = 0; t < a->step->n; t++)
+        memcpy(floats_of(a->dqkv) + t * (from + row) + from, floats_of(a->dunits) + t * row, row * sizeof(float));
+    return DCM_OK;
+}
+
 const grad_ops ref_grad_ops = {
     .norm_back = op_norm_back,
     .swiglu_back = op_swiglu_back,
     .kl_back = op_kl_back,
     .square_back = op_square_back,
+    .attention_back = op_attention_back,
+    .kv_store_back = op_kv_store_back,
 };

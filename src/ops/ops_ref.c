@@ -164,23 +164,30 @@ static dcm_status op_kv_store(backend *b, const kv_store_args *a)
     return DCM_OK;
 }
 
-/* Attention of the step's token t. */
-static dcm_status attend(const attention_args *a, const ref_pool *pool, uint32_t t, int threads)
+uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range *ranges)
 {
-    const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
-    const view *seen = (const view *)words_at(a->step, a->step->views) + t;
-    const float *rotations = (const float *)words_at(a->step, a->step->query_rot) + t * VIEW_RANGES * d;
-    ref_range ranges[VIEW_RANGES];
+    const size_t d = pool->head_dim;
+    const view *seen = (const view *)words_at(step, step->views) + t;
+    const float *rotations = (const float *)words_at(step, step->query_rot) + t * VIEW_RANGES * d;
     for (uint32_t r = 0; r < seen->n_ranges; r++)
         ranges[r] = (ref_range){
-            .ring = (const uint32_t *)a->pool->table->handle + seen->range[r].ring,
+            .ring = (const uint32_t *)pool->table->handle + seen->range[r].ring,
             .mask = seen->range[r].mask,
             .begin = seen->range[r].begin,
             .count = seen->range[r].count,
             .bias = seen->range[r].bias,
             .rotation = rotations + r * d,
         };
-    return ref_attention(pool, a->layer, ranges, seen->n_ranges, floats_of(a->qkv) + t * row, a->heads,
+    return seen->n_ranges;
+}
+
+/* Attention of the step's token t. */
+static dcm_status attend(const attention_args *a, const ref_pool *pool, uint32_t t, int threads)
+{
+    const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
+    ref_range ranges[VIEW_RANGES];
+    const uint32_t n_ranges = ranges_of(a->pool, a->step, t, ranges);
+    return ref_attention(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
                          floats_of(a->out) + t * a->heads * d, threads);
 }
 

@@ -40,6 +40,9 @@ static inline ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
     };
 }
 
+/* What the step's token t sees: `ranges` holds VIEW_RANGES; returns how many there are. */
+uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range *ranges);
+
 static inline ref_merges merges_of(const step *s, uint32_t layer, uint32_t layers)
 {
     return (ref_merges){.merge = words_at(s, s->merges),

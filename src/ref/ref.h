@@ -106,6 +106,34 @@ typedef struct ref_range {
 dcm_status ref_attention(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
                          const float *q, uint32_t heads, float *out, int threads);
 
+enum { REF_RANGES = 14 }; /* most of a query */
+
+/* What a query sees, and a unit: its slot and the rotation of its anchor. */
+typedef struct ref_query {
+    uint32_t n_ranges;
+    ref_range range[REF_RANGES];
+} ref_query;
+
+typedef struct ref_unit {
+    uint32_t slot;
+    const float *rotation;
+} ref_unit;
+
+/* Gradients of ref_attention for n queries, as attention_back_args of ops/grad.h. Every unit of a range is one of
+ * `unit`. */
+typedef struct ref_attention_back_args {
+    uint32_t layer, heads, n, units;
+    const ref_query *query; /* (n) */
+    const ref_unit *unit;   /* (units) */
+    const float *qkv;       /* (n, (heads + 2 kv_heads) head_dim): queries */
+    const float *out, *dout;
+    float boundary;
+    float *lse, *dqkv, *dunits;
+} ref_attention_back_args;
+
+/* DCM_ERR_MEMORY when the sums do not fit. */
+dcm_status ref_attention_back(const ref_pool *pool, const ref_attention_back_args *args, int threads);
+
 /* ---- Merges ---- */
 
 /* Units a (older) and b into slot `out`. The merges of one call touch different units, but for out, which may be a or
