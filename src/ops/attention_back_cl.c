@@ -94,8 +94,8 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
              a->boundary != 0, (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, limits->dot4);
     if (a->boundary != 0)
         DCM_TRY(status, fail,
-                clop_scratch(b, CLOP_SCRATCH_BOUNDARY,
-                             (size_t)a->step->n * a->heads * VIEW_RANGES * sizeof(cl_float), &k.edge));
+                clop_scratch(b, CLOP_SCRATCH_BOUNDARY, (size_t)a->step->n * a->heads * VIEW_RANGES * sizeof(cl_float),
+                             &k.edge));
     DCM_TRY(status, fail, query_back(&k));
     status = unit_back(&k);
 fail:

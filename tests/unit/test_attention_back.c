@@ -14,9 +14,9 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "each_device.h"
 #include "support/fixture.h"
 #include "train/units.h"
-#include "each_device.h"
 
 enum { TOKENS_MAX = 2048, UNITS_MAX = 2 * TOKENS_MAX, SEEN_MAX = 640, DIM_MAX = 32 };
 
@@ -82,8 +82,8 @@ static history *history_new(uint32_t group, uint32_t sinks, uint32_t n)
             memmove(list + i + 1, list + i + 2, (count - i - 2) * sizeof *list);
             count--;
         }
-        h->unit[t] = (unit){.first = t, .end = n, .a = UINT32_MAX, .b = UINT32_MAX, .sink = t < sinks,
-                            .node = t < sinks ? t : nodes++};
+        h->unit[t] = (unit){
+            .first = t, .end = n, .a = UINT32_MAX, .b = UINT32_MAX, .sink = t < sinks, .node = t < sinks ? t : nodes++};
         list[count++] = t;
         memcpy(h->seen[t], list, count * sizeof *list);
         h->count[t] = count;
@@ -298,12 +298,9 @@ static void run_back(backend *b, const problem *p, const truth *x)
     fx_pattern(dunits, 2 * u * 4);
     for (size_t i = 0; i < q; i++)
         qkv[i / q_row * row + i % q_row] = (float)p->q[i];
-    buffer *made[] = {fx_make_plain(b, "qkv", qkv, n * row * 4, 4),
-                      fx_make_plain(b, "out", out, q * 4, 4),
-                      fx_make_plain(b, "dout", dout, q * 4, 4),
-                      fx_make_plain(b, "lse", qkv, n * p->heads * 8, 4),
-                      fx_make_plain(b, "dqkv", qkv, n * row * 4, 4),
-                      fx_make_plain(b, "dunits", dunits, 2 * u * 4, 4)};
+    buffer *made[] = {fx_make_plain(b, "qkv", qkv, n * row * 4, 4),  fx_make_plain(b, "out", out, q * 4, 4),
+                      fx_make_plain(b, "dout", dout, q * 4, 4),      fx_make_plain(b, "lse", qkv, n * p->heads * 8, 4),
+                      fx_make_plain(b, "dqkv", qkv, n * row * 4, 4), fx_make_plain(b, "dunits", dunits, 2 * u * 4, 4)};
     const attention_back_args args = {&c.slots.pool, &c.step, &units,      1,       p->kind, made[0], p->heads,
                                       made[1],       made[2], p->boundary, made[3], made[4], made[5]};
     assert_int_equal(b->ops->grad->attention_back(b, &args), DCM_OK);
