@@ -54,7 +54,7 @@ typedef struct dcm_session_stats {
     size_t weight_bytes;    /* the model's weights, and the merge model's */
     size_t peak_bytes;      /* most bytes of all categories at one time */
     uint64_t cache_written; /* bytes written into units: appends and merges */
-    const char *merge;      /* the merge in use: "newer", "mean", "gate" or "direct"; "" for full and window */
+    const char *merge;      /* the merge in use: "newer", "mean", "gate", "direct" or "score"; "" for full and window */
 } dcm_session_stats;
 
 /*

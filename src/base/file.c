@@ -113,7 +113,7 @@ dcm_status file_write_atomic(const char *path, const void *data, size_t size)
     const int fd = mkstemp(temporary);
     if (fd < 0)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot write beside it: %s", path, strerror(errno));
-    const int failed = write_all(fd, data, size) != 0 || fchmod(fd, 0644) != 0;
+    const int failed = write_all(fd, data, size) != 0 || fchmod(fd, 0644) != 0 || fsync(fd) != 0;
     if (close(fd) != 0 || failed || rename(temporary, path) != 0) {
         const int cause = errno;
         unlink(temporary);

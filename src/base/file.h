@@ -28,7 +28,8 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
 /* A regular file (no link) of this user's that others cannot write: what it says can be trusted as far as the user. */
 bool file_is_own(const char *path);
 
-/* Write to a temporary name in the same folder, then rename over `path`: readers see the old bytes or the new. */
+/* Write to a temporary name in the same folder, flush, then rename over `path`: readers see the old bytes or the new,
+ * also after a crash. */
 dcm_status file_write_atomic(const char *path, const void *data, size_t size);
 
 #endif

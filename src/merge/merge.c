@@ -110,9 +110,32 @@ static dcm_status load_mlp(merge_model *m, const safetensors *file)
     return load_linear(&m->head, m->ops, file, gate ? "lin1" : "merge", gate ? 1 : d, 2 * d);
 }
 
-dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t head_dim)
+dcm_status merge_set_score(merge_model *m, const float *params)
 {
-    *m = (merge_model){.ops = ops, .head_dim = head_dim, .mode = MERGE_CONSTANT};
+    return m->ops->ops->write(m->params, 0, params, m->params->bytes);
+}
+
+dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *facts, score_shape shape,
+                            const float *params)
+{
+    *m = (merge_model){.ops = ops, .name = "score", .head_dim = facts->head_dim, .score = shape};
+    return upload(ops, params, (size_t)facts->layers * facts->kv_heads * score_layout_of(shape).row, &m->params);
+}
+
+static dcm_status load_score(merge_model *m, const safetensors *file, const merge_facts *facts)
+{
+    score_shape shape;
+    float *params = NULL;
+    dcm_status status = score_load(file, facts, &shape, &params);
+    if (status == DCM_OK)
+        status = merge_open_score(m, m->ops, facts, shape, params);
+    mem_free(&params);
+    return status;
+}
+
+dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merge_facts *facts)
+{
+    *m = (merge_model){.ops = ops, .head_dim = facts->head_dim, .mode = MERGE_CONSTANT};
     if (!strcmp(what, "mean")) {
         m->name = "mean";
         m->weight = 0.5f;
@@ -126,7 +149,7 @@ dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t h
     safetensors *file = NULL;
     dcm_status status = safetensors_open(&file, what);
     if (status == DCM_OK) {
-        status = load_mlp(m, file);
+        status = score_is_ours(file) ? load_score(m, file, facts) : load_mlp(m, file);
         if (status != DCM_OK)
             status = dcm_fail_in(status, "%s", what);
     }
@@ -147,12 +170,13 @@ void merge_close(merge_model *m)
     close_linear(&m->head);
     buffer_free(&m->x);
     buffer_free(&m->y);
+    buffer_free(&m->params);
     memset(m, 0, sizeof *m);
 }
 
 size_t merge_bytes(const merge_model *m)
 {
-    size_t bytes = m->head.w ? m->head.w->bytes + m->head.bias->bytes : 0;
+    size_t bytes = m->head.w ? m->head.w->bytes + m->head.bias->bytes : m->params ? m->params->bytes : 0;
     for (uint32_t i = 0; i < m->blocks * MERGE_LINEARS; i++)
         bytes += m->linear[i].w->bytes + m->linear[i].bias->bytes;
     return bytes;
@@ -216,6 +240,9 @@ static dcm_status merge_piece(merge_model *m, kv_pool *pool, const step *s, uint
 dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope)
 {
     const size_t rows = (size_t)layers * 2 * pool->kv_heads, turn = pool->head_dim;
+    const merge_score_args score = {pool, s, layer, layers, rope, m->score, m->params};
+    if (m->params)
+        return m->ops->ops->merge_score(m->ops, &score);
     uint32_t most = s->n_merges;
     dcm_status status = DCM_OK;
     if (m->mode != MERGE_CONSTANT) {

@@ -2,10 +2,12 @@
  * Merge models: how two units become one. `mean` and `newer` have no parameters; a pair MLP is read from a safetensors
  * file with the published names: layers.{i}.lin{1,2,3}.{weight,bias} (i = 0 .. B-1, each (2d, 2d) and (2d)), and a head
  * lin1.{weight,bias} of (1, 2d) (gate) or merge.{weight,bias} of (d, 2d) (direct); layers.{i}.layer_norm.* is not used.
+ * A scorer (ops/score.h) is read from a file of dcm's own (merge/score_file.h), or comes from memory.
  */
 #ifndef MERGE_MERGE_H
 #define MERGE_MERGE_H
 
+#include "merge/score_file.h"
 #include "ops/ops.h"
 
 enum { MERGE_MAX_BLOCKS = 64, MERGE_LINEARS = 3 };
@@ -18,7 +20,7 @@ typedef struct merge_linear {
 
 typedef struct merge_model {
     backend *ops;
-    const char *name; /* "mean", "newer", "gate" or "direct" */
+    const char *name; /* "mean", "newer", "gate", "direct" or "score" */
     merge_mode mode;
     float weight; /* MERGE_CONSTANT: of the older unit */
     uint32_t head_dim;
@@ -27,21 +29,29 @@ typedef struct merge_model {
     merge_linear head;
     buffer *x, *y; /* activations of a batch */
     size_t rows_room;
+    score_shape score;
+    buffer *params; /* of a scorer, as in merge_score_args; else NULL */
 } merge_model;
 
 /*
- * Open "mean", "newer" or a file. Errors: DCM_ERR_FILE (missing names, a head size other than `head_dim`, sizes that do
- * not fit each other, weights that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed
- * open leaves.
+ * Open "mean", "newer" or a file for the model of `facts`, of which only the head size counts for a pair MLP. Errors:
+ * DCM_ERR_FILE (missing names, another head size, a scorer of another model, sizes that do not fit each other, weights
+ * that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed open leaves.
  */
-dcm_status merge_open(merge_model *m, backend *ops, const char *what, uint32_t head_dim);
+dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merge_facts *facts);
 void merge_close(merge_model *m);
+
+/* The same for a scorer whose parameters are in memory, laid out as in merge_score_args; merge_set_score puts others of
+ * the same shape in their place, in order with the ops. */
+dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *facts, score_shape shape,
+                            const float *params);
+dcm_status merge_set_score(merge_model *m, const float *params);
 
 /* Bytes of parameters on the device. */
 size_t merge_bytes(const merge_model *m);
 
-/* Do the merges of `s` in `layers` layers from `layer` on, all heads together; none is no work. Their activations take
- * 16 MiB at most, unless one merge takes more: more merges are done in pieces. */
+/* Do the merges of `s` in `layers` layers from `layer` on, all heads together; none is no work. Activations of an MLP
+ * take 16 MiB at most, unless one merge takes more: more merges are done in pieces. */
 dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope);
 
 /* The MLP alone: `rows` rows of m->x through trunk and head; *head is owned by the model. For merge_run and tests. */

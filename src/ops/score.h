@@ -16,9 +16,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { SCORE_HIDDEN_MAX = 128 }; /* what groups of GPUs have local memory for */
+
 typedef struct score_shape {
     uint32_t head_dim; /* d, even */
-    uint32_t hidden;   /* H, a multiple of 16 */
+    uint32_t hidden;   /* H, a multiple of 16 up to SCORE_HIDDEN_MAX */
     uint32_t levels;   /* G */
 } score_shape;
 

@@ -26,7 +26,9 @@ static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
         dcm_log(DCM_LOG_WARN,
                 "no trained merge weights for this model: the newer unit of a pair is kept (--merge newer)");
     }
-    return merge_open(&s->merge, s->model->ops, what, s->model->config.info.head_dim);
+    const model_config *c = &s->model->config;
+    const merge_facts facts = {c->info.layers, c->info.kv_heads, c->info.head_dim, c->rope, c->info.digest};
+    return merge_open(&s->merge, s->model->ops, what, &facts);
 }
 
 /*

@@ -90,7 +90,7 @@ static bool test_case(backend *ops, const char *device, const char *name, uint32
     snprintf(path, sizeof path, "%s/%s.rows.safetensors", FOLDER, name);
     bool ok = rows_read(&r, path, head_dim);
     snprintf(path, sizeof path, "%s/%s.safetensors", FOLDER, name);
-    if (ok && merge_open(&m, ops, path, head_dim) != DCM_OK)
+    if (ok && merge_open(&m, ops, path, &(merge_facts){.head_dim = head_dim}) != DCM_OK)
         ok = golden_fail("%s", dcm_error());
     ok = ok && run_rows(&m, &r, 0, r.count, &used);
     for (size_t i = 0; ok && i < r.count; i++)
