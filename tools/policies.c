@@ -63,13 +63,14 @@ static int read_setting(policy *p, const char *item, char *key)
     return code;
 }
 
-static int read_policy(policy *p, const char *item, char *text, dcm_kv_type kv)
+/* `item` goes to the policy, to be freed with it; `text`, a copy, is cut up. */
+static int read_policy(policy *p, char *item, char *text, dcm_kv_type kv)
 {
     char *rest, *word = strtok_r(text, ":", &rest);
     const int kind = word ? args_choice("dcm|full|window", word) : -1;
+    *p = (policy){.params = {.kind = (dcm_cache_kind)kind, .kv = kv}, .text = item};
     if (kind < 0)
         return wrong(item, "a policy begins with dcm, full or window");
-    *p = (policy){.params = {.kind = (dcm_cache_kind)kind, .kv = kv}};
     if (kind == DCM_CACHE_DCM)
         p->params.group = 256;
     if (kind != DCM_CACHE_FULL)
@@ -97,7 +98,8 @@ int policies_read(policy_list *list, const char *text, dcm_kv_type kv)
             code = tool_fail(DCM_ERR_USAGE, "--policies: more than %d", POLICIES_MAX);
         else
             code = read_policy(&list->item[list->count++], item, copy, kv);
-        free(item);
+        if (!list->count || list->item[list->count - 1].text != item)
+            free(item);
         free(copy);
         if (code || !text[size])
             return code;
@@ -107,9 +109,27 @@ int policies_read(policy_list *list, const char *text, dcm_kv_type kv)
 
 void policies_release(policy_list *list)
 {
-    for (size_t i = 0; i < list->count; i++)
+    for (size_t i = 0; i < list->count; i++) {
+        free(list->item[i].text);
         free(list->item[i].merge);
+    }
     *list = (policy_list){0};
+}
+
+int policies_find(const policy_list *list, const char *name, const char *option, int *index)
+{
+    static const char *const kinds[] = {
+        [DCM_CACHE_DCM] = "dcm", [DCM_CACHE_FULL] = "full", [DCM_CACHE_WINDOW] = "window"};
+    int64_t number = 0;
+    *index = args_read_int(name, 1, (int64_t)list->count, &number) ? (int)number - 1 : -1;
+    for (size_t i = 0; i < list->count && *index < 0; i++)
+        if (strcmp(name, kinds[list->item[i].params.kind]) == 0 ||
+            (list->item[i].text && strcmp(name, list->item[i].text) == 0))
+            *index = (int)i;
+    if (*index >= 0)
+        return 0;
+    return tool_fail(DCM_ERR_USAGE, "--%s: \"%s\" is no policy of this run: give its number, 1 .. %zu, or its text",
+                     option, name, list->count);
 }
 
 static uint32_t sinks_of(const dcm_cache_params *p) { return p->sinks < 0 ? 0 : p->sinks ? (uint32_t)p->sinks : 4; }
@@ -146,6 +166,8 @@ void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t
         snprintf(weight, sizeof weight, ":log-r=%g", (double)p->log_r);
     if (p->kind == DCM_CACHE_FULL)
         snprintf(out, size, "full%s", kv);
+    else if (p->kind == DCM_CACHE_WINDOW && !p->window)
+        snprintf(out, size, "window:W=auto:S=%u%s", sinks_of(p), kv);
     else if (p->kind == DCM_CACHE_WINDOW)
         snprintf(out, size, "window:W=%u:S=%u%s", p->window, sinks_of(p), kv);
     else

@@ -11,6 +11,7 @@ enum { POLICIES_MAX = 16, POLICY_TEXT = 512 };
 typedef struct policy {
     dcm_cache_params params;
     bool auto_window; /* W is the units of the first policy */
+    char *text;       /* owned: as it was given */
     char *merge;      /* owned; params.merge may point to it */
 } policy;
 
@@ -26,10 +27,16 @@ typedef struct policy_list {
 int policies_read(policy_list *list, const char *text, dcm_kv_type kv);
 void policies_release(policy_list *list);
 
+/*
+ * Index of the policy that --OPTION names by its number from 1 on, its kind (the first of it) or its text. 0, or 2
+ * after a message.
+ */
+int policies_find(const policy_list *list, const char *name, const char *option, int *index);
+
 /* Set every W=auto to the units of the first policy after n tokens. 0, or 2 after a message. */
 int policies_resolve(policy_list *list, uint64_t n);
 
-/* The policy with all its settings, into `out`; `merge` as the session names it. */
+/* The policy with all its settings, into `out`; `merge` as the session names it. A window of 0 units is "auto". */
 void policy_text(const dcm_cache_params *params, const char *merge, char *out, size_t size);
 
 #endif

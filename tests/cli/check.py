@@ -689,12 +689,12 @@ def test_closed_pipe(cli):
     assert process.wait(timeout=60) in (0, -signal.SIGPIPE)
 
 
-def main():
+def main(namespace):
     program, make_tiny_model, get_model, *pattern = sys.argv[1:]
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         cli = Cli(program, make_tiny_model, get_model, pathlib.Path(folder))
-        tests = {n: f for n, f in globals().items() if n.startswith("test_") and all(p in n for p in pattern)}
+        tests = {n: f for n, f in namespace.items() if n.startswith("test_") and all(p in n for p in pattern)}
         for name, function in tests.items():
             try:
                 function(cli)
@@ -706,4 +706,5 @@ def main():
     sys.exit(failed > 0 or not tests)
 
 
-main()
+if __name__ == "__main__":
+    main(globals())

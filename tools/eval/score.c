@@ -14,15 +14,7 @@ double score_log_sum(const float *logits, size_t vocab)
     return top + log(sum);
 }
 
-void score_add(score_sums *sums, double logprob)
-{
-    sums->nll -= logprob;
-    sums->nll_squared += logprob * logprob;
-    sums->scored++;
-}
-
-void score_compare(score_sums *sums, const float *full, double full_sum, const float *other, double other_sum,
-                   size_t vocab)
+double score_kl(const float *full, double full_sum, const float *other, double other_sum, size_t vocab)
 {
     double kl = 0;
     for (size_t i = 0; i < vocab; i++) {
@@ -30,6 +22,10 @@ void score_compare(score_sums *sums, const float *full, double full_sum, const f
         if (p > 0)
             kl += p * (log_p - (other[i] - other_sum));
     }
-    sums->kl += kl;
-    sums->same_top += dcm_sample(full, vocab, NULL, NULL) == dcm_sample(other, vocab, NULL, NULL);
+    return kl;
+}
+
+bool score_same_top(const float *full, const float *other, size_t vocab)
+{
+    return dcm_sample(full, vocab, NULL, NULL) == dcm_sample(other, vocab, NULL, NULL);
 }
