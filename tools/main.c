@@ -14,6 +14,7 @@ static const command commands[] = {
     {"run", cmd_run, "continue a text, or answer in a chat"},
     {"eval", cmd_eval, "measure quality: perplexity, divergence from the full cache"},
     {"bench", cmd_bench, "measure speed, step by step, and memory"},
+    {"check", cmd_check, "do devices compute the same as the reference?"},
     {"devices", cmd_devices, "OpenCL devices, what they can do, how fast they are"},
     {"tune", cmd_tune, "measure what suits a device, and keep it"},
     {"tokenize", cmd_tokenize, "a text's tokens, and back"},

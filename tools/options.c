@@ -13,13 +13,10 @@ enum { CHUNK_MAX = 65536 };
 
 /* ---- Device ---- */
 
-void options_add_device(args *a, device_options *o)
+/* --threads, --max-memory and --no-tuning, behind `device` where it is not NULL. */
+static void add_device(args *a, device_options *o, const arg_option *device)
 {
     const arg_option options[] = {
-        {"device", 0, ARG_TEXT, &o->device, "auto|ref|NAME|P.D",
-         "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of "
-         "`dcm devices`. "
-         "$DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU."},
         {"threads", 0, ARG_INT, &o->threads, "N", "Threads of the reference and of CPU devices; 0: all processors.", 0,
          4096},
         {"max-memory", 0, ARG_MEMORY, &o->max_memory, "BYTES|N%",
@@ -30,8 +27,26 @@ void options_add_device(args *a, device_options *o)
          "Compute as the device's family does by default: read no file of `dcm tune`, measure nothing. For results "
          "that can be reproduced on another day. DCM_TUNING=off does the same."},
     };
-    args_add(a, "Device", options, COUNT(options));
+    if (device)
+        args_add(a, "Device", device, 1);
+    args_add(a, device ? NULL : "Device", options, COUNT(options));
 }
+
+void options_add_device(args *a, device_options *o)
+{
+    const arg_option device = {
+        "device",
+        0,
+        ARG_TEXT,
+        &o->device,
+        "auto|ref|NAME|P.D",
+        "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of "
+        "`dcm devices`. "
+        "$DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU."};
+    add_device(a, o, &device);
+}
+
+void options_add_limits(args *a, device_options *o) { add_device(a, o, NULL); }
 
 static size_t share_of(size_t bytes, double percent) { return (size_t)((double)bytes * percent / 100); }
 

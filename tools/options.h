@@ -18,6 +18,9 @@ typedef struct device_options {
 
 void options_add_device(args *a, device_options *o);
 
+/* The same without --device. */
+void options_add_limits(args *a, device_options *o);
+
 /* Open the device that the options name. 0, or the exit code after a message. */
 int options_open_device(const device_options *o, dcm_device **device);
 

@@ -19,7 +19,7 @@ arg_option table_format_option(int *format)
         "format", 0, ARG_CHOICE, format, .choices = TABLE_FORMATS, .help = "How the result is printed."};
 }
 
-/* A cell as text, `none` where it is empty; `digits` < 0: 10 significant digits. The caller frees it. */
+/* A cell as text, `none` where it is empty; `digits` < 0: so many significant ones. The caller frees it. */
 static char *cell_string(const table_cell *cell, int digits, const char *none)
 {
     char *text = NULL;
@@ -33,7 +33,7 @@ static char *cell_string(const table_cell *cell, int digits, const char *none)
         if (!isfinite(cell->real))
             n = asprintf(&text, "%s", none);
         else if (digits < 0)
-            n = asprintf(&text, "%.10g", cell->real);
+            n = asprintf(&text, "%.*g", -digits, cell->real);
         else
             n = asprintf(&text, "%.*f", digits, cell->real);
         break;
@@ -144,7 +144,7 @@ static void separated_row(const table *t, const table_cell *cells)
 {
     char *row[TABLE_COLUMNS_MAX];
     for (size_t c = 0; c < t->n_columns; c++)
-        row[c] = cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -1, "");
+        row[c] = cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -10, "");
     print_separated_row(t, row);
     for (size_t c = 0; c < t->n_columns; c++)
         free(row[c]);

@@ -15,7 +15,10 @@ typedef enum table_format { FORMAT_TEXT, FORMAT_CSV, FORMAT_JSON, FORMAT_JSONL, 
 #define TABLE_FORMATS "text|csv|json|jsonl|md"
 arg_option table_format_option(int *format);
 
-/* One column. `digits`: after the point for reals in text and Markdown; other formats print 10 significant digits. */
+/*
+ * One column. `digits`: after the point for reals in text and Markdown, or where negative so many significant ones;
+ * other formats print 10 significant digits.
+ */
 typedef struct table_column {
     const char *name;
     int digits;

@@ -19,8 +19,9 @@ typedef struct dcm_device dcm_device;
 typedef struct dcm_device_params {
     /*
      * "auto" or NULL: a GPU before an accelerator before a CPU; the reference where there is no OpenCL platform
-     * at all (logged). "ref": the C reference. "P.D": platform and device number. Else a case-insensitive part
-     * of a device's or platform's name, which must fit exactly one device.
+     * at all (logged). "ref": the C reference. "ref-float": the same with its sums in float instead of double, in the
+     * same order, which shows what rounding alone does. "P.D": platform and device number. Else a case-insensitive
+     * part of a device's or platform's name, which must fit exactly one device.
      */
     const char *name;
     int threads;       /* of the reference, or of an OpenCL device that is a CPU; 0: all processors; a GPU ignores it */

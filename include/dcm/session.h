@@ -93,6 +93,20 @@ DCM_API dcm_status dcm_session_fill(dcm_session *session, uint64_t tokens, uint6
 /* Tokens that one step of this session takes at most. Feeds of a multiple of it are split into steps of full length. */
 DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 
+/* What one unit of the cache stands for. */
+typedef struct dcm_unit {
+    uint64_t first, tokens; /* its first token, from 0, and how many */
+    uint32_t level;         /* tokens is 2^level; 0 for all units of full and window, and for sinks */
+} dcm_unit;
+
+/*
+ * Read one layer of the cache, for comparing devices: its units by their places, oldest first, as many as
+ * dcm_session_stats.units. `units` (may be NULL) gets what each stands for; `values` (may be NULL) is (units, 2,
+ * kv_heads, head_dim): keys as stored, turned by RoPE at the unit's anchor, then values. Waits for the device. Errors:
+ * DCM_ERR_USAGE (no such layer, a session that failed), DCM_ERR_MEMORY, DCM_ERR_DEVICE; the session can be used on.
+ */
+DCM_API dcm_status dcm_session_read_layer(dcm_session *session, uint32_t layer, dcm_unit *units, float *values);
+
 DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);
 
 /* Bytes a cache of these parameters takes after n tokens (units only); also usable before anything is opened. */

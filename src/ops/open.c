@@ -17,13 +17,15 @@ static size_t host_memory(void)
     return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : 0;
 }
 
-static dcm_status open_ref(dcm_device *device, const dcm_device_params *params)
+static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, bool float_sums)
 {
     const dcm_status status = backend_ref_open(&device->ops, params->threads, params->max_memory);
     if (status != DCM_OK)
         return status;
+    if (float_sums)
+        backend_ref_sum_floats(device->ops);
     device->info = (dcm_device_info){
-        .name = "ref",
+        .name = float_sums ? "ref-float" : "ref",
         .platform = "C reference",
         .driver = "OpenMP",
         .is_ref = true,
@@ -69,8 +71,9 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
     if (params->threads < 0)
         return dcm_fail(DCM_ERR_USAGE, "threads: %d is less than 0", params->threads);
     DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
-    if (params->name && strcmp(params->name, "ref") == 0) {
-        DCM_TRY(status, fail, open_ref(device, params));
+    const bool float_sums = params->name && strcmp(params->name, "ref-float") == 0;
+    if (float_sums || (params->name && strcmp(params->name, "ref") == 0)) {
+        DCM_TRY(status, fail, open_ref(device, params, float_sums));
     } else {
         DCM_TRY(status, fail, cldev_choose(params->name, &entry, &found));
         if (found) {
@@ -78,7 +81,7 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
             DCM_TRY(status, fail, open_cl(device, &entry, params));
         } else {
             dcm_log(DCM_LOG_WARN, "no OpenCL platform on this machine: computing with the C reference");
-            DCM_TRY(status, fail, open_ref(device, params));
+            DCM_TRY(status, fail, open_ref(device, params, false));
         }
     }
     *out = device;

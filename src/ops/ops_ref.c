@@ -118,6 +118,10 @@ static dcm_status op_embed(backend *b, const embed_args *a)
     return DCM_OK;
 }
 
+typedef dcm_status linear_map_of(const ref_linear_args *, int threads);
+
+static linear_map_of *linear_of(const backend *b) { return float_sums_of(b) ? ref_linear_float : ref_linear; }
+
 static dcm_status op_linear(backend *b, const linear_args *a)
 {
     const ref_linear_args args = {
@@ -135,7 +139,7 @@ static dcm_status op_linear(backend *b, const linear_args *a)
         .ldy = a->ldy,
         .add = a->add,
     };
-    return ref_linear(&args, threads_of(b));
+    return linear_of(b)(&args, threads_of(b));
 }
 
 static dcm_status op_dense(backend *b, const dense_args *a)
@@ -152,7 +156,7 @@ static dcm_status op_dense(backend *b, const dense_args *a)
         .ldy = a->out,
         .elu = a->act == ACT_ELU,
     };
-    return ref_linear(&args, threads_of(b));
+    return linear_of(b)(&args, threads_of(b));
 }
 
 static dcm_status op_kv_store(backend *b, const kv_store_args *a)
@@ -181,14 +185,22 @@ uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range 
     return seen->n_ranges;
 }
 
+typedef dcm_status attention_of_one(const ref_pool *, uint32_t layer, const ref_range *, uint32_t n_ranges,
+                                    const float *q, uint32_t heads, float *out, int threads);
+
+static attention_of_one *attention_of(const backend *b)
+{
+    return float_sums_of(b) ? ref_attention_float : ref_attention;
+}
+
 /* Attention of the step's token t. */
-static dcm_status attend(const attention_args *a, const ref_pool *pool, uint32_t t, int threads)
+static dcm_status attend(const backend *b, const attention_args *a, const ref_pool *pool, uint32_t t)
 {
     const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
     ref_range ranges[VIEW_RANGES];
     const uint32_t n_ranges = ranges_of(a->pool, a->step, t, ranges);
-    return ref_attention(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
-                         floats_of(a->out) + t * a->heads * d, threads);
+    return attention_of(b)(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
+                           floats_of(a->out) + t * a->heads * d, threads_of(b));
 }
 
 static dcm_status op_attention(backend *b, const attention_args *a)
@@ -199,7 +211,7 @@ static dcm_status op_attention(backend *b, const attention_args *a)
     if (a->store)
         status = op_kv_store(b, &(kv_store_args){a->pool, a->step, a->layer, a->rope, a->qkv, a->heads});
     for (uint32_t t = 0; t < a->step->n && status == DCM_OK; t++)
-        status = attend(a, &pool, t, threads_of(b));
+        status = attend(b, a, &pool, t);
     return status;
 }
 
@@ -323,3 +335,5 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     *out = &made->base;
     return DCM_OK;
 }
+
+void backend_ref_sum_floats(backend *b) { ((backend_ref *)b)->float_sums = true; }

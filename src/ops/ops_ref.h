@@ -9,6 +9,7 @@
 typedef struct backend_ref {
     backend base;
     int threads;
+    bool float_sums;
 } backend_ref;
 
 typedef struct matrix_ref {
@@ -17,6 +18,7 @@ typedef struct matrix_ref {
 } matrix_ref;
 
 static inline int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
+static inline bool float_sums_of(const backend *b) { return ((const backend_ref *)b)->float_sums; }
 static inline const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
 static inline float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
 static inline const void *words_at(const step *step, size_t offset)

@@ -29,6 +29,12 @@ int ref_thread(void);
  */
 double ref_dot(const float *w, const double *x, size_t n);
 
+/*
+ * What ends in _float is the same with its sums in float, in the same order: how far it is from the truth is what the
+ * rounding of sums alone does to a model. Exponentials and rotations stay in double and are rounded once.
+ */
+float ref_dot_float(const float *w, const float *x, size_t n);
+
 /* Halves to floats, exactly. */
 void ref_half_to_float(const uint16_t *src, float *dst, size_t n);
 
@@ -59,6 +65,7 @@ typedef struct ref_linear_args {
 
 /* DCM_ERR_MEMORY when the buffers for f(x) and a row of w a thread do not fit. */
 dcm_status ref_linear(const ref_linear_args *args, int threads);
+dcm_status ref_linear_float(const ref_linear_args *args, int threads);
 
 /* x[i] = row ids[i] of the table (any number of rows, cols); x is (n, cols). */
 void ref_embed(quant_type type, const void *table, uint32_t cols, const int32_t *ids, uint32_t n, float *x);
@@ -105,6 +112,8 @@ typedef struct ref_range {
  */
 dcm_status ref_attention(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
                          const float *q, uint32_t heads, float *out, int threads);
+dcm_status ref_attention_float(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
+                               const float *q, uint32_t heads, float *out, int threads);
 
 enum { REF_RANGES = 14 }; /* most of a query */
 

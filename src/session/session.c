@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "cache/fill.h"
+#include "cache/read.h"
 #include "merge/merge.h"
 #include "model/model.h"
 #include "session/peek.h"
@@ -172,6 +173,17 @@ dcm_status dcm_session_feed_each(dcm_session *s, const int32_t *tokens, size_t c
 }
 
 const cache *session_cache(const dcm_session *s) { return &s->cache; }
+
+dcm_status dcm_session_read_layer(dcm_session *s, uint32_t layer, dcm_unit *units, float *values)
+{
+    if (s->failed)
+        return dcm_fail(DCM_ERR_USAGE, "the session failed before and can only be closed");
+    if (layer >= s->cache.slots.pool.layers)
+        return dcm_fail(DCM_ERR_USAGE, "there is no layer %u, but %u from 0 on", layer, s->cache.slots.pool.layers);
+    if (units)
+        cache_list_units(&s->cache, units);
+    return values ? cache_read_layer(&s->cache, layer, values) : DCM_OK;
+}
 
 uint32_t dcm_session_chunk(const dcm_session *s) { return s->cache.chunk; }
 

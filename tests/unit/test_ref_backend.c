@@ -113,33 +113,37 @@ static void write_and_read(void **state)
     backend_close(&b);
 }
 
-/* The documented lanes, written out. */
-static void dot_lanes(void **state)
-{
-    float w[100];
-    double x[100];
-    uint64_t rng = 8;
-    (void)state;
-    fx_fill(w, 1, 100, FX_NORMAL, &rng);
-    for (size_t i = 0; i < 100; i++)
-        x[i] = fx_normal(&rng);
-    for (size_t n = 0; n <= 100; n++) {
-        volatile double lane[16] = {0};
-        for (size_t i = 0; i < n; i++) {
-            const volatile double product = w[i] * x[i];
-            lane[i % 16] += product;
-        }
-        for (size_t width = 8; width; width /= 2)
-            for (size_t k = 0; k < width; k++)
-                lane[k] += lane[k + width];
-        const double want = lane[0], got = ref_dot(w, x, n);
-        assert_memory_equal(&got, &want, sizeof got);
+/* The documented lanes, written out, with sums of a type. */
+#define LANES(NAME, REAL, DOT)                                                                                         \
+    static void NAME(void **state)                                                                                     \
+    {                                                                                                                  \
+        float w[100];                                                                                                  \
+        REAL x[100];                                                                                                   \
+        uint64_t rng = 8;                                                                                              \
+        (void)state;                                                                                                   \
+        fx_fill(w, 1, 100, FX_NORMAL, &rng);                                                                           \
+        for (size_t i = 0; i < 100; i++)                                                                               \
+            x[i] = (REAL)fx_normal(&rng);                                                                              \
+        for (size_t n = 0; n <= 100; n++) {                                                                            \
+            volatile REAL lane[16] = {0};                                                                              \
+            for (size_t i = 0; i < n; i++) {                                                                           \
+                const volatile REAL product = w[i] * x[i];                                                             \
+                lane[i % 16] += product;                                                                               \
+            }                                                                                                          \
+            for (size_t width = 8; width; width /= 2)                                                                  \
+                for (size_t k = 0; k < width; k++)                                                                     \
+                    lane[k] += lane[k + width];                                                                        \
+            const REAL want = lane[0], got = DOT(w, x, n);                                                             \
+            assert_memory_equal(&got, &want, sizeof got);                                                              \
+        }                                                                                                              \
     }
-}
+LANES(dot_lanes, double, ref_dot)
+LANES(dot_lanes_of_floats, float, ref_dot_float)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(counts), cmocka_unit_test(limits), cmocka_unit_test(failures),
-                                       cmocka_unit_test(write_and_read), cmocka_unit_test(dot_lanes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(counts),    cmocka_unit_test(limits),
+                                       cmocka_unit_test(failures),  cmocka_unit_test(write_and_read),
+                                       cmocka_unit_test(dot_lanes), cmocka_unit_test(dot_lanes_of_floats)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

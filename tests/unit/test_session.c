@@ -165,6 +165,61 @@ static void errors_are_said(void **state)
     dcm_session_close(&s);
 }
 
+/* One layer read back; the caller frees both. */
+static size_t read_layer(dcm_session *s, uint32_t layer, dcm_unit **units, float **values)
+{
+    dcm_session_stats stats;
+    dcm_session_get_stats(s, &stats);
+    *units = malloc(stats.units * sizeof **units);
+    *values = malloc(stats.units * 2 * info.kv_heads * info.head_dim * sizeof **values);
+    assert_int_equal(dcm_session_read_layer(s, layer, *units, *values), DCM_OK);
+    return stats.units;
+}
+
+/*
+ * Values of the first layer do not depend on what was seen before: those of a merged unit are the mean, or the newest,
+ * of those that the full cache keeps of its tokens. Blocks of several sizes, and the staging block, are read.
+ */
+static void layers_are_read_back(void **state)
+{
+    (void)state;
+    const size_t n = (size_t)info.kv_heads * info.head_dim;
+    for (int mean = 0; mean < 2; mean++)
+        for (int32_t sinks = -1; sinks < 4; sinks += 4) {
+            const dcm_cache_params dcm = {
+                .group = 8, .sinks = sinks, .merge = mean ? "mean" : "newer", .kv = DCM_KV_F32, .chunk = 16};
+            const dcm_cache_params full = {.kind = DCM_CACHE_FULL, .kv = DCM_KV_F32};
+            dcm_session *a = open_session(&dcm), *b = open_session(&full);
+            dcm_unit *units, *tokens_of;
+            float *values, *each;
+            assert_int_equal(dcm_session_feed(a, tokens, TOKENS, NULL), DCM_OK);
+            assert_int_equal(dcm_session_feed(b, tokens, TOKENS, NULL), DCM_OK);
+            const size_t count = read_layer(a, 0, &units, &values);
+            assert_int_equal(read_layer(b, 0, &tokens_of, &each), TOKENS);
+            uint64_t next = 0;
+            for (size_t u = 0; u < count; u++) {
+                assert_int_equal(units[u].first, next);
+                assert_int_equal(units[u].tokens, (uint64_t)1 << units[u].level);
+                next += units[u].tokens;
+                for (size_t c = 0; c < n; c++) {
+                    double want = 0;
+                    for (uint64_t t = units[u].first; t < next; t++)
+                        want = mean ? want + (double)each[(2 * t + 1) * n + c] / (double)units[u].tokens
+                                    : (double)each[(2 * t + 1) * n + c];
+                    const double got = values[(2 * u + 1) * n + c];
+                    assert_true(fabs(got - want) <= 1e-6 * (1 + fabs(want)));
+                }
+            }
+            assert_int_equal(next, TOKENS);
+            for (size_t t = 0; t < TOKENS; t++)
+                assert_true(tokens_of[t].first == t && tokens_of[t].tokens == 1 && !tokens_of[t].level);
+            assert_int_equal(dcm_session_read_layer(a, info.layers, units, NULL), DCM_ERR_USAGE);
+            free(units), free(values), free(tokens_of), free(each);
+            dcm_session_close(&a);
+            dcm_session_close(&b);
+        }
+}
+
 static void sampling(void **state)
 {
     (void)state;
@@ -223,8 +278,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unmerged_is_full), cmocka_unit_test(chunks_change_nothing),
-        cmocka_unit_test(feeds_compose),    cmocka_unit_test(errors_are_said),
-        cmocka_unit_test(sampling),
+        cmocka_unit_test(feeds_compose),    cmocka_unit_test(layers_are_read_back),
+        cmocka_unit_test(errors_are_said),  cmocka_unit_test(sampling),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

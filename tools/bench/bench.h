@@ -22,6 +22,9 @@ int bench_shape_read(const char *model, dcm_model_info *shape);
 /* Bytes that the shape's weights take on a device. */
 size_t bench_shape_weight_bytes(const dcm_model_info *shape, dcm_weights weights);
 
+/* Pseudo-random ids below `vocab`: token number i of every sequence of a seed is the same. */
+int32_t bench_token(uint64_t seed, uint64_t i, uint32_t vocab);
+
 /* ---- Cases ---- */
 
 /* One decoded token. */

@@ -42,15 +42,6 @@ static uint64_t now_ns(void)
 
 /* ---- What is fed ---- */
 
-/* Pseudo-random ids: token number i of every sequence of a seed is the same (splitmix64's finalizer). */
-static int32_t token_id(const bench *b, uint64_t i)
-{
-    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u + b->seed * 0xd1342543de82ef95u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (int32_t)((z ^ z >> 31) % b->r.info.vocab);
-}
-
 /*
  * Read `count` tokens as a prompt; the logits of the last make it wait for the end. Stops between steps on a signal.
  * `shown`: where nothing is timed closely; NULL for none.
@@ -64,7 +55,7 @@ static dcm_status read_prompt(pass *p, uint64_t count, progress *shown)
     while (count && !tool_stopped()) {
         const uint64_t n = count < most ? count : most;
         for (uint64_t i = 0; i < n; i++)
-            ids[i] = token_id(p->b, p->position + i);
+            ids[i] = bench_token(p->b->seed, p->position + i, p->b->r.info.vocab);
         const dcm_status status = dcm_session_feed(p->session, ids, n, count == n ? p->b->logits : NULL);
         if (status != DCM_OK)
             return status;
@@ -141,7 +132,7 @@ static dcm_status decode_steps(pass *p, bench_case *c, double *seconds)
     dcm_session_get_stats(p->session, &stats);
     for (uint64_t i = 0; i < c->size; i++) {
         bench_step *step = &c->step[c->steps];
-        const int32_t id = token_id(p->b, p->position);
+        const int32_t id = bench_token(p->b->seed, p->position, p->b->r.info.vocab);
         const size_t before = stats.units;
         const uint64_t start = now_ns();
         const dcm_status status = dcm_session_feed(p->session, &id, 1, p->b->logits);

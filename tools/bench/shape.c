@@ -102,3 +102,12 @@ int bench_shape_read(const char *model, dcm_model_info *shape)
     *shape = (dcm_model_info){.name = name};
     return strchr(name, '=') ? read_list(name, shape) : unknown(name);
 }
+
+/* splitmix64's finalizer */
+int32_t bench_token(uint64_t seed, uint64_t i, uint32_t vocab)
+{
+    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u + seed * 0xd1342543de82ef95u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (int32_t)((z ^ z >> 31) % vocab);
+}

@@ -1,0 +1,141 @@
+/*
+ * Parts of `dcm check`: one stream of tokens through several devices, each in a process of its own, and what they
+ * compute compared. The command itself is cmd_check.c beside this folder.
+ */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <dcm/session.h>
+
+#include <sys/types.h>
+
+#include "options.h"
+#include "output.h"
+#include "runtime.h"
+#include "table.h"
+
+enum {
+    CHECK_SIDES = 16, /* devices, and the two references that the bounds come from */
+    CHECK_BLOCK = 16, /* most steps whose tokens are sent to a device at a time */
+    CHECK_TIMES = 64, /* most steps after which caches are compared */
+    CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
+    CHECK_TEXT = 512
+};
+
+/* ---- A device in a process of its own (side.c) ---- */
+
+/* What every process computes with. */
+typedef struct check_job {
+    char path[4096]; /* of the model; "" for a shape */
+    dcm_model_info shape;
+    dcm_weights weights;
+    dcm_cache_params cache;
+    device_options device; /* the name aside */
+    int64_t seconds;       /* most for one answer */
+} check_job;
+
+/* What a process says of its model once it is open. */
+typedef struct check_model {
+    uint32_t vocab, layers, kv_heads, head_dim;
+    uint64_t digest;
+} check_model;
+
+/* What is summed up about one device, against the baseline. */
+typedef struct check_totals {
+    uint64_t steps;
+    double max_abs, bound, ratio; /* at the step where ratio = max_abs / bound was largest */
+    uint64_t worst_step;          /* from 1 */
+    double nmse, kl;              /* largest of any step */
+    uint64_t parted;              /* first step whose greedy choice differs, from 1; 0: none */
+    double margin, allowed;       /* there: between the two choices by the baseline; twice the bound */
+    double cache_max_abs, cache_bound, cache_ratio;
+    char cache_worst[128]; /* "after 256: layer 3, keys, tokens 8 to 15" */
+} check_totals;
+
+typedef struct check_side {
+    const char *name;
+    bool asked_for; /* else a reference, for the bounds alone */
+    bool quiet;     /* its process says errors only */
+    pid_t pid;      /* 0: none */
+    int socket;     /* -1: none */
+    check_model model;
+    json_t *facts;            /* device, driver, platform, tuning */
+    char trouble[CHECK_TEXT]; /* what became of it; "" while it works */
+    int code;                 /* that its process told with it; 0: none */
+    float *logits;            /* (CHECK_BLOCK, vocab) */
+    dcm_unit *units;          /* of the caches compared last */
+    size_t n_units;
+    float *values; /* one layer's: (units, 2, kv_heads, head_dim) */
+    size_t room;   /* of units */
+    check_totals sum;
+} check_side;
+
+/* Start the process and open everything in it. 0, or an exit code after a message. */
+int check_side_open(check_side *s, const check_job *job);
+
+/* End the process and note why. */
+void check_side_end(check_side *s, const char *why);
+
+/* Kill the process and free what the side has. */
+void check_side_close(check_side *s);
+
+/*
+ * Feed `count` tokens; the logits after each into s->logits. Errors, a process that ended and one that does not answer
+ * leave a text in s->trouble. False then.
+ */
+bool check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count);
+
+/* Ask for the cache: s->units, and room for s->values; then the layers one after the other. Errors as above. */
+bool check_side_units(check_side *s, const check_job *job);
+bool check_side_layer(check_side *s, const check_job *job);
+
+/* ---- Numbers (compare.c) ---- */
+
+/* How far the logits `b` are from `a`. */
+typedef struct check_difference {
+    double max_abs; /* infinite where one of them is no number */
+    double nmse;    /* sum of squared differences over that of `a` */
+    double kl;      /* of the probabilities of `a` to those of `b`, in nats */
+    int32_t top_a, top_b;
+    double margin; /* of top_a over top_b by `a` */
+} check_difference;
+
+check_difference check_compare(const float *a, const float *b, size_t vocab);
+
+/* Largest difference of two arrays; infinite where one has no number. */
+double check_max_abs(const float *a, const float *b, size_t n);
+
+/* Bound of logits: what the two references differ by at this step times the factor, one rounding of a float at least.
+ */
+double check_bound(const float *ref, const float *with_floats, size_t vocab);
+
+/* ---- The run (run.c) ---- */
+
+typedef struct check_run {
+    check_job job;
+    check_side side[CHECK_SIDES]; /* the first is the baseline */
+    size_t sides, ref, with_floats;
+    int32_t *ids; /* known tokens; what follows is the baseline's greedy continuation */
+    size_t known;
+    uint64_t steps, seed;
+    arg_ints cache_at;
+    bool quiet;
+    const float *greedy; /* the baseline's logits that the next token is chosen by */
+    double largest_bound; /* of the logits of any step */
+    output_file steps_out;
+    bool stopped; /* the baseline or a reference failed */
+} check_run;
+
+/* Open all sides and run all steps. 0, or an exit code after a message. */
+int check_all(check_run *run);
+
+/* ---- Results (report.c) ---- */
+
+/* Print the table. `meta`: the reference is taken. */
+void check_print(const check_run *run, table_format format, json_t *meta);
+
+/* "ok", or what is wrong; and the exit code of the whole run. */
+const char *check_verdict(const check_side *s);
+int check_code(const check_run *run);
+
+#endif

@@ -1,0 +1,97 @@
+#include "check.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool within(double ratio) { return ratio <= 1; }
+
+const char *check_verdict(const check_side *s)
+{
+    if (*s->trouble)
+        return s->trouble;
+    if (!within(s->sum.ratio))
+        return "logits differ";
+    return within(s->sum.cache_ratio) ? "ok" : "cache differs";
+}
+
+int check_code(const check_run *run)
+{
+    int code = 0;
+    for (size_t i = 0; i < run->sides; i++) {
+        const check_side *s = &run->side[i];
+        if (*s->trouble)
+            return s->code ? s->code : DCM_ERR_DEVICE;
+        if (s->asked_for && i && (!within(s->sum.ratio) || !within(s->sum.cache_ratio)))
+            code = 1;
+    }
+    return code;
+}
+
+static table_cell step_cell(uint64_t step) { return step ? cell_int((int64_t)step) : cell_none(); }
+
+static void print_side(table *t, const check_side *s, bool is_baseline)
+{
+    const check_totals *sum = &s->sum;
+    if (is_baseline) {
+        const table_cell cells[] = {cell_text(s->name),
+                                    cell_int((int64_t)sum->steps), [14] = cell_text(check_verdict(s))};
+        table_row(t, cells);
+        return;
+    }
+    const table_cell cells[] = {
+        cell_text(s->name),
+        cell_int((int64_t)sum->steps),
+        cell_real(sum->max_abs),
+        cell_real(sum->bound),
+        cell_real(sum->ratio),
+        step_cell(sum->worst_step),
+        cell_real(sum->nmse),
+        cell_real(sum->kl),
+        step_cell(sum->parted),
+        sum->parted ? cell_real(sum->margin) : cell_none(),
+        sum->parted ? cell_bool(sum->margin <= sum->allowed) : cell_none(),
+        cell_real(sum->cache_max_abs),
+        cell_real(sum->cache_ratio),
+        cell_text(sum->cache_worst),
+        cell_text(check_verdict(s)),
+    };
+    table_row(t, cells);
+}
+
+/* The devices' facts in the order of the rows. */
+static json_t *facts_of(const check_run *run)
+{
+    json_t *all = json_array();
+    for (size_t i = 0; i < run->sides; i++)
+        if (run->side[i].facts)
+            json_array_append(all, run->side[i].facts);
+    return all;
+}
+
+void check_print(const check_run *run, table_format format, json_t *meta)
+{
+    static const table_column columns[] = {
+        {"device", 0}, {"steps", 0},          {"max_abs", -3},     {"bound", -3},      {"ratio", -3},
+        {"step", 0},   {"nmse", -3},          {"kl", -3},          {"parted", 0},      {"margin", -3},
+        {"tie", 0},    {"cache_max_abs", -3}, {"cache_ratio", -3}, {"cache_worst", 0}, {"status", 0}};
+    enum { COLUMNS = sizeof columns / sizeof *columns };
+    const bool halves = run->job.cache.kv == DCM_KV_F16;
+    table t;
+    json_object_set_new(meta, "devices", facts_of(run));
+    table_begin(&t, format, columns, COLUMNS, meta);
+    for (size_t i = 0; i < run->sides; i++)
+        print_side(&t, &run->side[i], i == 0);
+    table_end(&t);
+    char note[1024];
+    snprintf(note, sizeof note,
+             "Differences from %s over %" PRIu64 " tokens. A bound is %d times what ref differs by between sums in "
+             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least. "
+             "max_abs and bound are of the step with the largest %s. parted: the first token where the greedy choice "
+             "is another, margin: the baseline's between both; a tie where it is within twice the bound.",
+             run->side->name, run->side->sum.steps, CHECK_FACTOR,
+             halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
+             halves ? "difference" : "ratio");
+    table_note(format, note);
+}

@@ -1,0 +1,224 @@
+#include "bench.h"
+#include "check.h"
+#include "input.h"
+#include "reader.h"
+#include "tool.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { STEPS_MAX = 1 << 24, DEFAULT_STEPS = 256, DEFAULT_GROUP = 32, DEFAULT_SECONDS = 120 };
+
+typedef struct check_options {
+    const char *model, *devices, *steps_out;
+    input_source input;
+    int64_t steps, seed;
+    int weights, format;
+    cache_options cache;
+    verbosity_options words;
+} check_options;
+
+/* What is continued where no text is given. */
+static const char default_text[] = "The first thing to know about the weather is";
+
+static void add_options(args *a, check_options *o, check_run *run)
+{
+    const arg_option what[] = {
+        {"model", 'm', ARG_TEXT, &o->model, "FILE|NAME|shape:NAME",
+         "A GGUF file, a model's short name, or random weights of a shape as in `dcm bench`, for a card without the "
+         "model.",
+         .required = true},
+        {"weights", 0, ARG_CHOICE, &o->weights, .choices = "f16|q8_0|q4_1",
+         .help = "How a shape's weights are stored."},
+        {"devices", 0, ARG_TEXT, &o->devices, "A,B[,C...]",
+         "Devices as --device of other commands takes them; the first is the baseline. ref is the C reference, "
+         "ref-float the same with its sums in float.",
+         .required = true},
+        {"steps", 'n', ARG_INT, &o->steps, "N",
+         "Tokens to feed one by one: those of the text, then what the baseline chooses greedily; for a shape random "
+         "ones.",
+         1, STEPS_MAX},
+        {"cache-at", 0, ARG_INTS, &run->cache_at, "N[,N...]",
+         "Compare the caches after so many tokens; without it after half of them and after all.", 1, STEPS_MAX},
+        {"seed", 0, ARG_INT, &o->seed, "N", "Of a shape's random tokens.", 0, INT64_MAX},
+        {"timeout", 0, ARG_INT, &run->job.seconds, "SECONDS",
+         "Most time for one answer of a device: opening the model, or 16 tokens.", 1, 86400},
+    };
+    const arg_option result[] = {
+        table_format_option(&o->format),
+        {"steps-out", 0, ARG_TEXT, &o->steps_out, "FILE.jsonl",
+         "Write one line a step and device: max_abs, bound, nmse, kl, same_top."},
+    };
+    args_add(a, "Test", what, sizeof what / sizeof *what);
+    input_add_options(a, &o->input);
+    options_add_cache(a, &o->cache);
+    args_add(a, "Result", result, sizeof result / sizeof *result);
+    options_add_limits(a, &run->job.device);
+    options_add_verbosity(a, &o->words);
+}
+
+/* ---- Set-up ---- */
+
+static int add_side(check_run *run, const char *name, bool asked_for)
+{
+    if (run->sides == CHECK_SIDES)
+        return tool_fail(DCM_ERR_USAGE, "--devices: more than %d devices", CHECK_SIDES - 2);
+    run->side[run->sides++] = (check_side){.name = name, .asked_for = asked_for, .socket = -1};
+    return 0;
+}
+
+/* Index of a side by its name; one that is not there is added. */
+static int need_side(check_run *run, const char *name, size_t *index)
+{
+    for (size_t i = 0; i < run->sides; i++)
+        if (strcmp(run->side[i].name, name) == 0) {
+            *index = i;
+            return 0;
+        }
+    *index = run->sides;
+    return add_side(run, name, false);
+}
+
+/* The devices' names, cut out of `list`. */
+static int take_devices(check_run *run, char *list)
+{
+    int code = 0;
+    for (char *name; code == 0 && (name = strsep(&list, ",")) != NULL;)
+        code = *name ? add_side(run, name, true) : tool_fail(DCM_ERR_USAGE, "--devices: a name is empty");
+    if (code == 0 && run->sides < 2)
+        code = tool_fail(DCM_ERR_USAGE, "--devices: name two devices at least, the baseline first");
+    if (code == 0)
+        code = need_side(run, "ref", &run->ref);
+    return code ? code : need_side(run, "ref-float", &run->with_floats);
+}
+
+static int take_times(const args *a, check_run *run)
+{
+    arg_ints *at = &run->cache_at;
+    if (!args_seen(a, "cache-at")) {
+        at->item[at->count++] = (int64_t)run->steps;
+        if (run->steps > 1)
+            at->item[at->count++] = (int64_t)(run->steps / 2);
+    }
+    for (size_t i = 0; i < at->count; i++)
+        if ((uint64_t)at->item[i] > run->steps)
+            return tool_fail(DCM_ERR_USAGE, "--cache-at: %lld is past the last of %llu tokens", (long long)at->item[i],
+                             (unsigned long long)run->steps);
+    return 0;
+}
+
+/* The first tokens of the text, with BOS before them where the model asks for one. */
+static int take_text(const args *a, const check_options *o, check_run *run)
+{
+    dcm_tokenizer *tokenizer = NULL;
+    text_reader text = {.file = -1};
+    int code = 0;
+    if (dcm_tokenizer_open(&tokenizer, run->job.path) != DCM_OK)
+        return tool_fail_library(DCM_ERR_FILE);
+    if (input_given(a, &o->input))
+        code = reader_open(&text, a, &o->input);
+    else
+        reader_open_text(&text, default_text, sizeof default_text - 1);
+    if (dcm_bos_token(tokenizer) >= 0)
+        run->ids[run->known++] = dcm_bos_token(tokenizer);
+    for (size_t count = 1; code == 0 && count && run->known < run->steps;) {
+        int32_t *ids = NULL;
+        code = reader_next(&text, tokenizer, 0, &ids, &count);
+        for (size_t i = 0; code == 0 && i < count && run->known < run->steps; i++)
+            run->ids[run->known++] = ids[i];
+        dcm_free(ids);
+    }
+    if (code == 0 && !run->known)
+        code = tool_fail(DCM_ERR_FILE, "%s: no tokens", text.name);
+    reader_close(&text);
+    dcm_tokenizer_close(&tokenizer);
+    return code;
+}
+
+static int take_model(const args *a, const check_options *o, check_run *run)
+{
+    const bool synthetic = bench_is_shape(o->model);
+    run->job.weights = (dcm_weights)o->weights;
+    if (!synthetic && (args_seen(a, "weights") || args_seen(a, "seed")))
+        return tool_fail(DCM_ERR_USAGE, "--weights and --seed have no effect without a shape");
+    if (synthetic && input_given(a, &o->input))
+        return tool_fail(DCM_ERR_USAGE, "a text has no effect with a shape, which has no tokenizer");
+    run->ids = malloc(run->steps * sizeof *run->ids);
+    if (!run->ids)
+        return tool_fail(DCM_ERR_MEMORY, "no room for %llu tokens", (unsigned long long)run->steps);
+    if (synthetic)
+        return bench_shape_read(o->model, &run->job.shape);
+    const int code = input_model_path(o->model, run->job.path, sizeof run->job.path);
+    return code ? code : take_text(a, o, run);
+}
+
+static json_t *meta_of(const check_options *o, const check_run *run)
+{
+    char digest[32], policy[POLICY_TEXT];
+    json_t *meta = runtime_host_meta();
+    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)run->side->model.digest);
+    policy_text(&run->job.cache, run->job.cache.merge ? run->job.cache.merge : "auto", policy, sizeof policy);
+    json_object_set_new(meta, "model", runtime_text(o->model));
+    json_object_set_new(meta, "model_digest", json_string(digest));
+    json_object_set_new(meta, "policy", json_string(policy));
+    json_object_set_new(meta, "factor", json_integer(CHECK_FACTOR));
+    return meta;
+}
+
+static void release(check_run *run)
+{
+    for (size_t i = 0; i < run->sides; i++)
+        check_side_close(&run->side[i]);
+    free(run->ids);
+}
+
+static int check(const args *a, const check_options *o, check_run *run, char *devices)
+{
+    int code = options_apply_verbosity(&o->words);
+    run->steps = (uint64_t)o->steps;
+    run->seed = (uint64_t)o->seed;
+    run->quiet = o->words.quiet;
+    if (code == 0)
+        code = options_cache_params(a, &o->cache, &run->job.cache);
+    if (code == 0)
+        code = take_devices(run, devices);
+    for (size_t i = 1; i < run->sides; i++)
+        run->side[i].quiet = !o->words.verbose;
+    if (code == 0)
+        code = take_times(a, run);
+    if (code == 0)
+        code = take_model(a, o, run);
+    if (code == 0 && o->steps_out)
+        code = output_open(&run->steps_out, o->steps_out);
+    if (code == 0)
+        code = check_all(run);
+    const int written = output_close(&run->steps_out, code == 0);
+    if (code == 0)
+        check_print(run, (table_format)o->format, meta_of(o, run));
+    if (code == 0)
+        code = check_code(run);
+    return code ? code : written;
+}
+
+int cmd_check(int argc, char **argv)
+{
+    static check_run run;
+    check_options o = {.steps = DEFAULT_STEPS, .seed = 1, .cache = CACHE_OPTIONS_DEFAULT};
+    args a = {.usage = "-m MODEL --devices A,B[,C...] [-n TOKENS] [-L N] [-f FILE]",
+              .about = "Do devices compute the same? One stream of tokens goes through each of them, each in a process "
+                       "of its own; logits, caches and greedy choices are compared with the first one's. Exit code 1 "
+                       "when a bound is passed, 4 when a device crashes or hangs.",
+              .stdin_dash = true};
+    o.cache.group = DEFAULT_GROUP;
+    o.cache.kv = DCM_KV_F32;
+    run.job.seconds = DEFAULT_SECONDS;
+    add_options(&a, &o, &run);
+    const int parsed = args_parse(&a, argc, argv);
+    if (parsed != ARGS_GO)
+        return parsed;
+    char *devices = strdup(o.devices);
+    const int code = devices ? check(&a, &o, &run, devices) : tool_fail(DCM_ERR_MEMORY, "no room for the devices");
+    release(&run);
+    free(devices);
+    return code;
+}
