@@ -5,6 +5,7 @@ const ck_family ck_families[] = {
     {"linear", check_linear, CK_SHAPES | CK_FLOAT | CK_CLBLAST | CK_MMA},
     {"kv_store", check_kv_store, CK_ONE},
     {"attention", check_attention, CK_SHAPES},
+    {"attention_back", check_attention_back, CK_ONE},
     {"merge", check_merge, CK_ONE},
     {"merge_score", check_merge_score, CK_SHAPES},
     {"dense", check_dense, CK_SHAPES | CK_CLBLAST},

@@ -128,6 +128,7 @@ extern const ck_family ck_families[];
 void ck_run_family(ck *c, const ck_family *family);
 
 void check_attention(ck *c);
+void check_attention_back(ck *c);
 void check_broken(ck *c);
 void check_dense(ck *c);
 void check_embed(ck *c);
