@@ -23,6 +23,9 @@ int tool_fail(int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f) /* texts of files say nothing to a terminal */
+            *c = '?';
     fflush(stdout);
     fprintf(stderr, "%s: %s\n", name, text);
     return code;

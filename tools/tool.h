@@ -15,7 +15,7 @@ command_main cmd_bench, cmd_check, cmd_devices, cmd_eval, cmd_plan, cmd_run, cmd
 void tool_set_name(const char *name);
 const char *tool_name(void);
 
-/* Print "dcm COMMAND: TEXT" and a newline on stderr; returns `code`. */
+/* Print "dcm COMMAND: TEXT" and a newline on stderr, control characters as '?'; returns `code`. */
 int tool_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The same with the library's own message; returns `status`. */

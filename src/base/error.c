@@ -22,6 +22,15 @@ const char *dcm_status_name(dcm_status status)
     return "unknown";
 }
 
+/* Texts of files stay on the line, and say nothing to a terminal. */
+static void keep(char *text)
+{
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = '?';
+    memcpy(message, text, sizeof message);
+}
+
 dcm_status dcm_fail(dcm_status status, const char *format, ...)
 {
     /* Formatted aside: an argument may be the old message. */
@@ -30,7 +39,7 @@ dcm_status dcm_fail(dcm_status status, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    memcpy(message, text, sizeof message);
+    keep(text);
     return status;
 }
 
@@ -43,6 +52,6 @@ dcm_status dcm_fail_in(dcm_status status, const char *format, ...)
     va_end(args);
     const size_t at = used < 0 ? 0 : (size_t)used < sizeof text ? (size_t)used : sizeof text - 1;
     snprintf(text + at, sizeof text - at, ": %.*s", (int)(sizeof text / 2), message);
-    memcpy(message, text, sizeof message);
+    keep(text);
     return status;
 }

@@ -4,7 +4,7 @@
 
 #include <dcm/status.h>
 
-/* Set this thread's message and return `status`. */
+/* Set this thread's message and return `status`. Control characters (of names in files) become '?'. */
 dcm_status dcm_fail(dcm_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Put "TEXT: " before this thread's message (what was being done when a lower layer failed) and return `status`. */

@@ -42,19 +42,18 @@ dcm_status binary_path(char *path, size_t size, const program_source *source, ui
     return file_cache_path(path, size, name, create);
 }
 
-/* NULL, or what is wrong with the file's bytes. */
-static const char *find_fault(const file_map *map, uint64_t key, binary_header *header)
+const char *binary_check(const void *data, size_t size, uint64_t key, binary_header *header)
 {
-    if (map->size < sizeof *header)
+    if (size < sizeof *header)
         return "truncated";
-    memcpy(header, map->data, sizeof *header);
+    memcpy(header, data, sizeof *header);
     if (header->magic != BINARY_MAGIC || header->version != BINARY_VERSION)
         return "not a program of this version";
     if (header->key != key)
         return "the binary of another program";
-    if (header->size != map->size - sizeof *header)
+    if (header->size != size - sizeof *header)
         return "truncated";
-    if (header->checksum != hash_bytes(HASH_START, map->data + sizeof *header, header->size))
+    if (header->checksum != hash_bytes(HASH_START, (const char *)data + sizeof *header, header->size))
         return "damaged";
     return NULL;
 }
@@ -84,7 +83,7 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     if (!fault && file_map_open(&map, path) != DCM_OK)
         fault = "unreadable";
     if (!fault)
-        fault = find_fault(&map, key, &header);
+        fault = binary_check(map.data, map.size, key, &header);
     if (!fault) {
         *program = create_built(device, source, map.data + sizeof header, header.size);
         fault = *program ? NULL : "refused by the driver";

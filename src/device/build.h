@@ -35,6 +35,9 @@ typedef struct binary_header {
     uint64_t checksum; /* of those bytes */
 } binary_header;
 
+/* NULL and the header, or what is wrong with a file's bytes, for a message. */
+const char *binary_check(const void *data, size_t size, uint64_t key, binary_header *header);
+
 /* What must be the same for a binary to be used: sources, options, platform, device, driver, version of the format. */
 uint64_t binary_key(const cldev *device, const program_source *source);
 

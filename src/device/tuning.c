@@ -83,20 +83,19 @@ dcm_status tuning_path(const cldev_limits *limits, char *path, size_t size, bool
     return file_cache_path(path, size, name, create);
 }
 
-/* NULL, or what is wrong with the file; *t is changed only where nothing is. */
-static const char *parse(const file_map *map, const cldev_limits *limits, tuning *t)
+const char *tuning_parse(const void *data, size_t size, uint64_t key_wanted, tuning *t)
 {
     char key[24];
     const char *fault = NULL, *name;
     json_error_t error;
     json_t *value;
     tuning found = *t;
-    if (map->size > FILE_MAX)
+    if (size > FILE_MAX)
         return "too large";
-    json_t *root = json_loadb((const char *)map->data, map->size, JSON_REJECT_DUPLICATES, &error);
+    json_t *root = json_loadb(data, size, JSON_REJECT_DUPLICATES, &error);
     if (!root)
         return "not JSON";
-    snprintf(key, sizeof key, "%016" PRIx64, key_of(limits));
+    snprintf(key, sizeof key, "%016" PRIx64, key_wanted);
     const json_t *schema = json_object_get(root, "schema"), *made_for = json_object_get(root, "key");
     json_t *choices = json_object_get(root, "choices");
     if (!json_is_integer(schema) || json_integer_value(schema) != TUNING_SCHEMA)
@@ -132,7 +131,7 @@ void tuning_load(const cldev_limits *limits, tuning *t)
     if (!fault && file_map_open(&map, path) != DCM_OK)
         fault = "unreadable";
     if (!fault)
-        fault = parse(&map, limits, t);
+        fault = tuning_parse(map.data, map.size, key_of(limits), t);
     file_map_close(&map);
     if (fault)
         dcm_log(DCM_LOG_WARN, "%s: tuning is refused, it is %s; `dcm tune` makes it anew", path, fault);

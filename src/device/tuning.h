@@ -42,6 +42,10 @@ bool tuning_set(tuning *t, tuning_what what, const char *text, tuning_origin ori
 /* What fits the device's family, from a table. */
 void tuning_defaults(const cldev_limits *limits, tuning *t);
 
+/* NULL, or what is wrong with the bytes of a file made for a device of `key`, for a message; *t is changed only where
+ * nothing is. */
+const char *tuning_parse(const void *data, size_t size, uint64_t key, tuning *t);
+
 /*
  * The choices of the device's file over those of *t. No file: nothing changes. A file that is broken, was made for
  * something else, or belongs to another user is refused with a warning, and nothing changes.

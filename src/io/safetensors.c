@@ -4,8 +4,8 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/memory.h"
+#include "io/json_members.h"
 
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,9 +22,9 @@ struct safetensors {
     const unsigned char *data;
     size_t size;
     size_t start;       /* of the arrays */
-    json_t *header;     /* keeps the names and the metadata's strings */
+    json_t *metadata;   /* NULL: none */
     st_tensor *tensors; /* by place */
-    size_t count;
+    size_t count, room;
     const st_tensor **by_name;
 };
 
@@ -38,10 +38,6 @@ static dcm_status fail_at(const safetensors *file, size_t at, const char *format
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (char *c = text; *c; c++) { /* names of the file stay on one line */
-        if ((unsigned char)*c < ' ' || *c == 0x7f)
-            *c = '?';
-    }
     return dcm_fail(DCM_ERR_FILE, "%s: offset %zu: %s", file->path, at, text);
 }
 
@@ -189,30 +185,69 @@ static dcm_status check_metadata(const safetensors *file, const json_t *metadata
     return DCM_OK;
 }
 
-static dcm_status read_directory(safetensors *file)
+/* One member of the header. */
+static dcm_status read_member(safetensors *file, json_t *member)
 {
-    const char *name;
-    json_t *entry;
+    void *first = json_object_iter(member);
+    const char *name = json_object_iter_key(first);
+    json_t *entry = json_object_iter_value(first);
     dcm_status status;
-    const size_t most = json_object_size(file->header);
-    DCM_TRY(status, fail, mem_new(&file->tensors, most, sizeof *file->tensors, "safetensors entries"));
-    DCM_TRY(status, fail, mem_new(&file->by_name, most, sizeof *file->by_name, "safetensors names"));
-    json_object_foreach(file->header, name, entry)
-    {
-        if (strcmp(name, "__metadata__") == 0) {
-            DCM_TRY(status, fail, check_metadata(file, entry));
-            continue;
-        }
-        DCM_TRY(status, fail, read_tensor(file, name, entry, &file->tensors[file->count]));
-        file->count++;
+    if (strcmp(name, "__metadata__") == 0) {
+        if (file->metadata)
+            return fail_at(file, LENGTH_BYTES, "header: duplicate object key \"__metadata__\"");
+        file->metadata = json_incref(entry);
+        return check_metadata(file, entry);
     }
-    qsort(file->tensors, file->count, sizeof *file->tensors, compare_places);
-    for (size_t i = 0; i < file->count; i++)
-        file->by_name[i] = &file->tensors[i];
-    qsort(file->by_name, file->count, sizeof *file->by_name, compare_names);
-    return check_cover(file);
+    if (file->count == file->room) {
+        const size_t room = file->room ? file->room + file->room / 2 : 16;
+        DCM_TRY(status, fail, mem_resize(&file->tensors, room, sizeof *file->tensors, "safetensors entries"));
+        file->room = room;
+    }
+    st_tensor *t = &file->tensors[file->count];
+    char *copy = NULL;
+    DCM_TRY(status, fail, read_tensor(file, name, entry, t));
+    DCM_TRY(status, fail, mem_new(&copy, strlen(name) + 1, 1, "a safetensors name"));
+    t->name = strcpy(copy, name);
+    file->count++;
+    return DCM_OK;
 fail:
     return status;
+}
+
+static dcm_status read_members(safetensors *file, json_members *members)
+{
+    json_t *member;
+    dcm_status status;
+    do {
+        status = json_members_next(members, &member);
+        if (status == DCM_ERR_FILE)
+            return fail_at(file, LENGTH_BYTES + members->at, "header: %s", members->fault);
+        if (status == DCM_ERR_MEMORY)
+            return dcm_fail_in(status, "%s", file->path);
+        if (member)
+            status = read_member(file, member);
+        json_decref(member);
+    } while (member && status == DCM_OK);
+    return status;
+}
+
+/* Sort the entries, and see that names are different and the data is covered. */
+static dcm_status check_directory(safetensors *file)
+{
+    const dcm_status status =
+        mem_new(&file->by_name, file->count, sizeof *file->by_name, "the order of safetensors names");
+    if (status != DCM_OK)
+        return status;
+    if (file->count)
+        qsort(file->tensors, file->count, sizeof *file->tensors, compare_places);
+    for (size_t i = 0; i < file->count; i++)
+        file->by_name[i] = &file->tensors[i];
+    if (file->count)
+        qsort(file->by_name, file->count, sizeof *file->by_name, compare_names);
+    for (size_t i = 1; i < file->count; i++)
+        if (!strcmp(file->by_name[i - 1]->name, file->by_name[i]->name))
+            return fail_tensor(file, file->by_name[i]->name, "a duplicate name");
+    return check_cover(file);
 }
 
 static dcm_status read_header(safetensors *file)
@@ -229,17 +264,10 @@ static dcm_status read_header(safetensors *file)
     if (length > MAX_HEADER)
         return fail_at(file, 0, "the header's length is %llu, more than %d", (unsigned long long)length, MAX_HEADER);
     file->start = LENGTH_BYTES + (size_t)length;
-    json_error_t error;
-    file->header = json_loadb((const char *)file->data + LENGTH_BYTES, (size_t)length, JSON_REJECT_DUPLICATES, &error);
-    if (!file->header && json_error_code(&error) == json_error_out_of_memory)
-        return dcm_fail(DCM_ERR_MEMORY, "%s: host memory: no room for its header of %llu bytes", file->path,
-                        (unsigned long long)length);
-    if (!file->header)
-        return fail_at(file, LENGTH_BYTES + (size_t)(error.position > 0 ? error.position : 0), "header: %s",
-                       error.text);
-    if (!json_is_object(file->header))
-        return fail_at(file, LENGTH_BYTES, "header: no JSON object");
-    return read_directory(file);
+    json_members members = {.text = (const char *)file->data + LENGTH_BYTES, .size = (size_t)length};
+    const dcm_status status = read_members(file, &members);
+    json_members_end(&members);
+    return status == DCM_OK ? check_directory(file) : status;
 }
 
 /* Takes over `map`, also when it fails. */
@@ -281,7 +309,11 @@ void safetensors_close(safetensors **file)
 {
     if (!file || !*file)
         return;
-    json_decref((*file)->header);
+    json_decref((*file)->metadata);
+    for (size_t i = 0; i < (*file)->count; i++) {
+        char *name = (char *)(size_t)(*file)->tensors[i].name; /* made by read_member */
+        mem_free(&name);
+    }
     mem_free(&(*file)->path);
     mem_free(&(*file)->tensors);
     mem_free(&(*file)->by_name);
@@ -311,7 +343,7 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name)
 
 const char *safetensors_metadata(const safetensors *file, const char *key)
 {
-    return json_string_value(json_object_get(json_object_get(file->header, "__metadata__"), key));
+    return json_string_value(json_object_get(file->metadata, key));
 }
 
 dcm_status safetensors_to_float(const safetensors *file, const st_tensor *tensor, float *out)

@@ -4,8 +4,9 @@
 
 #include <omp.h>
 
-/* The same source for several instruction sets: element-wise, without contraction, hence the same bits. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
+/* The same source for several instruction sets: element-wise, without contraction, hence the same bits. Clang before 17
+ * gives clones a name that calls do not find. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && (!defined(__clang__) || __clang_major__ >= 17)
 #define CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define CLONES

@@ -115,6 +115,10 @@ dcm_status chat_open(chat *c, gguf_string text)
     char *canonical = NULL;
     size_t size;
     c->bos = c->eos = "";
+    if (text.size > CHAT_TEMPLATE_MAX) {
+        c->digest = hash_bytes(HASH_START, text.data, text.size);
+        return DCM_OK;
+    }
     DCM_TRY(status, fail, chat_canonical(text, &canonical));
     const char *system = find_default(canonical, &size);
     if (system) {

@@ -9,8 +9,7 @@
 
 /* A token inside a tag: a string literal with its escapes read, or a name, number or operator as it stands. */
 typedef struct lexeme {
-    size_t start, size; /* in lexer.words */
-    bool string;
+    uint32_t start, size : 31, string : 1; /* in lexer.words, of at most CHAT_TEMPLATE_MAX bytes */
 } lexeme;
 
 typedef struct lexer {
@@ -60,7 +59,7 @@ static void add_lexeme(lexer *l, size_t start, bool string)
             l->room = room;
     }
     if (l->status == DCM_OK)
-        l->list[l->count++] = (lexeme){start, l->words.size - start, string};
+        l->list[l->count++] = (lexeme){(uint32_t)start, (uint32_t)(l->words.size - start) & INT32_MAX, string};
 }
 
 /* The literal that starts at the quote `at`; returns the place behind it. */
@@ -287,6 +286,7 @@ dcm_status chat_canonical(gguf_string text, char **out)
     l.text = copy;
     if (l.status == DCM_OK) {
         buffer_text(&l.out, "");
+        buffer_text(&l.words, "");
         run(&l);
     }
     const dcm_status parts[] = {l.status, l.words.status, l.literal.status, l.out.status};

@@ -1,4 +1,4 @@
-#include <dcm/tokenizer.h>
+#include "token/tokenizer.h"
 
 #include "base/error.h"
 #include "base/memory.h"
@@ -145,22 +145,30 @@ fail:
     return status;
 }
 
-dcm_status dcm_tokenizer_open(dcm_tokenizer **tokenizer, const char *path)
+dcm_status tokenizer_open_gguf(dcm_tokenizer **tokenizer, const gguf *file)
 {
-    dcm_status status;
-    gguf *file = NULL;
     *tokenizer = NULL;
-    DCM_TRY(status, fail, gguf_open(&file, path));
-    DCM_TRY(status, fail, mem_new(tokenizer, 1, sizeof **tokenizer, "the tokenizer"));
+    dcm_status status = mem_new(tokenizer, 1, sizeof **tokenizer, "the tokenizer");
+    if (status != DCM_OK)
+        return status;
     status = open_model(*tokenizer, file);
     if (status == DCM_OK)
         status = open_chat(*tokenizer, file);
-    if (status != DCM_OK)
-        dcm_fail_in(status, "%s", path);
-fail:
-    gguf_close(&file);
-    if (status != DCM_OK)
+    if (status != DCM_OK) {
+        dcm_fail_in(status, "%s", gguf_path(file));
         dcm_tokenizer_close(tokenizer);
+    }
+    return status;
+}
+
+dcm_status dcm_tokenizer_open(dcm_tokenizer **tokenizer, const char *path)
+{
+    gguf *file;
+    *tokenizer = NULL;
+    dcm_status status = gguf_open(&file, path);
+    if (status == DCM_OK)
+        status = tokenizer_open_gguf(tokenizer, file);
+    gguf_close(&file);
     return status;
 }
 

@@ -174,7 +174,13 @@ int bench_table4_check(const args *a);
 /* Print the three cases of --table4: full, L = 512, L = 256. `meta`: the reference is taken. */
 void bench_print_table4(const bench *b, table_format format, json_t *meta);
 
-/* Read the result of an earlier run: 0, or 3 after a message when it is none of this schema. */
+/* ---- Earlier results (old.c) ---- */
+
+/* Read the result of an earlier run: 0, or 3 after a message when it is none of this schema. Takes at most eight times
+ * the file's size + 1 MiB. */
 int bench_read_old(const char *path, json_t **old);
+
+/* The same of a file's bytes. */
+int bench_parse_old(const char *path, const char *text, size_t size, json_t **old);
 
 #endif

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SCHEMA = 1 };
-
 /* ---- Statistics ---- */
 
 static int compare_real(const void *a, const void *b)
@@ -332,45 +330,4 @@ void bench_write_steps(const bench *b, FILE *out)
             json_decref(line);
         }
     }
-}
-
-/* Rows of other commands and of --table4 have neither. */
-static int check_old_rows(const char *path, const json_t *rows)
-{
-    size_t i;
-    json_t *row;
-    json_array_foreach(rows, i, row)
-    {
-        if (!json_is_string(json_object_get(row, "test")) || !json_is_string(json_object_get(row, "policy")))
-            return tool_fail(DCM_ERR_FILE,
-                             "%s: row %zu has no \"test\" and \"policy\": not a result of dcm bench --format json",
-                             path, i + 1);
-    }
-    return 0;
-}
-
-int bench_read_old(const char *path, json_t **old)
-{
-    json_error_t error;
-    int code = 0;
-    *old = json_load_file(path, 0, &error);
-    if (!*old)
-        return error.line < 1
-                   ? tool_fail(DCM_ERR_FILE, "%s: not readable: %s", path, error.text)
-                   : tool_fail(DCM_ERR_FILE, "%s: not readable as JSON: line %d: %s", path, error.line, error.text);
-    const json_t *schema = json_object_get(*old, "schema");
-    if (!json_is_integer(schema))
-        code = tool_fail(DCM_ERR_FILE, "%s: no \"schema\": not a result of dcm bench --format json", path);
-    else if (json_integer_value(schema) != SCHEMA)
-        code = tool_fail(DCM_ERR_FILE, "%s: schema %lld, this program compares with schema %d", path,
-                         (long long)json_integer_value(schema), SCHEMA);
-    else if (!json_is_array(json_object_get(*old, "rows")))
-        code = tool_fail(DCM_ERR_FILE, "%s: no \"rows\": not a result of dcm bench --format json", path);
-    else
-        code = check_old_rows(path, json_object_get(*old, "rows"));
-    if (code) {
-        json_decref(*old);
-        *old = NULL;
-    }
-    return code;
 }

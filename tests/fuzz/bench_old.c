@@ -1,0 +1,30 @@
+/* An earlier result for dcm bench --compare. */
+#include "fuzz/fuzz.h"
+
+#include "bench.h"
+#include "tool.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+/* In place of the program's own, which prints. */
+int tool_fail(int code, const char *format, ...)
+{
+    char text[8192];
+    va_list args;
+    va_start(args, format);
+    fuzz_check(vsnprintf(text, sizeof text, format, args) > 0, "an error without a message");
+    va_end(args);
+    return code;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    json_t *old;
+    const int code = bench_parse_old("fuzz", (const char *)data, size, &old);
+    fuzz_check(code == 0 || code == DCM_ERR_FILE || code == DCM_ERR_MEMORY, "an unknown exit code");
+    fuzz_check((code == 0) == (old != NULL), "a result without success");
+    fuzz_check(!old || json_is_array(json_object_get(old, "rows")), "a result without rows");
+    json_decref(old);
+    return 0;
+}

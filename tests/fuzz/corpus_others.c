@@ -1,0 +1,170 @@
+/* Seeds of safetensors files, merge weights, results of dcm bench, tuning files and program-cache entries. */
+#include "fuzz/corpus.h"
+
+#include "base/hash.h"
+#include "device/build.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define T(dtype, shape, place) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" place "}"
+#define ONE(dtype, shape, place) "{\"a\":" T(dtype, shape, place) "}"
+
+/* A header of its own length and `data` zeros. */
+static gw_bytes make(const char *header, size_t data)
+{
+    gw_bytes b = {0};
+    gw_put_string(&b, header);
+    while (data--)
+        gw_put(&b, "", 1);
+    return b;
+}
+
+static void arrays(void)
+{
+    static const struct {
+        const char *name, *header;
+        size_t data;
+    } list[] = {
+        {"right",
+         "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" T("F32", "[2]", "[0,8]") ",\"b\\u00e4\":" T(
+             "BF16", "[1,2]", "[8,12]") ",\"c\":" T("F16", "[]", "[12,14]") "}  ",
+         14},
+        {"nothing", "{}", 0},
+        {"no-object", "[]", 0},
+        {"no-text", "", 0},
+        {"dimension-negative", ONE("F32", "[-1]", "[0,4]"), 4},
+        {"dimension-real", ONE("F32", "[1.0]", "[0,4]"), 4},
+        {"dimension-too-large", ONE("F32", "[99999999999999999999]", "[0,4]"), 4},
+        {"size-product-overflows", ONE("F32", "[4611686018427387904,4]", "[0,0]"), 0},
+        {"bits-overflow", ONE("F32", "[1152921504606846976]", "[0,0]"), 0},
+        {"dimensions-absurd", ONE("F32", "[1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]"), 4},
+        {"place-backwards", ONE("F32", "[1]", "[4,0]"), 4},
+        {"place-negative", ONE("F32", "[1]", "[-4,0]"), 4},
+        {"place-past-end", ONE("F32", "[1]", "[9223372036854775803,9223372036854775807]"), 4},
+        {"half-a-byte", ONE("F4", "[3]", "[0,1]"), 1},
+        {"overlap", "{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[1]", "[4,8]") "}", 8},
+        {"gap", ONE("F32", "[1]", "[4,8]"), 8},
+        {"duplicate", "{\"a\":" T("F32", "[1]", "[0,4]") ",\"\\u0061\":" T("F32", "[1]", "[4,8]") "}", 8},
+        {"duplicate-metadata", "{\"__metadata__\":{},\"__metadata__\":{}}", 0},
+        {"metadata-of-numbers", "{\"__metadata__\":{\"a\":1}}", 0},
+        {"name-of-control-characters", "{\"\\u001b[31m\\n\":1}", 0},
+        {"name-with-nul", "{\"a\\u0000b\":1}", 0},
+        {"string-without-end", "{\"a", 0},
+        {"escape-at-end", "{\"a\\", 0},
+        {"member-missing", "{,}", 0},
+        {"comma-at-end", "{\"a\":" T("F32", "[1]", "[0,4]") ",}", 4},
+        {"braces-crossed", "{\"a\":[}]}", 0},
+        {"nested", "{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 0},
+        {"entry-a-number", "{\"a\":1}", 0},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        corpus_put("safetensors", list[i].name, make(list[i].header, list[i].data));
+    gw_bytes b = make("{}", 0);
+    memset(b.data, 0xff, 8);
+    corpus_put("safetensors", "length-absurd", b);
+}
+
+/* Weights for a head size of 8. */
+static gw_bytes weights(const char *head, const char *extra)
+{
+    static const char *const names[] = {"layers.0.lin1", "layers.0.lin2", "layers.0.lin3"};
+    char header[4096];
+    size_t at = 0, n = 0;
+    n += (size_t)snprintf(header, sizeof header, "{");
+    for (size_t i = 0; i < 4; i++) {
+        const size_t rows = i < 3 ? 16 : !strcmp(head, "merge") ? 8 : 1, end = at + rows * 16 * 4;
+        n += (size_t)snprintf(header + n, sizeof header - n,
+                              "%s\"%s.weight\":{\"dtype\":\"F32\",\"shape\":[%zu,16],\"data_offsets\":[%zu,%zu]},"
+                              "\"%s.bias\":{\"dtype\":\"F32\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+                              i ? "," : "", i < 3 ? names[i] : head, rows, at, end, i < 3 ? names[i] : head, rows, end,
+                              end + rows * 4);
+        at = end + rows * 4;
+    }
+    snprintf(header + n, sizeof header - n, "%s}", extra);
+    return make(header, at);
+}
+
+static void merges(void)
+{
+    corpus_put("merge", "gate", weights("lin1", ""));
+    corpus_put("merge", "direct", weights("merge", ""));
+    corpus_put("merge", "no-head", weights("other", ""));
+    corpus_put("merge", "tensor-unknown", weights("lin1", ",\"layers.0.lin9.weight\":" T("F32", "[0]", "[0,0]")));
+    corpus_put("merge", "layer-number-overflows",
+               weights("lin1", ",\"layers.4294967296.lin1.weight\":" T("F32", "[0]", "[0,0]")));
+    corpus_put("merge", "layer-number-negative",
+               weights("lin1", ",\"layers.-1.lin1.weight\":" T("F32", "[0]", "[0,0]")));
+    gw_bytes b = weights("lin1", "");
+    memset(b.data + b.size - 4, 0xff, 4);
+    corpus_put("merge", "not-a-number", b);
+    corpus_put("merge", "first-block-missing",
+               make("{\"layers.1.lin1.weight\":" T("F32", "[16,16]", "[0,1024]") "}", 1024));
+    corpus_put("merge", "type-of-no-floats",
+               make("{\"layers.0.lin1.weight\":" T("I32", "[16,16]", "[0,1024]") "}", 1024));
+    corpus_put("merge", "scalar", make("{\"layers.0.lin1.weight\":" T("F32", "[]", "[0,4]") "}", 4));
+}
+
+static void results(void)
+{
+    corpus_text("bench_old", "right",
+                "{\"schema\":1,\"device\":\"a\",\"rows\":[{\"test\":\"tg64\",\"policy\":\"dcm:L=64\","
+                "\"tokens_per_s\":1.5e2,\"p50_ms\":6.5}]}\n");
+    corpus_text("bench_old", "schema-text", "{\"schema\":\"1\",\"rows\":[]}");
+    corpus_text("bench_old", "schema-negative", "{\"schema\":-1,\"rows\":[]}");
+    corpus_text("bench_old", "schema-too-large", "{\"schema\":18446744073709551616,\"rows\":[]}");
+    corpus_text("bench_old", "rows-object", "{\"schema\":1,\"rows\":{}}");
+    corpus_text("bench_old", "row-number", "{\"schema\":1,\"rows\":[1]}");
+    corpus_text("bench_old", "list", "[]");
+    corpus_text("bench_old", "nested", "{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[");
+    corpus_text("bench_old", "string-without-end", "{\"schema\":1,\"rows\":[{\"test\":\"tg\\u00");
+    corpus_text("bench_old", "duplicate", "{\"schema\":1,\"schema\":2,\"rows\":[]}");
+    corpus_text("bench_old", "empty", "");
+}
+
+static void tunings(void)
+{
+    corpus_text("tuning", "right",
+                "{\"schema\":1,\"key\":\"0123456789abcdef\",\"choices\":{\"many\":\"wide\",\"panel\":\"8\"}}");
+    corpus_text("tuning", "choice-unknown",
+                "{\"schema\":1,\"key\":\"0123456789abcdef\",\"choices\":{\"panel\":\"-8\"}}");
+    corpus_text("tuning", "choices-list", "{\"schema\":1,\"key\":\"0123456789abcdef\",\"choices\":[]}");
+    corpus_text("tuning", "other-key", "{\"schema\":1,\"key\":\"0123456789abcdee\",\"choices\":{\"many\":\"wide\"}}");
+    corpus_text("tuning", "schema-negative", "{\"schema\":-1,\"key\":\"\",\"choices\":{}}");
+    corpus_text("tuning", "key-number", "{\"schema\":1,\"key\":5,\"choices\":{}}");
+    corpus_text("tuning", "duplicate", "{\"schema\":1,\"schema\":1}");
+    corpus_text("tuning", "string-without-end", "{\"schema\":1,\"key\":\"\\ud800");
+    corpus_text("tuning", "list", "[1,2,3]");
+    corpus_text("tuning", "empty", "");
+}
+
+static void binary(const char *name, binary_header header, size_t cut)
+{
+    static const char program[] = "a program's bytes";
+    gw_bytes b = {0};
+    header.magic = header.magic ? header.magic : 0x424d4344;
+    header.version = header.version ? header.version : 1;
+    header.key = header.key ? header.key : 0x0123456789abcdef;
+    header.size = header.size ? header.size : sizeof program;
+    header.checksum = hash_bytes(HASH_START, program, sizeof program);
+    gw_put(&b, &header, sizeof header);
+    gw_put(&b, program, sizeof program);
+    b.size -= cut;
+    corpus_put("binary", name, b);
+}
+
+void corpus_others(void)
+{
+    arrays();
+    merges();
+    results();
+    tunings();
+    binary("right", (binary_header){0}, 0);
+    binary("other-magic", (binary_header){.magic = 1}, 0);
+    binary("other-version", (binary_header){.version = 99}, 0);
+    binary("other-key", (binary_header){.key = 1}, 0);
+    binary("size-absurd", (binary_header){.size = UINT64_MAX}, 0);
+    binary("size-wraps", (binary_header){.size = UINT64_MAX - 31}, 0);
+    binary("header-alone", (binary_header){0}, 18);
+    binary("header-cut", (binary_header){0}, 30);
+}
