@@ -20,11 +20,12 @@ static void skip_space(json_members *m)
         m->at++;
 }
 
-/* Place of the comma or brace that ends the member at m->at, or m->size. */
-static size_t find_end(const json_members *m)
+/* Place of the comma or brace that ends the member at m->at, or m->size; objects and lists in it. */
+static size_t find_end(const json_members *m, size_t *parts)
 {
     size_t depth = 0, at = m->at;
     bool inside = false;
+    *parts = 0;
     for (; at < m->size; at++) {
         const char c = m->text[at];
         if (c == '"')
@@ -34,7 +35,7 @@ static size_t find_end(const json_members *m)
         else if (depth == 0 && (c == ',' || c == '}'))
             break;
         else if (c == '{' || c == '[')
-            depth++;
+            depth++, ++*parts;
         else if (depth > 0 && (c == '}' || c == ']'))
             depth--;
     }
@@ -90,11 +91,13 @@ dcm_status json_members_next(json_members *m, json_t **member)
         m->at++;
     }
     m->begun = 1;
-    const size_t end = find_end(m);
+    size_t parts;
+    const size_t end = find_end(m, &parts);
     if (end == m->size)
         return wrong(m, m->at, "the object has no end");
-    if (end - m->at > JSON_MEMBER_MAX) {
-        snprintf(m->fault, sizeof m->fault, "a member of %zu bytes (%d are allowed)", end - m->at, JSON_MEMBER_MAX);
+    if (end - m->at > JSON_MEMBER_MAX || parts > JSON_MEMBER_PARTS) {
+        snprintf(m->fault, sizeof m->fault, "a member of %zu bytes and %zu parts (%d and %d are allowed)", end - m->at,
+                 parts, JSON_MEMBER_MAX, JSON_MEMBER_PARTS);
         return DCM_ERR_FILE;
     }
     const dcm_status status = parse(m, end, member);

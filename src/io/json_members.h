@@ -7,8 +7,8 @@
 #include <jansson.h>
 #include <stddef.h>
 
-/* Bytes of one member's text: jansson takes up to some 80 times as many for a moment. */
-enum { JSON_MEMBER_MAX = 12 << 10 };
+/* Bytes of one member's text, and objects and lists in it: jansson takes up to 1 MiB for those for a moment. */
+enum { JSON_MEMBER_MAX = 32 << 10, JSON_MEMBER_PARTS = 64 };
 
 /* A zeroed one, with `text` and `size` set, is before the first member. */
 typedef struct json_members {

@@ -1,7 +1,7 @@
 /*
  * safetensors files: a JSON header and raw little-endian arrays, memory-mapped; checked like GGUF files. As the format
  * demands, the arrays cover the data without a gap. Memory used is at most eight times the header's size + 1 MiB; an
- * entry of the header, and the metadata, may have 12 KiB of text each.
+ * entry of the header, and the metadata, may have 32 KiB of text each.
  */
 #ifndef IO_SAFETENSORS_H
 #define IO_SAFETENSORS_H

@@ -158,7 +158,6 @@ static dcm_status load_array(const safetensors *file, const merge_facts *facts, 
     const size_t rows = (size_t)facts->layers * facts->kv_heads;
     float *values = NULL;
     dcm_status status;
-    DCM_TRY(status, done, check_array(file, facts, a));
     const st_tensor *t = safetensors_find(file, a->name);
     DCM_TRY(status, done, mem_new(&values, t->items, sizeof *values, "merge weights"));
     DCM_TRY(status, done, safetensors_to_float(file, t, values));
@@ -183,6 +182,8 @@ dcm_status score_load(const safetensors *file, const merge_facts *facts, score_s
     DCM_TRY(status, fail, read_shape(file, facts, shape));
     describe(*shape, arrays);
     DCM_TRY(status, fail, check_names(file, arrays));
+    for (size_t i = 0; i < ARRAYS; i++)
+        DCM_TRY(status, fail, check_array(file, facts, &arrays[i]));
     const size_t row = score_layout_of(*shape).row;
     DCM_TRY(status, fail,
             mem_new(params, (size_t)facts->layers * facts->kv_heads * row, sizeof **params, "merge weights"));

@@ -85,8 +85,50 @@ static gw_bytes weights(const char *head, const char *extra)
     return make(header, at);
 }
 
+/* A scorer's file for 1 layer and KV head of size 8; `digest`, and dimensions of its widest array. */
+static gw_bytes scorer(const char *digest, const char *version, size_t hidden, size_t levels)
+{
+    static const struct {
+        const char *name;
+        int rows, cols; /* 0: hidden, -1: levels, -2: no such dimension */
+    } arrays[] = {{"mean", -2, 16},      {"scale", -2, 16},   {"w1", 0, 16},      {"b1", -1, 0},
+                  {"w2", -2, 0},         {"u", 0, 16},        {"r", -1, 16},      {"prior", -2, -1},
+                  {"deviation", -2, -2}, {"sharp_k", -2, -2}, {"sharp_v", -2, -2}};
+    char header[4096];
+    size_t at = 0;
+    int n = snprintf(header, sizeof header,
+                     "{\"__metadata__\":{\"format\":\"dcm-merge\",\"arch\":\"score\",\"version\":\"%s\","
+                     "\"model_digest\":\"%s\"}",
+                     version, digest);
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        const int dims[2] = {arrays[i].rows, arrays[i].cols};
+        size_t items = 1;
+        n += snprintf(header + n, sizeof header - (size_t)n, ",\"%s\":{\"dtype\":\"F32\",\"shape\":[1,1",
+                      arrays[i].name);
+        for (int k = 0; k < 2; k++) {
+            const size_t dim = dims[k] > 0 ? (size_t)dims[k] : dims[k] == 0 ? hidden : levels;
+            if (dims[k] == -2)
+                continue;
+            items *= dim;
+            n += snprintf(header + n, sizeof header - (size_t)n, ",%zu", dim);
+        }
+        n += snprintf(header + n, sizeof header - (size_t)n, "],\"data_offsets\":[%zu,%zu]}", at, at + 4 * items);
+        at += 4 * items;
+    }
+    snprintf(header + n, sizeof header - (size_t)n, "}");
+    gw_bytes b = make(header, at);
+    for (size_t i = 0; i < at; i += 4) /* all are 1: scales must be positive */
+        memcpy(b.data + b.size - at + i, &(float){1}, 4);
+    return b;
+}
+
 static void merges(void)
 {
+    corpus_put("merge", "scorer", scorer("0123456789abcdef", "1", 16, 2));
+    corpus_put("merge", "scorer-of-other-model", scorer("fedcba9876543210", "1", 16, 2));
+    corpus_put("merge", "scorer-of-other-version", scorer("0123456789abcdef", "-1", 16, 2));
+    corpus_put("merge", "scorer-hidden-odd", scorer("0123456789abcdef", "1", 15, 1));
+    corpus_put("merge", "scorer-without-levels", scorer("0123456789abcdef", "1", 16, 0));
     corpus_put("merge", "gate", weights("lin1", ""));
     corpus_put("merge", "direct", weights("merge", ""));
     corpus_put("merge", "no-head", weights("other", ""));
