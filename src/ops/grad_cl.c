@@ -1,6 +1,7 @@
 #include "ops/grad_cl.h"
 
 const grad_ops cl_grad_ops = {
+    .merge_score_back = cl_merge_score_back,
     .norm_back = cl_norm_back,
     .swiglu_back = cl_swiglu_back,
     .kl_back = cl_kl_back,

@@ -15,4 +15,7 @@ dcm_status cl_square_back(backend *b, const square_back_args *args);
 dcm_status cl_attention_back(backend *b, const attention_back_args *args);
 dcm_status cl_kv_store_back(backend *b, const kv_store_back_args *args);
 
+/* merge_score_back_cl.c */
+dcm_status cl_merge_score_back(backend *b, const merge_score_back_args *args);
+
 #endif

@@ -78,7 +78,31 @@ static dcm_status op_kv_store_back(backend *b, const kv_store_back_args *a)
     return DCM_OK;
 }
 
+static dcm_status op_merge_score_back(backend *b, const merge_score_back_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    const ref_score score = score_of(a->shape, floats_of(a->params));
+    const grad_unit *unit = (const grad_unit *)a->units->list->handle + a->first;
+    ref_sources *source = NULL;
+    ref_score_back_args args = {.merges = merges_of(a->step, a->layer, 1),
+                                .first = a->first,
+                                .dparams = floats_of(a->dparams),
+                                .dunits = floats_of(a->dunits),
+                                .magnitude = a->magnitude,
+                                .loss = floats_of(a->loss)};
+    dcm_status status = mem_new(&source, a->step->n_merges, sizeof *source, "units");
+    for (uint32_t m = 0; status == DCM_OK && m < a->step->n_merges; m++)
+        source[m] = (ref_sources){unit[m].a, unit[m].b};
+    args.source = source;
+    if (status == DCM_OK)
+        status = ref_merge_score_back(&pool, &score, &args, threads_of(b));
+    mem_free(&source);
+    return status;
+}
+
 const grad_ops ref_grad_ops = {
+    .merge_score_back = op_merge_score_back,
     .norm_back = op_norm_back,
     .swiglu_back = op_swiglu_back,
     .kl_back = op_kl_back,

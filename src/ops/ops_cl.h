@@ -75,6 +75,7 @@ typedef enum clop_scratch_id {
     CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
     CLOP_SCRATCH_UNPACKED, /* its tiles as floats, or sums of shares of the columns */
     CLOP_SCRATCH_DENSE,
+    CLOP_SCRATCH_SCORE,    /* what gradients of the scorer are sums of */
     CLOP_SCRATCH_BOUNDARY, /* gradients of the boundary term */
     CLOP_SCRATCHES
 } clop_scratch_id;

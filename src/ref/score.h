@@ -7,8 +7,9 @@
 enum { REF_HIDDEN_MAX = 256 };
 
 /*
- * Parameters; those of one (layer, KV head) are arrays, and `row` floats further on in all of them are those of the
- * next one, KV heads inside layers. d is the pool's head_dim; channels are in the cache's order, keys then values.
+ * Parameters, in this order in memory; those of one (layer, KV head) are arrays, and `row` floats further on in all of
+ * them are those of the next one, KV heads inside layers. d is the pool's head_dim; channels are in the cache's order,
+ * keys then values.
  */
 typedef struct ref_score {
     uint32_t hidden; /* H, at most REF_HIDDEN_MAX */
@@ -28,5 +29,28 @@ typedef struct ref_score {
  * its key is turned by its anchor.
  */
 void ref_merge_score(const ref_pool *pool, const ref_merges *merges, const ref_score *score, int threads);
+
+/* Numbers of the units that a merge is made of. */
+typedef struct ref_sources {
+    uint32_t a, b;
+} ref_sources;
+
+/* Gradients are arrays as those of the parameters and of the units. */
+typedef struct ref_score_back_args {
+    ref_merges merges;         /* all of one layer and one level; results are units first, first + 1, ... */
+    const ref_sources *source; /* (n) */
+    uint32_t first;
+    float *dparams; /* as the parameters from the first mean on: added to, but for mean and scale */
+    float *dunits;  /* (units, 2, kv_heads, head_dim): those of sources are added to */
+    float magnitude;
+    float *loss; /* (kv_heads), added to; not used for magnitude 0 */
+} ref_score_back_args;
+
+/*
+ * The way back through ref_merge_score. With magnitude m > 0 the loss has m (|k| / t - 1)^2 of every result's key as it
+ * is stored, t = (|k_a| + |k_b|) / 2 taken as a constant; nothing where t is 0. A norm of 0 has the gradient 0.
+ */
+dcm_status ref_merge_score_back(const ref_pool *pool, const ref_score *score, const ref_score_back_args *args,
+                                int threads);
 
 #endif

@@ -8,6 +8,7 @@ const ck_family ck_families[] = {
     {"attention_back", check_attention_back, CK_ONE},
     {"merge", check_merge, CK_ONE},
     {"merge_score", check_merge_score, CK_SHAPES},
+    {"merge_score_back", check_merge_score_back, CK_ONE},
     {"dense", check_dense, CK_SHAPES | CK_CLBLAST},
     {"grad_rows", check_grad_rows, CK_SHAPES},
     {"probe", check_probe, CK_ONE},

@@ -137,6 +137,7 @@ void check_kv_store(ck *c);
 void check_linear(ck *c);
 void check_merge(ck *c);
 void check_merge_score(ck *c);
+void check_merge_score_back(ck *c);
 void check_probe(ck *c);
 /* Not run with the others: a child that never ends, and one that dies. */
 void check_hang(ck *c);

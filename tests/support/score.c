@@ -1,7 +1,5 @@
 #include "support/score.h"
 
-#include "support/fixture.h"
-
 #include <math.h>
 
 static void normals(float *x, size_t n, double middle, double scale, uint64_t *rng)
@@ -32,4 +30,54 @@ float *fx_score(score_shape shape, size_t rows, double size, uint64_t *rng)
         normals(p + l.sharp_v, 1, 0.7, 0.3, rng);
     }
     return params;
+}
+
+void fx_score_unit(const fx_cache *c, uint32_t layer, uint32_t h, uint32_t slot, const float *rot, long double *x)
+{
+    const uint32_t d = c->spec.head_dim;
+    for (uint32_t i = 0; i < d / 2; i++) {
+        uint32_t one, two;
+        fx_pair(c->spec.rope, d, i, &one, &two);
+        const long double k = fx_get(c, c->block, layer, 0, h, slot, one);
+        const long double q = fx_get(c, c->block, layer, 0, h, slot, two);
+        x[one] = k * rot[2 * i] + q * rot[2 * i + 1];
+        x[two] = q * rot[2 * i] - k * rot[2 * i + 1];
+    }
+    for (uint32_t i = 0; i < d; i++)
+        x[d + i] = fx_get(c, c->block, layer, 1, h, slot, i);
+}
+
+/* s of a unit; adds its h to `both`. */
+static long double scored(score_shape shape, const float *p, uint32_t g, const long double *x, long double *both)
+{
+    const uint32_t d = shape.head_dim, hidden = shape.hidden;
+    const score_layout at = score_layout_of(shape);
+    long double s = 0, squares = 0;
+    for (uint32_t j = 0; j < hidden; j++) {
+        long double pre = p[at.b1 + g * hidden + j];
+        for (uint32_t c = 0; c < 2 * d; c++)
+            pre += p[at.w1 + j * 2 * d + c] * (x[c] - p[at.mean + c]) * p[at.scale + c];
+        const long double h = pre > 0 ? pre : expl(pre) - 1;
+        both[j] += h;
+        s += p[at.w2 + j] * h;
+    }
+    for (uint32_t c = 0; c < d; c++)
+        squares += powl((x[c] - p[at.mean + c]) * p[at.scale + c], 2);
+    return s + p[at.deviation] * sqrtl(squares / d);
+}
+
+void fx_score_merge(score_shape shape, const float *p, uint32_t level, const long double *a, const long double *b,
+                    long double *y)
+{
+    const uint32_t d = shape.head_dim, hidden = shape.hidden, g = level < shape.levels ? level : shape.levels - 1;
+    const score_layout at = score_layout_of(shape);
+    long double both[SCORE_HIDDEN_MAX] = {0};
+    const long double sa = scored(shape, p, g, a, both), gap = sa - scored(shape, p, g, b, both) + p[at.prior + g];
+    for (uint32_t c = 0; c < 2 * d; c++) {
+        const long double w = 1 / (1 + expl(-p[c < d ? at.sharp_k : at.sharp_v] * gap));
+        long double e = p[at.r + g * 2 * d + c];
+        for (uint32_t j = 0; j < hidden; j++)
+            e += p[at.u + j * 2 * d + c] * both[j];
+        y[c] = w * a[c] + (1 - w) * b[c] + e / p[at.scale + c];
+    }
 }

@@ -12,7 +12,7 @@
 #include "support/fixture.h"
 #include "support/score.h"
 
-enum { HEAD_MAX = 128, HIDDEN_MAX = 64 };
+enum { HEAD_MAX = 128 };
 
 typedef struct rig {
     fx_cache cache;
@@ -48,59 +48,16 @@ static void rig_close(rig *r)
     free(r->params);
 }
 
-/* [k ; v] of a slot, k turned back. */
-static void unit(const rig *r, uint32_t layer, uint32_t h, uint32_t slot, const float *rot, long double *x)
-{
-    const fx_cache *c = &r->cache;
-    const uint32_t d = c->spec.head_dim;
-    for (uint32_t i = 0; i < d / 2; i++) {
-        uint32_t one, two;
-        fx_pair(c->spec.rope, d, i, &one, &two);
-        const long double k = fx_get(c, c->block, layer, 0, h, slot, one);
-        const long double q = fx_get(c, c->block, layer, 0, h, slot, two);
-        x[one] = k * rot[2 * i] + q * rot[2 * i + 1];
-        x[two] = q * rot[2 * i] - k * rot[2 * i + 1];
-    }
-    for (uint32_t i = 0; i < d; i++)
-        x[d + i] = fx_get(c, c->block, layer, 1, h, slot, i);
-}
-
-/* s of a unit; adds its h to `both`. */
-static long double scored(const rig *r, const float *p, uint32_t g, const long double *x, long double *both)
-{
-    const uint32_t d = r->shape.head_dim, hidden = r->shape.hidden;
-    long double s = 0, squares = 0;
-    for (uint32_t j = 0; j < hidden; j++) {
-        long double pre = p[r->at.b1 + g * hidden + j];
-        for (uint32_t c = 0; c < 2 * d; c++)
-            pre += p[r->at.w1 + j * 2 * d + c] * (x[c] - p[r->at.mean + c]) * p[r->at.scale + c];
-        const long double h = pre > 0 ? pre : expl(pre) - 1;
-        both[j] += h;
-        s += p[r->at.w2 + j] * h;
-    }
-    for (uint32_t c = 0; c < d; c++)
-        squares += powl((x[c] - p[r->at.mean + c]) * p[r->at.scale + c], 2);
-    return s + p[r->at.deviation] * sqrtl(squares / d);
-}
-
 static void merged(const rig *r, uint32_t m, uint32_t layer, uint32_t h, long double *y)
 {
-    const uint32_t d = r->shape.head_dim, hidden = r->shape.hidden;
+    const uint32_t d = r->shape.head_dim;
     const merge_pair *pair = fx_merge(&r->cache, m);
-    const uint32_t g = pair->level < r->shape.levels ? pair->level : r->shape.levels - 1;
     const float *p = r->params + (layer * r->cache.spec.kv_heads + h) * r->at.row;
     const float *rot = fx_merge_rot(&r->cache, m, 2);
-    long double a[2 * HEAD_MAX], b[2 * HEAD_MAX], both[HIDDEN_MAX] = {0}, k[HEAD_MAX];
-    unit(r, layer, h, pair->a, fx_merge_rot(&r->cache, m, 0), a);
-    unit(r, layer, h, pair->b, fx_merge_rot(&r->cache, m, 1), b);
-    const long double sa = scored(r, p, g, a, both), gap = sa - scored(r, p, g, b, both) + p[r->at.prior + g];
-    for (uint32_t c = 0; c < 2 * d; c++) {
-        const long double w = 1 / (1 + expl(-p[c < d ? r->at.sharp_k : r->at.sharp_v] * gap));
-        long double e = p[r->at.r + g * 2 * d + c];
-        for (uint32_t j = 0; j < hidden; j++)
-            e += p[r->at.u + j * 2 * d + c] * both[j];
-        y[c] = w * a[c] + (1 - w) * b[c] + e / p[r->at.scale + c];
-    }
+    long double a[2 * HEAD_MAX], b[2 * HEAD_MAX], k[HEAD_MAX];
+    fx_score_unit(&r->cache, layer, h, pair->a, fx_merge_rot(&r->cache, m, 0), a);
+    fx_score_unit(&r->cache, layer, h, pair->b, fx_merge_rot(&r->cache, m, 1), b);
+    fx_score_merge(r->shape, p, pair->level, a, b, y);
     memcpy(k, y, d * sizeof *k);
     for (uint32_t i = 0; i < d / 2; i++) {
         uint32_t one, two;
