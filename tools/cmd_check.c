@@ -10,7 +10,7 @@
 enum { STEPS_MAX = 1 << 24, DEFAULT_STEPS = 256, DEFAULT_GROUP = 32, DEFAULT_SECONDS = 120 };
 
 typedef struct check_options {
-    const char *model, *devices, *steps_out;
+    const char *model, *devices, *steps_out, *against;
     input_source input;
     int64_t steps, seed;
     int weights, format;
@@ -41,6 +41,11 @@ static void add_options(args *a, check_options *o, check_run *run)
         {"cache-at", 0, ARG_INTS, &run->cache_at, "N[,N...]",
          "Compare the caches after so many tokens; without it after half of them and after all.", 1, STEPS_MAX},
         {"seed", 0, ARG_INT, &o->seed, "N", "Of a shape's random tokens.", 0, INT64_MAX},
+        {"save", 0, ARG_TEXT, &run->save, "FILE",
+         "Record what the baseline computes: its largest logits, digests of its cache, and the bounds."},
+        {"against", 0, ARG_TEXT, &o->against, "FILE",
+         "Take a record of another machine as the baseline, with its tokens, its number of them and its bounds: the "
+         "reference is not computed again."},
         {"timeout", 0, ARG_INT, &run->job.seconds, "SECONDS",
          "Most time for one answer of a device: opening the model, or 16 tokens.", 1, 86400},
     };
@@ -79,22 +84,42 @@ static int need_side(check_run *run, const char *name, size_t *index)
     return add_side(run, name, false);
 }
 
-/* The devices' names, cut out of `list`. */
+/* The devices' names, cut out of `list`, and what the bounds come from. */
 static int take_devices(check_run *run, char *list)
 {
     int code = 0;
     for (char *name; code == 0 && (name = strsep(&list, ",")) != NULL;)
         code = *name ? add_side(run, name, true) : tool_fail(DCM_ERR_USAGE, "--devices: a name is empty");
-    if (code == 0 && run->sides < 2)
-        code = tool_fail(DCM_ERR_USAGE, "--devices: name two devices at least, the baseline first");
-    if (code == 0)
-        code = need_side(run, "ref", &run->ref);
+    if (code || run->against)
+        return code;
+    if (run->sides < 2 && !run->save)
+        return tool_fail(DCM_ERR_USAGE, "--devices: name two devices at least, the baseline first");
+    code = need_side(run, "ref", &run->ref);
     return code ? code : need_side(run, "ref-float", &run->with_floats);
+}
+
+/* A record instead of a baseline, of a text and of steps. */
+static int take_record(const args *a, const check_options *o, check_run *run, record *r)
+{
+    static const char *const excluded[] = {"save", "prompt", "file", "seed", "cache-at"};
+    if (!o->against)
+        return 0;
+    for (size_t i = 0; i < sizeof excluded / sizeof *excluded; i++)
+        if (args_seen(a, excluded[i]))
+            return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --against: leave one of them out", excluded[i]);
+    if (a->dash)
+        return tool_fail(DCM_ERR_USAGE, "a text has no effect with --against: its tokens are in the record");
+    const int code = record_read(r, o->against);
+    run->steps = args_seen(a, "steps") ? run->steps : 0;
+    run->against = r;
+    return code ? code : add_side(run, o->against, false);
 }
 
 static int take_times(const args *a, check_run *run)
 {
     arg_ints *at = &run->cache_at;
+    if (run->against)
+        return check_record_take(run);
     if (!args_seen(a, "cache-at")) {
         at->item[at->count++] = (int64_t)run->steps;
         if (run->steps > 1)
@@ -143,36 +168,47 @@ static int take_model(const args *a, const check_options *o, check_run *run)
         return tool_fail(DCM_ERR_USAGE, "--weights and --seed have no effect without a shape");
     if (synthetic && input_given(a, &o->input))
         return tool_fail(DCM_ERR_USAGE, "a text has no effect with a shape, which has no tokenizer");
-    run->ids = malloc(run->steps * sizeof *run->ids);
+    if (!run->against)
+        run->ids = malloc(run->steps * sizeof *run->ids);
     if (!run->ids)
         return tool_fail(DCM_ERR_MEMORY, "no room for %llu tokens", (unsigned long long)run->steps);
     if (synthetic)
         return bench_shape_read(o->model, &run->job.shape);
     const int code = input_model_path(o->model, run->job.path, sizeof run->job.path);
-    return code ? code : take_text(a, o, run);
+    return code || run->against ? code : take_text(a, o, run);
 }
 
 static json_t *meta_of(const check_options *o, const check_run *run)
 {
-    char digest[32], policy[POLICY_TEXT];
-    json_t *meta = runtime_host_meta();
-    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)run->side->model.digest);
-    policy_text(&run->job.cache, run->job.cache.merge ? run->job.cache.merge : "auto", policy, sizeof policy);
+    json_t *meta = runtime_host_meta(), *options = check_record_options(run, &run->side->model);
+    json_object_update(meta, options);
+    json_decref(options);
     json_object_set_new(meta, "model", runtime_text(o->model));
-    json_object_set_new(meta, "model_digest", json_string(digest));
-    json_object_set_new(meta, "policy", json_string(policy));
     json_object_set_new(meta, "factor", json_integer(CHECK_FACTOR));
     return meta;
+}
+
+/* Facts for people: who made a record. */
+static json_t *facts_of(const check_options *o, const check_run *run)
+{
+    json_t *facts = runtime_host_meta();
+    json_object_update(facts, run->side->facts);
+    json_object_set_new(facts, "model", runtime_text(o->model));
+    return facts;
 }
 
 static void release(check_run *run)
 {
     for (size_t i = 0; i < run->sides; i++)
         check_side_close(&run->side[i]);
+    if (run->against)
+        record_release(run->against);
+    record_release(&run->made);
     free(run->ids);
 }
 
-static int check(const args *a, const check_options *o, check_run *run, char *devices)
+/* Everything that can be refused before work begins. */
+static int take_all(const args *a, const check_options *o, check_run *run, char *devices, record *r)
 {
     int code = options_apply_verbosity(&o->words);
     run->steps = (uint64_t)o->steps;
@@ -181,23 +217,39 @@ static int check(const args *a, const check_options *o, check_run *run, char *de
     if (code == 0)
         code = options_cache_params(a, &o->cache, &run->job.cache);
     if (code == 0)
+        code = take_record(a, o, run, r);
+    if (code == 0)
         code = take_devices(run, devices);
-    for (size_t i = 1; i < run->sides; i++)
+    for (size_t i = run->against ? 2 : 1; i < run->sides; i++)
         run->side[i].quiet = !o->words.verbose;
     if (code == 0)
         code = take_times(a, run);
-    if (code == 0)
-        code = take_model(a, o, run);
+    return code ? code : take_model(a, o, run);
+}
+
+static int check(const args *a, const check_options *o, check_run *run, char *devices)
+{
+    record against = {0};
+    output_file saved = {0};
+    int code = take_all(a, o, run, devices, &against);
     if (code == 0 && o->steps_out)
         code = output_open(&run->steps_out, o->steps_out);
+    if (code == 0 && run->save)
+        code = output_open(&saved, run->save);
+    if (code == 0 && run->save)
+        code = check_record_begin(run);
     if (code == 0)
         code = check_all(run);
-    const int written = output_close(&run->steps_out, code == 0);
-    if (code == 0)
+    const bool whole = code == 0 && !run->stopped;
+    if (whole && run->save)
+        code = check_record_write(run, facts_of(o, run), saved.out);
+    const int kept = output_close(&saved, whole && code == 0), written = output_close(&run->steps_out, code == 0);
+    if (code == 0) {
         check_print(run, (table_format)o->format, meta_of(o, run));
-    if (code == 0)
         code = check_code(run);
-    return code ? code : written;
+    }
+    release(run);
+    return code ? code : kept ? kept : written;
 }
 
 int cmd_check(int argc, char **argv)
@@ -206,8 +258,9 @@ int cmd_check(int argc, char **argv)
     check_options o = {.steps = DEFAULT_STEPS, .seed = 1, .cache = CACHE_OPTIONS_DEFAULT};
     args a = {.usage = "-m MODEL --devices A,B[,C...] [-n TOKENS] [-L N] [-f FILE]",
               .about = "Do devices compute the same? One stream of tokens goes through each of them, each in a process "
-                       "of its own; logits, caches and greedy choices are compared with the first one's. Exit code 1 "
-                       "when a bound is passed, 4 when a device crashes or hangs.",
+                       "of its own; logits, caches and greedy choices are compared with the first one's, or with a "
+                       "record made on another machine. Exit code 1 when a bound is passed, 4 when a device crashes "
+                       "or hangs.",
               .stdin_dash = true};
     o.cache.group = DEFAULT_GROUP;
     o.cache.kv = DCM_KV_F32;
@@ -218,7 +271,6 @@ int cmd_check(int argc, char **argv)
         return parsed;
     char *devices = strdup(o.devices);
     const int code = devices ? check(&a, &o, &run, devices) : tool_fail(DCM_ERR_MEMORY, "no room for the devices");
-    release(&run);
     free(devices);
     return code;
 }

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import time
 import traceback
 
 SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
-FIELDS = ["device", "steps", "max_abs", "bound", "ratio", "step", "nmse", "kl", "parted", "margin", "tie",
+FIELDS = ["device", "steps", "max_abs", "bound", "ratio", "step", "same_bits", "nmse", "kl", "parted", "margin", "tie",
           "cache_max_abs", "cache_ratio", "cache_worst", "status"]
 
 
@@ -87,6 +88,7 @@ def test_agreement(cli):
             assert 0 < device["ratio"] <= 1 and device["cache_max_abs"] > 0, device
             assert abs(device["ratio"] - device["max_abs"] / device["bound"]) < 1e-6
             assert again["max_abs"] == again["nmse"] == again["cache_max_abs"] == 0, again
+            assert again["same_bits"] == 80 and device["same_bits"] < 80
             assert floats["max_abs"] > 0 and abs(floats["ratio"] - 1 / 8) < 1e-6, floats
 
 
@@ -141,6 +143,187 @@ def test_failing_device(cli):
         rows = cli.rows(2 if broken == "error" else 4, *args, "--timeout", "3", LD_PRELOAD=cli.broken, BROKEN=broken)
         assert re.match(status, rows[1]["status"]), rows
         assert rows[2]["status"] == "ok" and rows[2]["steps"] == 40, rows
+
+
+# ---- Records ----
+
+
+class Record:
+    """A record's parts, to be changed and put together again with a right checksum."""
+
+    def __init__(self, data):
+        magic, self.version, size, body, checksum = struct.unpack_from("<8sIIQQ", data)
+        assert magic == b"DCMCHECK" and len(data) == 32 + size + body
+        self.header, self.body = json.loads(data[32 : 32 + size]), bytearray(data[32 + size :])
+        assert checksum == self.checksum(data[32:])
+
+    @staticmethod
+    def checksum(data):
+        h = 0xCBF29CE484222325
+        for byte in data:
+            h = (h ^ byte) * 0x100000001B3 & (1 << 64) - 1
+        return h
+
+    def step(self, i):
+        """Offset of step i, whose parts are token, bound, log_sum, checksum, 64 ids, 64 values."""
+        return i * (24 + 8 * 64)
+
+    def digest(self, cache, layer, kind, unit):
+        at = self.step(self.header["steps"])
+        layers = self.header["options"]["layers"]
+        for i, (_, units) in enumerate(self.header["caches"]):
+            if i == cache:
+                return at + 16 * units + 8 * layers + ((2 * layer + kind) * units + unit) * 4
+            at += 16 * units + 8 * layers * (1 + units)
+
+    def put(self, path):
+        header = json.dumps(self.header).encode()
+        data = header + bytes(self.body)
+        path.write_bytes(struct.pack("<8sIIQQ", b"DCMCHECK", self.version, len(header), len(self.body),
+                                     self.checksum(data)) + data)
+
+
+def saved(cli, name="made", steps=24):
+    path = cli.folder / f"{name}.dcmcheck"
+    cli.exits(0, "-m", cli.tiny, "--merge", "newer", "-L", "4", "-n", steps, "--devices", "0.0", "--save", path)
+    return path
+
+
+def against(cli, path):
+    return ["-m", cli.tiny, "--merge", "newer", "-L", "4", "--against", path]
+
+
+def test_record(cli):
+    path = saved(cli)
+    record = Record(path.read_bytes())
+    assert record.header["steps"] == 24 and [c[0] for c in record.header["caches"]] == [24, 12] or \
+        [c[0] for c in record.header["caches"]] == [12, 24], record.header
+    for key in ("commit", "host_cpu", "date", "command_line", "device", "driver", "platform", "tuning", "model"):
+        assert record.header[key] != "" or key == "tuning", key
+    rows = cli.rows(0, *against(cli, path), "--devices", "0.0,ref,ref-float")
+    assert [r["device"] for r in rows] == [str(path), "0.0", "ref", "ref-float"]
+    assert all(r["status"] == "ok" and r["steps"] == 24 for r in rows), rows
+    assert rows[1]["same_bits"] == 24 and rows[1]["max_abs"] == rows[1]["cache_max_abs"] == 0
+    assert 0 < rows[2]["ratio"] <= 1 and rows[2]["cache_max_abs"] > 0
+    assert cli.rows(0, *against(cli, path), "--devices", "ref", "-n", "5")[1]["steps"] == 5
+    half = cli.folder / "half.dcmcheck"
+    shape = ["-m", SHAPE, "--merge", "newer", "-L", "4", "--kv", "f16"]
+    cli.exits(0, *shape, "--devices", "ref", "-n", "20", "--save", half)
+    rows = cli.rows(0, *shape, "--devices", "0.0", "--against", half)
+    assert rows[1]["status"] == "ok" and rows[1]["steps"] == 20
+    # what the record's numbers are: those of a run beside the device itself
+    beside = cli.rows(0, "-m", cli.tiny, "--merge", "newer", "-L", "4", "-n", "24", "--devices", "0.0,ref")[1]
+    rows = cli.rows(0, *against(cli, path), "--devices", "ref")
+    assert abs(rows[1]["bound"] / beside["bound"] - 1) < 1e-5 or rows[1]["step"] != beside["step"]
+    assert rows[1]["max_abs"] <= beside["max_abs"] * (1 + 1e-9) and rows[1]["kl"] <= beside["kl"] * (1 + 1e-6)
+
+
+def test_record_that_differs(cli):
+    path, other = saved(cli), cli.folder / "other.dcmcheck"
+    whole = path.read_bytes()
+
+    def change(at_of, by, column, what):
+        record = Record(whole)
+        at = at_of(record)
+        struct.pack_into("<f", record.body, at, struct.unpack_from("<f", record.body, at)[0] + by)
+        record.put(other)
+        row = cli.rows(1 if what != "ok" else 0, *against(cli, other), "--devices", "0.0")[1]
+        assert row["status"] == what, (row, what)
+        if what != "ok":
+            assert abs(row[column] / by - 1) < 1e-3, row
+        return row
+
+    row = change(lambda r: r.step(17) + 24 + 4 * 64 + 4 * 63, 0.01, "max_abs", "logits differ")
+    assert row["step"] == 18 and row["ratio"] > 1
+    change(lambda r: r.step(17) + 24 + 4 * 64 + 4 * 63, 1e-6, "max_abs", "ok")
+    row = change(lambda r: r.digest(1, 1, 1, 2), 0.01, "cache_max_abs", "cache differs")
+    step, units = Record(whole).header["caches"][1]
+    first, = struct.unpack_from("<Q", Record(whole).body, Record(whole).digest(1, 0, 0, 0) - 8 * 2 - 16 * (units - 2))
+    assert row["cache_worst"].startswith(f"after {step}: layer 1, values of tokens {first} to "), (row, first)
+    rows = cli.rows(1, *against(cli, path), "--devices", "0.0", LD_PRELOAD=cli.broken, BROKEN="cache")
+    assert rows[1]["status"] == "cache differs"
+    rows = cli.rows(4, *against(cli, path), "--devices", "0.0,ref", LD_PRELOAD=cli.broken, BROKEN="crash")
+    assert rows[1]["status"].startswith("crashed: signal 6") and rows[2]["status"] == "ok"
+    # other units: a level that the schedule never has there
+    record = Record(whole)
+    struct.pack_into("<I", record.body, record.step(24) + 8, 3)
+    record.put(other)
+    rows = cli.rows(4, *against(cli, other), "--devices", "ref")
+    assert "other units" in rows[1]["status"]
+
+
+def test_foreign_record(cli):
+    path = saved(cli)
+    base = ["--merge", "newer", "--against", path, "--devices", "ref"]
+    cli.fails(3, "its policy is .*L=4.*, here it is .*L=8", "-m", cli.tiny, "-L", "8", *base)
+    cli.fails(3, "its policy is", "-m", cli.tiny, "-L", "4", "--kv", "f16", *base)
+    cli.fails(3, "its (model_digest|vocab) is", "-m", SHAPE, "-L", "4", *base)
+    for args, message in [
+        (["--save", "x"], "--save has no effect with --against"),
+        (["-p", "x"], "--prompt has no effect"),
+        (["--cache-at", "3"], "--cache-at has no effect"),
+        (["-n", "25"], "the record has only 24 steps"),
+        (["-"], "its tokens are in the record"),
+    ]:
+        cli.fails(2, message, *against(cli, path), "--devices", "ref", *args)
+    cli.fails(3, "No such file", *against(cli, cli.folder / "none"), "--devices", "ref")
+    cli.fails(3, "not a file that can be read", *against(cli, cli.folder), "--devices", "ref")
+    cli.fails(3, "not a record", *against(cli, cli.tiny), "--devices", "ref")
+    cli.fails(3, "/none/x: cannot write", *cli.model, "--devices", "ref", "--save", "/none/x")
+    gone = cli.folder / "gone.dcmcheck"
+    cli.exits(4, *cli.model, "--devices", "0.0", "--save", gone, LD_PRELOAD=cli.broken, BROKEN="crash")
+    assert not list(cli.folder.glob("gone*"))
+
+
+def test_damaged_record(cli):
+    path, other = saved(cli, steps=8), cli.folder / "damaged.dcmcheck"
+    whole = path.read_bytes()
+
+    def refused(message="truncated|damaged|not a record|a record of another version"):
+        cli.fails(3, f"damaged.dcmcheck: ({message}).*make it again", *against(cli, other), "--devices", "ref")
+
+    for size in [0, 7, 8, 31, 32, 40, len(whole) // 2, len(whole) - 1]:
+        other.write_bytes(whole[:size])
+        refused()
+    other.write_bytes(whole + b"x")
+    refused("truncated")
+    for at in [0, 8, 12, 13, 15, 16, 23, 24, 31, 32, 40, *range(64, len(whole), len(whole) // 24), len(whole) - 1]:
+        data = bytearray(whole)
+        data[at] ^= 0x40
+        other.write_bytes(data)
+        refused()
+
+    def header(change):
+        record = Record(whole)
+        change(record.header)
+        record.put(other)
+        refused("damaged: its header")
+
+    for steps in (0, -1, 7, 9, 1 << 40, 1 << 62, "8", None, [8], 8.0):
+        header(lambda h: h.update(steps=steps))
+    for layers in (0, -1, 1 << 31, 1 << 62):
+        header(lambda h: h["options"].update(layers=layers))
+    header(lambda h: h.update(options=[]))
+    header(lambda h: h.pop("caches"))
+    for caches in (None, [[]], [[8, 1 << 61]], [[8, -1]], [[9, 1]], [[0, 1]], [["8", 8]], [[8, 8]] * 65, {}):
+        header(lambda h: h.update(caches=caches))
+
+    def body(offset, form, value):
+        record = Record(whole)
+        struct.pack_into(form, record.body, offset(record), value)
+        record.put(other)
+        refused("damaged: an id or a bound")
+
+    for value in (float("nan"), float("inf"), 0.0, -1.0):
+        body(lambda r: r.step(3) + 4, "<f", value)
+    for value in (-2, 1 << 30):
+        body(lambda r: r.step(3) + 24 + 4 * 5, "<i", value)
+        body(lambda r: r.step(3), "<i", value)
+    body(lambda r: r.step(3) + 24, "<i", -1)
+    body(lambda r: r.digest(0, 0, 0, 0) - 4, "<f", float("nan"))
+
+
+# ---- Processes ----
 
 
 def children_of(pid):

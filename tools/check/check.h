@@ -11,6 +11,7 @@
 
 #include "options.h"
 #include "output.h"
+#include "record.h"
 #include "runtime.h"
 #include "table.h"
 
@@ -42,13 +43,13 @@ typedef struct check_model {
 
 /* What is summed up about one device, against the baseline. */
 typedef struct check_totals {
-    uint64_t steps;
+    uint64_t steps, same_bits;    /* same_bits: steps whose logits are equal bit for bit */
     double max_abs, bound, ratio; /* at the step where ratio = max_abs / bound was largest */
     uint64_t worst_step;          /* from 1 */
     double nmse, kl;              /* largest of any step */
     uint64_t parted;              /* first step whose greedy choice differs, from 1; 0: none */
     double margin, allowed;       /* there: between the two choices by the baseline; twice the bound */
-    double cache_max_abs, cache_bound, cache_ratio;
+    double cache_max_abs, cache_ratio;
     char cache_worst[128]; /* "after 256: layer 3, keys, tokens 8 to 15" */
 } check_totals;
 
@@ -98,9 +99,16 @@ typedef struct check_difference {
     double kl;      /* of the probabilities of `a` to those of `b`, in nats */
     int32_t top_a, top_b;
     double margin; /* of top_a over top_b by `a` */
+    bool same_bits;
 } check_difference;
 
 check_difference check_compare(const float *a, const float *b, size_t vocab);
+
+/*
+ * The same from a record's largest logits: max_abs and nmse are of those, kl takes the others together as one, and a
+ * margin is at least what is told.
+ */
+check_difference check_compare_sketch(const record_step *a, const float *b, size_t vocab);
 
 /* Largest difference of two arrays; infinite where one has no number. */
 double check_max_abs(const float *a, const float *b, size_t n);
@@ -108,6 +116,9 @@ double check_max_abs(const float *a, const float *b, size_t n);
 /* Bound of logits: what the two references differ by at this step times the factor, one rounding of a float at least.
  */
 double check_bound(const float *ref, const float *with_floats, size_t vocab);
+
+/* One rounding of a stored value, as a part of it. */
+double check_rounding(const check_job *job);
 
 /* ---- The run (run.c) ---- */
 
@@ -120,14 +131,44 @@ typedef struct check_run {
     uint64_t steps, seed;
     arg_ints cache_at;
     bool quiet;
-    const float *greedy; /* the baseline's logits that the next token is chosen by */
+    const float *greedy;  /* the baseline's logits that the next token is chosen by */
     double largest_bound; /* of the logits of any step */
+    record made;          /* of the baseline, where `save` is asked for */
+    const char *save;
+    record *against; /* the baseline in place of a device; NULL: none */
     output_file steps_out;
     bool stopped; /* the baseline or a reference failed */
 } check_run;
 
 /* Open all sides and run all steps. 0, or an exit code after a message. */
 int check_all(check_run *run);
+
+/* ---- Records (recording.c) ---- */
+
+/* Room in run->made for all steps and caches. 0, or 5 after a message. */
+int check_record_begin(check_run *run);
+
+/* Note a step's logits, the baseline's. */
+void check_record_step(check_run *run, uint64_t step, int32_t token, const float *logits, double bound);
+
+/* Note the units, then layer by layer the digests, of the caches compared after `step`. */
+bool check_record_units(check_run *run, uint64_t step);
+void check_record_layer(check_run *run, uint64_t step, uint32_t layer);
+
+/* What is the same wherever a record can be used: model and policy. */
+json_t *check_record_options(const check_run *run, const check_model *model);
+
+/* Write run->made to an opened file with facts for people. 0, or 5 after a message. */
+int check_record_write(check_run *run, json_t *facts, FILE *out);
+
+/* Take tokens, steps and caches from run->against. 0, or 3 after a message where the options are others. */
+int check_record_take(check_run *run);
+
+/* Is the record of this model? 0, or 3 after a message. */
+int check_record_fits(const check_run *run, const check_model *model);
+
+/* The caches of run->against after `step`. */
+const record_cache *check_record_cache(const check_run *run, uint64_t step);
 
 /* ---- Results (report.c) ---- */
 

@@ -36,7 +36,7 @@ static void print_side(table *t, const check_side *s, bool is_baseline)
     const check_totals *sum = &s->sum;
     if (is_baseline) {
         const table_cell cells[] = {cell_text(s->name),
-                                    cell_int((int64_t)sum->steps), [14] = cell_text(check_verdict(s))};
+                                    cell_int((int64_t)sum->steps), [15] = cell_text(check_verdict(s))};
         table_row(t, cells);
         return;
     }
@@ -47,6 +47,7 @@ static void print_side(table *t, const check_side *s, bool is_baseline)
         cell_real(sum->bound),
         cell_real(sum->ratio),
         step_cell(sum->worst_step),
+        cell_int((int64_t)sum->same_bits),
         cell_real(sum->nmse),
         cell_real(sum->kl),
         step_cell(sum->parted),
@@ -70,28 +71,37 @@ static json_t *facts_of(const check_run *run)
     return all;
 }
 
+static void print_note(const check_run *run, table_format format)
+{
+    const bool halves = run->job.cache.kv == DCM_KV_F16;
+    char note[1024];
+    snprintf(note, sizeof note,
+             "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums in "
+             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least. "
+             "max_abs and bound are of the step with the largest %s. same_bits: steps with the same logits bit for "
+             "bit. parted: the first token where the greedy choice is another, margin: the baseline's between both; a "
+             "tie where it is within twice the bound.",
+             run->side->name, run->side->sum.steps,
+             run->against ? ", of its largest logits and of digests of its cache" : "", CHECK_FACTOR,
+             halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
+             halves ? "difference" : "ratio");
+    table_note(format, note);
+}
+
 void check_print(const check_run *run, table_format format, json_t *meta)
 {
     static const table_column columns[] = {
-        {"device", 0}, {"steps", 0},          {"max_abs", -3},     {"bound", -3},      {"ratio", -3},
-        {"step", 0},   {"nmse", -3},          {"kl", -3},          {"parted", 0},      {"margin", -3},
-        {"tie", 0},    {"cache_max_abs", -3}, {"cache_ratio", -3}, {"cache_worst", 0}, {"status", 0}};
+        {"device", 0},         {"steps", 0},        {"max_abs", -3},    {"bound", -3}, {"ratio", -3},  {"step", 0},
+        {"same_bits", 0},      {"nmse", -3},        {"kl", -3},         {"parted", 0}, {"margin", -3}, {"tie", 0},
+        {"cache_max_abs", -3}, {"cache_ratio", -3}, {"cache_worst", 0}, {"status", 0}};
     enum { COLUMNS = sizeof columns / sizeof *columns };
-    const bool halves = run->job.cache.kv == DCM_KV_F16;
     table t;
     json_object_set_new(meta, "devices", facts_of(run));
+    if (run->against)
+        json_object_set(meta, "record", run->against->header);
     table_begin(&t, format, columns, COLUMNS, meta);
     for (size_t i = 0; i < run->sides; i++)
         print_side(&t, &run->side[i], i == 0);
     table_end(&t);
-    char note[1024];
-    snprintf(note, sizeof note,
-             "Differences from %s over %" PRIu64 " tokens. A bound is %d times what ref differs by between sums in "
-             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least. "
-             "max_abs and bound are of the step with the largest %s. parted: the first token where the greedy choice "
-             "is another, margin: the baseline's between both; a tie where it is within twice the bound.",
-             run->side->name, run->side->sum.steps, CHECK_FACTOR,
-             halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
-             halves ? "difference" : "ratio");
-    table_note(format, note);
+    print_note(run, format);
 }

@@ -50,83 +50,110 @@ static void write_step(FILE *out, const char *device, uint64_t step, const check
     json_decref(line);
 }
 
-static void take_step(check_run *run, check_side *s, uint64_t step, size_t at, double bound)
+static void take_step(check_run *run, check_side *s, uint64_t step, const check_difference *d, double bound)
 {
-    const size_t vocab = s->model.vocab;
     check_totals *t = &s->sum;
-    const check_difference d = check_compare(run->side->logits + at * vocab, s->logits + at * vocab, vocab);
-    const double ratio = d.max_abs / bound;
-    const bool further = rounds_halves(run) ? d.max_abs > t->max_abs : !(ratio <= t->ratio);
-    if (d.max_abs > 0 && (!t->worst_step || further)) {
-        t->max_abs = d.max_abs;
+    const double ratio = d->max_abs / bound;
+    const bool further = rounds_halves(run) ? d->max_abs > t->max_abs : !(ratio <= t->ratio);
+    if (d->max_abs > 0 && (!t->worst_step || further)) {
+        t->max_abs = d->max_abs;
         t->bound = bound;
         t->ratio = ratio;
         t->worst_step = step;
     }
     t->steps = step;
-    run->side->sum.steps = step;
-    t->nmse = fmax(t->nmse, isnan(d.nmse) ? INFINITY : d.nmse);
-    t->kl = fmax(t->kl, isnan(d.kl) ? INFINITY : d.kl);
-    if (d.top_a != d.top_b && !t->parted) {
+    t->same_bits += d->same_bits;
+    t->nmse = fmax(t->nmse, isnan(d->nmse) ? INFINITY : d->nmse);
+    t->kl = fmax(t->kl, isnan(d->kl) ? INFINITY : d->kl);
+    if (d->top_a != d->top_b && !t->parted) {
         t->parted = step;
-        t->margin = d.margin;
+        t->margin = d->margin;
         t->allowed = 2 * bound;
     }
     if (run->steps_out.out && s->asked_for)
-        write_step(run->steps_out.out, s->name, step, &d, bound);
+        write_step(run->steps_out.out, s->name, step, d, bound);
+}
+
+/* Compare the step whose logits are the `at`-th of those that came last. */
+static void compare_step(check_run *run, uint64_t step, size_t at)
+{
+    const size_t vocab = run->side->model.vocab, from = at * vocab;
+    const float *base = run->side->logits + from;
+    const record_step *recorded = run->against ? &run->against->step[step - 1] : NULL;
+    const double bound =
+        recorded ? (double)recorded->bound
+                 : check_bound(run->side[run->ref].logits + from, run->side[run->with_floats].logits + from, vocab);
+    run->largest_bound = fmax(run->largest_bound, bound);
+    run->side->sum.steps = step;
+    if (run->save)
+        check_record_step(run, step, run->ids[step - 1], base, bound);
+    for (size_t i = 1; i < run->sides; i++) {
+        check_side *s = &run->side[i];
+        if (!works(s))
+            continue;
+        const check_difference d = recorded ? check_compare_sketch(recorded, s->logits + from, vocab)
+                                            : check_compare(base, s->logits + from, vocab);
+        take_step(run, s, step, &d, bound);
+    }
 }
 
 /* Feed `count` tokens behind the first `done` to all sides, one side after the other, and compare. */
 static void feed_all(check_run *run, uint64_t done, size_t count)
 {
-    const size_t vocab = run->side->model.vocab;
     for (size_t i = 0; i < run->sides && !run->stopped; i++)
         if (works(&run->side[i]) && !check_side_feed(&run->side[i], &run->job, run->ids + done, count))
             lost(run, &run->side[i], done + 1);
-    for (size_t at = 0; at < count && !run->stopped; at++) {
-        const double bound = check_bound(run->side[run->ref].logits + at * vocab,
-                                         run->side[run->with_floats].logits + at * vocab, vocab);
-        run->largest_bound = fmax(run->largest_bound, bound);
-        for (size_t i = 1; i < run->sides; i++)
-            if (works(&run->side[i]))
-                take_step(run, &run->side[i], done + at + 1, at, bound);
-    }
+    for (size_t at = 0; at < count && !run->stopped; at++)
+        compare_step(run, done + at + 1, at);
 }
 
 /* ---- Caches ---- */
 
-/* Differences of one unit, keys or values, from the baseline's. */
-static void take_unit(check_run *run, check_side *s, size_t unit, uint32_t layer, int values, uint64_t step,
-                      double noise)
+/* A difference found in a unit, keys or values. */
+static void take_unit(check_side *s, size_t unit, uint32_t layer, size_t kind, uint64_t step, double max_abs,
+                      double bound)
 {
-    const check_model *m = &s->model;
-    const size_t n = (size_t)m->kv_heads * m->head_dim, at = (2 * unit + (size_t)values) * n;
-    const float *a = run->side->values + at, *b = s->values + at;
-    const double max_abs = check_max_abs(a, b, n);
-    double largest = 0;
-    for (size_t i = 0; i < n; i++)
-        largest = fmax(largest, fabs(a[i]));
-    const double place = largest * (run->job.cache.kv == DCM_KV_F32 ? FLT_EPSILON : ldexp(1, -10));
-    const double bound = fmax(CHECK_FACTOR * noise, place), ratio = max_abs / bound;
     check_totals *t = &s->sum;
+    const double ratio = max_abs / bound;
     if (!(max_abs > 0) || (*t->cache_worst && ratio <= t->cache_ratio))
         return;
     const dcm_unit *u = &s->units[unit];
     t->cache_max_abs = max_abs;
-    t->cache_bound = bound;
     t->cache_ratio = ratio;
     snprintf(t->cache_worst, sizeof t->cache_worst, "after %" PRIu64 ": layer %u, %s of tokens %" PRIu64 " to %" PRIu64,
-             step, layer, values ? "values" : "keys", u->first, u->first + u->tokens - 1);
+             step, layer, kind ? "values" : "keys", u->first, u->first + u->tokens - 1);
+}
+
+/* One unit, keys or values, beside the baseline's. */
+static void compare_unit(const check_run *run, check_side *s, size_t unit, uint32_t layer, size_t kind, uint64_t step,
+                         double noise)
+{
+    const size_t n = (size_t)s->model.kv_heads * s->model.head_dim, at = (2 * unit + kind) * n;
+    const float *a = run->side->values + at;
+    double largest = 0;
+    for (size_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(a[i]));
+    take_unit(s, unit, layer, kind, step, check_max_abs(a, s->values + at, n),
+              fmax(CHECK_FACTOR * noise, largest * check_rounding(&run->job)));
+}
+
+/* One unit's digest beside the record's. */
+static void compare_digest(const check_run *run, check_side *s, size_t unit, uint32_t layer, size_t kind, uint64_t step)
+{
+    const record_cache *c = check_record_cache(run, step);
+    const size_t n = (size_t)s->model.kv_heads * s->model.head_dim, row = 2 * (size_t)layer + kind;
+    const float own = record_digest(s->values + (2 * unit + kind) * n, n);
+    take_unit(s, unit, layer, kind, step, check_max_abs(&c->digest[row * c->units + unit], &own, 1), c->bound[row]);
 }
 
 /* Largest difference of the two references in one layer's keys or values. */
-static double noise_of(const check_run *run, int values)
+static double noise_of(const check_run *run, size_t kind)
 {
     const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
     const size_t n = (size_t)ref->model.kv_heads * ref->model.head_dim;
     double noise = 0;
     for (size_t u = 0; u < ref->n_units; u++) {
-        const size_t at = (2 * u + (size_t)values) * n;
+        const size_t at = (2 * u + kind) * n;
         noise = fmax(noise, check_max_abs(ref->values + at, other->values + at, n));
     }
     return noise;
@@ -148,17 +175,36 @@ static void compare_layer(check_run *run, uint32_t layer, uint64_t step)
     for (size_t i = 0; i < run->sides && !run->stopped; i++)
         if (works(&run->side[i]) && !check_side_layer(&run->side[i], &run->job))
             lost(run, &run->side[i], step);
-    for (int values = 0; values < 2 && !run->stopped; values++) {
-        const double noise = noise_of(run, values);
+    if (run->save && !run->stopped)
+        check_record_layer(run, step, layer);
+    for (size_t kind = 0; kind < 2 && !run->stopped; kind++) {
+        const double noise = run->against ? 0 : noise_of(run, kind);
         for (size_t i = 1; i < run->sides; i++)
-            for (size_t u = 0; works(&run->side[i]) && u < run->side->n_units; u++)
-                take_unit(run, &run->side[i], u, layer, values, step, noise);
+            for (size_t u = 0; works(&run->side[i]) && u < run->side[i].n_units; u++)
+                if (run->against)
+                    compare_digest(run, &run->side[i], u, layer, kind, step);
+                else
+                    compare_unit(run, &run->side[i], u, layer, kind, step, noise);
     }
+}
+
+/* The baseline's units as a record has them. */
+static void take_recorded_units(check_run *run, uint64_t step)
+{
+    const record_cache *c = check_record_cache(run, step);
+    check_side *s = run->side;
+    free(s->units);
+    s->units = malloc(c->units * sizeof *s->units);
+    s->n_units = s->units ? c->units : 0;
+    for (size_t i = 0; i < s->n_units; i++)
+        s->units[i] = (dcm_unit){.first = c->unit[i].first, .level = c->unit[i].level};
 }
 
 /* Compare all units after `step` tokens. */
 static void compare_caches(check_run *run, uint64_t step)
 {
+    if (run->against)
+        take_recorded_units(run, step);
     for (size_t i = 0; i < run->sides && !run->stopped; i++) {
         check_side *s = &run->side[i];
         if (!works(s))
@@ -169,6 +215,10 @@ static void compare_caches(check_run *run, uint64_t step)
             check_side_end(s, "its cache has other units than that of the baseline");
             lost(run, s, step);
         }
+    }
+    if (run->save && !run->stopped && !check_record_units(run, step)) {
+        check_side_end(run->side, "no room for the record of its cache");
+        lost(run, run->side, step);
     }
     for (uint32_t layer = 0; layer < run->side->model.layers && !run->stopped; layer++)
         compare_layer(run, layer, step);
@@ -196,11 +246,15 @@ static size_t next_tokens(check_run *run, uint64_t done)
 static int open_sides(check_run *run)
 {
     int code = 0;
-    for (size_t i = 0; i < run->sides && code == 0; i++) {
+    for (size_t i = run->against ? 1 : 0; i < run->sides && code == 0; i++) {
         check_side *s = &run->side[i];
         code = check_side_open(s, &run->job);
-        if (code == 0 && memcmp(&s->model, &run->side->model, sizeof s->model) != 0)
+        if (code == 0 && run->against) {
+            code = check_record_fits(run, &s->model);
+            run->side->model = s->model;
+        } else if (code == 0 && memcmp(&s->model, &run->side->model, sizeof s->model) != 0) {
             code = tool_fail(DCM_ERR_FILE, "%s: the model changed while it was opened", run->job.path);
+        }
     }
     return code;
 }
@@ -219,7 +273,7 @@ int check_all(check_run *run)
     int code = open_sides(run);
     if (code)
         return code;
-    if (!*run->job.path)
+    if (!*run->job.path && !run->against)
         make_ids(run);
     tool_catch(true);
     progress_begin(&line, run->quiet, run->steps);
@@ -231,7 +285,8 @@ int check_all(check_run *run)
         done += count;
         if (!run->stopped && is_time(run, done))
             compare_caches(run, done);
-        run->greedy = run->side->logits + (count - 1) * run->side->model.vocab;
+        if (!run->against)
+            run->greedy = run->side->logits + (count - 1) * run->side->model.vocab;
         progress_at(&line, done);
         code = tool_stopped();
     }

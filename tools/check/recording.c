@@ -1,0 +1,138 @@
+#include "check.h"
+#include "policies.h"
+#include "tool.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Making one ---- */
+
+int check_record_begin(check_run *run)
+{
+    record *r = &run->made;
+    r->steps = (size_t)run->steps;
+    r->step = calloc(r->steps, sizeof *r->step);
+    return r->step ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for a record of %zu steps", r->steps);
+}
+
+void check_record_step(check_run *run, uint64_t step, int32_t token, const float *logits, double bound)
+{
+    record_step *s = &run->made.step[step - 1];
+    s->token = token;
+    s->bound = (float)bound;
+    record_sketch(s, logits, run->side->model.vocab);
+}
+
+bool check_record_units(check_run *run, uint64_t step)
+{
+    const check_side *ref = &run->side[run->ref];
+    const size_t sums = 2 * (size_t)ref->model.layers;
+    record *r = &run->made;
+    record_cache *c = &r->cache[r->caches++];
+    r->layers = ref->model.layers;
+    *c = (record_cache){.step = step, .units = run->side->n_units};
+    c->unit = calloc(c->units, sizeof *c->unit);
+    c->bound = calloc(sums, sizeof *c->bound);
+    c->digest = calloc(sums * c->units, sizeof *c->digest);
+    if (!c->unit || !c->bound || !c->digest)
+        return false;
+    for (size_t i = 0; i < c->units; i++)
+        c->unit[i] = (record_unit){.first = run->side->units[i].first, .level = run->side->units[i].level};
+    return true;
+}
+
+/*
+ * Digests of the baseline's units, and their bound: what the references' digests differ by, times the factor; one
+ * rounding of each value, to the sum of which they add up as the root of their number.
+ */
+void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
+{
+    const check_side *base = run->side, *ref = &run->side[run->ref], *floats = &run->side[run->with_floats];
+    const size_t n = (size_t)base->model.kv_heads * base->model.head_dim;
+    record_cache *c = &run->made.cache[run->made.caches - 1];
+    if (c->step != step)
+        return;
+    for (size_t kind = 0; kind < 2; kind++) {
+        double noise = 0, largest = 0;
+        for (size_t u = 0; u < c->units; u++) {
+            const size_t at = (2 * u + kind) * n;
+            const double a = record_digest(ref->values + at, n), b = record_digest(floats->values + at, n);
+            c->digest[(2 * layer + kind) * c->units + u] = record_digest(base->values + at, n);
+            noise = fmax(noise, fabs(a - b));
+            for (size_t i = 0; i < n; i++)
+                largest = fmax(largest, fabs(base->values[at + i]));
+        }
+        c->bound[2 * layer + kind] =
+            (float)fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(&run->job));
+    }
+}
+
+json_t *check_record_options(const check_run *run, const check_model *model)
+{
+    char digest[32], policy[POLICY_TEXT];
+    snprintf(digest, sizeof digest, "%016" PRIx64, model->digest);
+    policy_text(&run->job.cache, "auto", policy, sizeof policy);
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:s}", "model_digest", digest, "vocab", (json_int_t)model->vocab, "layers",
+                     (json_int_t)model->layers, "kv_heads", (json_int_t)model->kv_heads, "head_dim",
+                     (json_int_t)model->head_dim, "policy", policy);
+}
+
+int check_record_write(check_run *run, json_t *facts, FILE *out)
+{
+    run->made.header = facts;
+    json_object_set_new(facts, "options", check_record_options(run, &run->side->model));
+    return record_write(&run->made, out) ? 0 : tool_fail(DCM_ERR_MEMORY, "%s: no room for its header", run->save);
+}
+
+/* ---- Using one ---- */
+
+int check_record_take(check_run *run)
+{
+    const record *r = run->against;
+    if (run->steps > r->steps)
+        return tool_fail(DCM_ERR_USAGE, "--steps: the record has only %zu steps", r->steps);
+    run->steps = run->steps ? run->steps : r->steps;
+    run->ids = malloc(run->steps * sizeof *run->ids);
+    if (!run->ids)
+        return tool_fail(DCM_ERR_MEMORY, "no room for %" PRIu64 " tokens", run->steps);
+    for (uint64_t i = 0; i < run->steps; i++)
+        run->ids[i] = r->step[i].token;
+    run->known = (size_t)run->steps;
+    for (size_t i = 0; i < r->caches; i++)
+        run->cache_at.item[run->cache_at.count++] = (int64_t)r->cache[i].step;
+    return 0;
+}
+
+int check_record_fits(const check_run *run, const check_model *model)
+{
+    const json_t *theirs = json_object_get(run->against->header, "options");
+    json_t *ours = check_record_options(run, model);
+    const char *key;
+    json_t *value;
+    int code = 0;
+    json_object_foreach(ours, key, value)
+    {
+        const json_t *other = json_object_get(theirs, key);
+        if (code || json_equal(value, other))
+            continue;
+        char *own = json_dumps(value, JSON_ENCODE_ANY), *their = json_dumps(other, JSON_ENCODE_ANY);
+        code = tool_fail(DCM_ERR_FILE,
+                         "%s: its %s is %.200s, here it is %.200s: not a record of this model and these options",
+                         run->side->name, key, their ? their : "missing", own ? own : "unknown");
+        free(own);
+        free(their);
+    }
+    json_decref(ours);
+    return code;
+}
+
+const record_cache *check_record_cache(const check_run *run, uint64_t step)
+{
+    for (size_t i = 0; i < run->against->caches; i++)
+        if (run->against->cache[i].step == step)
+            return &run->against->cache[i];
+    return NULL;
+}
