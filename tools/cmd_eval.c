@@ -8,7 +8,11 @@ static const struct {
     const char *name, *full_name, *about;
     command_main *run;
 } measures[] = {
+    {"needle", "dcm eval needle", "a sentence hidden in a text, asked for at its end: a grid of depths and lengths",
+     eval_needle},
     {"ppl", "dcm eval ppl", "perplexity of a text, and the divergence from the full cache", eval_ppl},
+    {"recall", "dcm eval recall", "how well a passage is predicted that was read before, some distance back",
+     eval_recall},
 };
 enum { MEASURES = sizeof measures / sizeof *measures };
 

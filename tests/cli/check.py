@@ -384,7 +384,7 @@ def test_chunk(cli):
 def test_help(cli):
     listed = re.findall(r"^  (\w+) ", cli.ok("--help").decode(), re.M)
     assert {"run", "plan", "eval"} <= set(listed), listed
-    for command in [[name] for name in listed] + [["eval", "ppl"]]:
+    for command in [[name] for name in listed] + [["eval", m] for m in ("needle", "ppl", "recall")]:
         text = cli.ok(*command, "--help").decode()
         assert text.startswith("usage: dcm " + " ".join(command)), text
         # What the help names, the parser knows: any option without its value is told apart from an unknown one.

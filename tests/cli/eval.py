@@ -202,5 +202,234 @@ def test_ppl_usage(cli):
     cli.fails(3, "text.txt has .* not the 9999 of --tokens", "eval", "ppl", *base, "-f", short, "-n", "9999")
 
 
+# ---- Recall ----
+
+
+def ids_of(cli, path):
+    return [int(i) for i in cli.ok("tokenize", "-m", cli.tiny, "-f", path, "--ids").decode().split(",")]
+
+
+def logprobs_of(cli, ids, policy):
+    """The log-probability of every token of a sequence by `eval ppl`, from index 1 on; None where the ids are not those
+    of any text."""
+    path, out = cli.folder / "sequence.txt", cli.folder / "sequence.csv"
+    path.write_bytes(cli.ok("tokenize", "-m", cli.tiny, "-p", ",".join(map(str, ids)), "--decode"))
+    if ids_of(cli, path) != ids:
+        return None
+    rows(cli, "ppl", "-f", path, "--policies", policy, "--logprobs", out)
+    return [None] + [float(r["logprob"]) for r in csv.DictReader(out.open())]
+
+
+def recall(cli, *args):
+    out = cli.folder / "recall.csv"
+    table = rows(cli, "recall", "--logprobs", out, *args)
+    return table, list(csv.DictReader(out.open()))
+
+
+def test_recall_brute_force(cli):
+    """Both copies' log-probabilities are those of `eval ppl` over the same tokens, put together here."""
+    path = text_file(cli, "a.txt", 120, 5)
+    text, lead, passage, repeats = ids_of(cli, path), 10, 12, 3
+    table, tokens = recall(cli, "-f", path, "--distances", "20,70", "--passage", passage, "--lead", lead, "--repeat",
+                           repeats, "--policies", "dcm:L=4:merge=newer,window:W=auto:S=2")
+    checked = 0
+    for distance in (20, 70):
+        for repeat in range(repeats):
+            start = (len(text) - lead - passage - 70) * repeat // (repeats - 1)
+            ids = text[start : start + lead + passage + distance]
+            ids += ids[lead : lead + passage]
+            of_run = [t for t in tokens if (t["distance"], t["repeat"]) == (str(distance), str(repeat))]
+            policies = sorted({t["policy"] for t in of_run})
+            assert len(policies) == 3 and len(of_run) == 3 * 2 * passage
+            for policy in policies:
+                mine = [t for t in of_run if t["policy"] == policy]
+                places = [*range(lead, lead + passage), *range(lead + passage + distance, len(ids))]
+                assert [int(t["index"]) for t in mine] == places
+                assert [int(t["token"]) for t in mine] == [ids[i] for i in places]
+                assert [t["copy"] for t in mine] == ["1"] * passage + ["2"] * passage
+                expected = logprobs_of(cli, ids, policy)
+                checked += expected is not None
+                for t in mine if expected else []:
+                    assert abs(float(t["logprob"]) - expected[int(t["index"])]) < 1e-6, (policy, t)
+    assert checked > 9, checked
+    for row in table:
+        if row["policy"].startswith("window"):
+            assert row["units"] == table[table.index(row) - 1]["units"]
+
+
+def test_recall_values(cli):
+    """Values and intervals from the tokens' log-probabilities."""
+    path = text_file(cli, "a.txt", 120, 5)
+    passage, repeats = 8, 5
+    args = ["-f", path, "--distances", "30", "--passage", passage, "--repeat", repeats, "--lead", "16"]
+    table, tokens = recall(cli, *args, "--policies", "full,window:W=20", "--resamples", "50", "--seed", "9")
+    assert [r["policy"] for r in table] == ["full", "window:W=20:S=4"]  # the full cache is not added twice
+    nll = {}
+    for t in tokens:
+        nll.setdefault((t["policy"], int(t["copy"]), int(t["repeat"])), []).append(-float(t["logprob"]))
+
+    def statistic(picked):
+        full_first, full_second, first, second = (mean(r[i] for r in picked[0]) for i in range(4))
+        return first, second, first - second, (first - second) / (full_first - full_second)
+
+    both = [tuple(mean(nll[p, c, r]) for p in ("full", "window:W=20:S=4") for c in (1, 2)) for r in range(repeats)]
+    found = intervals([both], statistic, 1, 50, 9)
+    for name, value, interval in zip(("nll_first", "nll_second", "gain", "gain_kept"), statistic([both]), found):
+        agree(table[1], name, value, interval)
+    assert table[0]["gain_kept"] == table[0]["gain_kept_low"] == table[0]["gain_kept_high"] == 1
+    [alone] = [r for r in rows(cli, "recall", *args, "-L", "4", "--repeat", "1") if r["policy"] != "full"]
+    assert alone["gain_low"] is None and alone["gain"] is not None
+
+
+def test_recall_near(cli):
+    """A window that still holds the first copy recalls as the full cache does: the same bits."""
+    path = text_file(cli, "a.txt", 120, 5)
+    table = rows(cli, "recall", "-f", path, "--distances", "0,30", "--passage", "8", "--lead", "16", "--policies",
+                 "window:W=62,window:W=24", "--kv", "f32")
+    near, far = table[:3], table[3:]
+    assert near[0]["nll_second"] == near[2]["nll_second"] and near[0]["gain_kept"] == 1
+    assert far[0]["nll_second"] == far[2]["nll_second"] != far[1]["nll_second"]
+
+
+# ---- Needles ----
+
+
+def needles(cli, *args):
+    out = cli.folder / "needle.csv"
+    table = rows(cli, "needle", "--answers", out, *args)
+    return table, list(csv.DictReader(out.open()))
+
+
+def encode(cli, text):
+    return [int(i) for i in cli.ok("tokenize", "-m", cli.tiny, "-p", text, "--ids").decode().split(",")]
+
+
+def test_needle_brute_force(cli):
+    """Every candidate's log-probability is that of `eval ppl` for a text that ends with it, put together here."""
+    path = text_file(cli, "a.txt", 120, 5)
+    text, repeats = ids_of(cli, path), 2
+    table, answers = needles(cli, "-f", path, "--lengths", "90,140", "--depths", "0,40,100", "--repeat", repeats,
+                             "--candidates", "3", "--policies", "dcm:L=4:merge=newer,window:W=auto")
+    before, between, after = encode(cli, "\nThe secret word of"), encode(cli, " is"), encode(cli, ".\n")
+    beside = 2 * (len(before) + 1 + len(between)) + 1 + len(after)
+    checked = 0
+    for a in answers:
+        length, depth, key, token = (int(a[k]) for k in ("length", "depth", "key", "token"))
+        value = [int(v["token"]) for v in answers if v["candidate"] == "0" and all(
+            v[k] == a[k] for k in ("policy", "length", "depth", "repeat"))]
+        filler = length - beside
+        start = (len(text) - (140 - beside)) * int(a["repeat"]) // (repeats - 1)
+        part, at = text[start : start + filler], filler * depth // 100
+        question = before + [key] + between
+        ids = part[:at] + question + value + after + part[at:] + question
+        assert len(ids) == length and len(value) == 1 and not {key, token} & set(text[start : start + 140 - beside])
+        if a["repeat"] == "1" and length == 140:
+            expected = logprobs_of(cli, ids + [token], a["policy"])
+            checked += expected is not None
+            assert expected is None or abs(float(a["logprob"]) - expected[-1]) < 1e-6, (a, expected[-1])
+    assert checked >= 4, checked
+    for cell in range(6):
+        assert table[2 * cell]["units"] == table[2 * cell + 1]["units"]
+
+
+def wilson(hits, count, z=1.959964):
+    centre, half = hits + z * z / 2, z * math.sqrt(hits * (count - hits) / count + z * z / 4)
+    return (centre - half) / (count + z * z), (centre + half) / (count + z * z)
+
+
+def test_needle_values(cli):
+    path = text_file(cli, "a.txt", 120, 5)
+    repeats = 6
+    table, answers = needles(cli, "-f", path, "--lengths", "90,120", "--depths", "50", "--repeat", repeats,
+                             "--candidates", "4", "--policies", "full,window:W=30", "--resamples", "50", "--seed", "4")
+    assert [(r["policy"], r["length"], r["depth"]) for r in table] == [
+        (p, n, d) for n, d in ((90, 50), (120, 50), (None, None)) for p in ("full", "window:W=30:S=4")]
+    trials = {}
+    for a in answers:
+        trials.setdefault((a["policy"], int(a["length"])), {}).setdefault(int(a["repeat"]), []).append(
+            (float(a["logprob"]), int(a["token"]), int(a["key"])))
+
+    def values(candidates):
+        right, *others = (c[0] for c in candidates)
+        return right > max(others), right - mean(others), right - math.log(sum(math.exp(c[0]) for c in candidates))
+
+    for row in table:
+        lengths = [row["length"]] if row["length"] else [90, 120]
+        each = [[values(trials[row["policy"], n][r]) for n in lengths] for r in range(repeats)]
+
+        def statistic(picked):
+            return tuple(mean(v[i] for repeat in picked[0] for v in repeat) for i in (1, 2))
+
+        for name, value, interval in zip(("margin", "logprob"), statistic([each]),
+                                         intervals([each], statistic, 1, 50, 4)):
+            agree(row, name, value, interval)
+        hits, count = sum(v[0] for repeat in each for v in repeat), repeats * len(lengths)
+        assert row["trials"] == count and row["chance"] == 0.25 and abs(row["accuracy"] - hits / count) < 1e-9
+        for key, expected in zip(("accuracy_low", "accuracy_high"), wilson(hits, count)):
+            assert abs(row[key] - expected) < 1e-5, (row, expected)
+    # The same needles for every policy, others for every trial; all words differ.
+    drawn = {p: [[c[1:] for c in trials[p, n][r]] for n in (90, 120) for r in range(repeats)]
+             for p in ("full", "window:W=30:S=4")}
+    assert drawn["full"] == drawn["window:W=30:S=4"] and len({tuple(map(tuple, d)) for d in drawn["full"]}) == 12
+    assert all(len({c[0] for c in d} | {d[0][1]}) == 5 for d in drawn["full"])
+
+
+def test_needle_of_a_seed(cli):
+    args = ["-f", text_file(cli, "a.txt", 120, 5), "--lengths", "90", "--depths", "0,50", "--repeat", "2", "-L", "4"]
+    one, again, other = (needles(cli, *args, "--seed", seed) for seed in ("1", "1", "2"))
+    assert one == again and [a["token"] for a in one[1]] != [a["token"] for a in other[1]]
+
+
+def test_formats_of_all(cli):
+    path = text_file(cli, "a.txt", 120, 5)
+    for measure, args in [("recall", ["--distances", "20", "--lead", "10", "--passage", "8"]),
+                          ("needle", ["--lengths", "90", "--depths", "50"])]:
+        args += ["-m", cli.tiny, "-f", path, "--repeat", "2", "--policies", "dcm:L=4,window:W=auto", "-q"]
+        table = json.loads(cli.ok("eval", measure, *args, "--format", "json"))
+        assert table["test"] == measure and table["file"] == str(path) and table["schema"] == 1
+        names = list(table["rows"][0])
+        lines = [json.loads(line) for line in cli.ok("eval", measure, *args, "--format", "jsonl").splitlines()]
+        assert [{k: line[k] for k in names} for line in lines] == table["rows"]
+        for form in "csv", "md", "text":
+            text = cli.ok("eval", measure, *args, "--format", form).decode().splitlines()
+            assert text[0].replace("|", " ").replace(",", " ").split() == names, text[0]
+
+
+def test_recall_usage(cli):
+    base = ["-m", cli.tiny, "-f", cli.text]
+    for args, message in [
+        (["--distances", "x"], "--distances"),
+        (["--distances", "-1"], "--distances"),
+        (["--passage", "0"], "--passage"),
+        (["--lead", "0"], "--lead"),
+        (["--repeat", "0"], "--repeat"),
+        (["-p", "x"], "exactly one of -p"),
+        (["--policies", ",".join(["dcm"] * 16)], "more than 16, with the full cache"),
+        (["--policies", "dcm", "-L", "8"], "--group has no effect with --policies"),
+    ]:
+        cli.fails(2, message, "eval", "recall", *base, *args)
+    cli.fails(3, r"the text has \d+ tokens, but 8 passages .* lower --repeat", "eval", "recall", *base, "-q")
+    cli.fails(3, "/none/x.csv: cannot write", "eval", "recall", *base, "--logprobs", "/none/x.csv", "--distances", "9",
+              "--passage", "4", "--lead", "4")
+
+
+def test_needle_usage(cli):
+    base = ["-m", cli.tiny, "-f", cli.text]
+    for args, message in [
+        (["--lengths", "0"], "--lengths"),
+        (["--lengths", "20"], r"--lengths: 20 tokens have no room for the needle .* take \d+"),
+        (["--depths", "101"], "--depths"),
+        (["--candidates", "1"], "--candidates"),
+        (["--candidates", "257"], "--candidates"),
+        (["--repeat", "0"], "--repeat"),
+        (["--policies", "window:W=auto", "--lengths", "100"], "cannot be the first"),
+    ]:
+        cli.fails(2, message, "eval", "needle", *base, *args)
+    cli.fails(3, r"the text has \d+ tokens, not the \d+ that fill", "eval", "needle", *base, "--lengths", "2000")
+    cli.fails(3, "too few for a key and 256 candidates", "eval", "needle", *base, "--lengths", "100", "--candidates",
+              "256")
+    cli.fails(3, "/none/x.csv: cannot write", "eval", "needle", *base, "--lengths", "100", "--answers", "/none/x.csv")
+
+
 if __name__ == "__main__":
     check.main(globals())

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "bootstrap.h"
 
+#include "random.h"
 #include "tool.h"
 
 #include <math.h>
@@ -31,14 +32,12 @@ void bootstrap_total(const bootstrap_stratum *stratum, size_t columns, double *s
         add_row(sums, stratum->sums + i * columns, columns);
 }
 
-static void draw(const bootstrap_stratum *stratum, size_t columns, unsigned short state[3], double *sums)
+static void draw(const bootstrap_stratum *stratum, size_t columns, eval_random *random, double *sums)
 {
     for (size_t c = 0; c < columns; c++)
         sums[c] = 0;
-    for (size_t i = 0; i < stratum->blocks; i++) {
-        const size_t block = (size_t)(erand48(state) * (double)stratum->blocks);
-        add_row(sums, stratum->sums + block * columns, columns);
-    }
+    for (size_t i = 0; i < stratum->blocks; i++)
+        add_row(sums, stratum->sums + random_below(random, stratum->blocks) * columns, columns);
 }
 
 static int compare(const void *a, const void *b)
@@ -68,9 +67,8 @@ static bootstrap_interval make_interval(double *value, size_t count, double perc
 int bootstrap(const bootstrap_options *o, const bootstrap_stratum *stratum, size_t strata, size_t columns,
               bootstrap_statistic *statistic, const void *context, size_t outputs, bootstrap_interval *interval)
 {
-    const uint64_t seed = (uint64_t)o->seed ^ (uint64_t)o->seed >> 32;
     const size_t resamples = (size_t)o->resamples;
-    unsigned short state[3] = {0x330e, (unsigned short)seed, (unsigned short)(seed >> 16)};
+    eval_random random = random_begin((uint64_t)o->seed);
     bool enough = strata > 0;
     for (size_t s = 0; s < strata; s++)
         enough = enough && stratum[s].blocks > 1;
@@ -82,7 +80,7 @@ int bootstrap(const bootstrap_options *o, const bootstrap_stratum *stratum, size
     double *values = malloc(outputs * resamples * sizeof *values); /* (output, resample) */
     for (size_t r = 0; r < resamples && sums && values; r++) {
         for (size_t s = 0; s < strata; s++)
-            draw(&stratum[s], columns, state, sums + s * columns);
+            draw(&stratum[s], columns, &random, sums + s * columns);
         statistic(context, sums, out);
         for (size_t i = 0; i < outputs; i++)
             values[i * resamples + r] = out[i];
@@ -93,4 +91,23 @@ int bootstrap(const bootstrap_options *o, const bootstrap_stratum *stratum, size
     free(sums);
     free(values);
     return done ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for %zu resamples: lower --resamples", resamples);
+}
+
+/* Standard deviations on both sides of a normal mean that hold the share: erf(z / sqrt 2), by halving. */
+static double normal_width(double share)
+{
+    double low = 0, high = 10;
+    for (int i = 0; i < 60; i++) {
+        const double middle = (low + high) / 2;
+        *(erf(middle / sqrt(2)) < share ? &low : &high) = middle;
+    }
+    return high;
+}
+
+bootstrap_interval interval_of_share(double percent, double hits, double count)
+{
+    const double z = normal_width(percent / 100), share = hits / count, scale = 1 + z * z / count;
+    const double centre = (share + z * z / (2 * count)) / scale;
+    const double half = z / scale * sqrt(share * (1 - share) / count + z * z / (4 * count * count));
+    return (bootstrap_interval){fmax(centre - half, 0), fmin(centre + half, 1)};
 }

@@ -32,12 +32,14 @@ typedef void bootstrap_statistic(const void *context, const double *sums, double
 
 /*
  * Intervals of the statistic's values: quantiles of its values over the resamples, interpolated between neighbours.
- * Blocks are drawn by erand48, the seed's lower 32 bits (its upper ones folded into them) above 0x330e: stratum after
- * stratum, resample after resample, so that the same seed and numbers of blocks give the same draws. 0, or 5 after a
- * message.
+ * Blocks are drawn by random.h, stratum after stratum, resample after resample, so that the same seed and numbers of
+ * blocks give the same draws. 0, or 5 after a message.
  */
 int bootstrap(const bootstrap_options *o, const bootstrap_stratum *stratum, size_t strata, size_t columns,
               bootstrap_statistic *statistic, const void *context, size_t outputs, bootstrap_interval *interval);
+
+/* Wilson's interval of a share, `hits` of `count` trials: also where all or none were hits. */
+bootstrap_interval interval_of_share(double percent, double hits, double count);
 
 /* Sums over a stratum's blocks, `columns` of them. */
 void bootstrap_total(const bootstrap_stratum *stratum, size_t columns, double *sums);

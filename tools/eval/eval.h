@@ -4,13 +4,16 @@
 
 #include "bootstrap.h"
 #include "policies.h"
+#include "progress.h"
 #include "reader.h"
 #include "runtime.h"
 #include "table.h"
 
 /* ---- Measures: exit codes from their own arguments ---- */
 
+int eval_needle(int argc, char **argv);
 int eval_ppl(int argc, char **argv);
+int eval_recall(int argc, char **argv);
 
 /* ---- Set-up (setup.c) ---- */
 
@@ -45,11 +48,35 @@ void eval_close(eval *e);
 /* What every result of a measure tells of its run: `test` is the measure's name. */
 json_t *eval_meta(const eval *e, const char *test);
 
-/* Tell below a table what its intervals are: `size` each of `what` was drawn. */
-void eval_note(const eval *e, table_format format, const char *what, size_t size);
+/* Tell below a table what its intervals are: `what` was drawn. */
+void eval_note(const eval *e, table_format format, const char *what);
 
 /* Parameters of the full cache that the policies are held against. */
 dcm_cache_params eval_full_params(const eval *e);
+
+/* The policies' place of that full cache, put behind them where it is not among them. 0, or 2 after a message. */
+int eval_add_full(eval *e, size_t *index);
+
+/* ---- Caches (setup.c) ---- */
+
+/* A policy's cache after a text. Zero-initialise. */
+typedef struct eval_cache {
+    char name[POLICY_TEXT], merge[16];
+    dcm_cache_params params;
+    size_t units, bytes; /* bytes: of those units; 0: not the same in all texts */
+} eval_cache;
+
+void eval_cache_note(eval_cache *cache, const dcm_cache_params *params, const dcm_session *session);
+
+/* Several texts' caches of one policy as one: where windows differ, the name has W=auto. */
+void eval_cache_join(eval_cache *all, const eval_cache *one);
+
+/* Cells of units and bytes. */
+table_cell eval_cache_units(const eval_cache *cache);
+table_cell eval_cache_bytes(const eval_cache *cache);
+
+/* A value and its interval, into three cells. */
+void eval_cells(table_cell *cells, double value, bootstrap_interval interval);
 
 /* ---- Texts (text.c) ---- */
 
@@ -62,5 +89,41 @@ typedef struct eval_text {
 
 /* The tokens from `offset` on, at most `wanted` (0: all), fewer being an error. 0, or 3 after a message; free ids. */
 int eval_read_text(eval_text *t, const eval *e, text_reader *reader, uint64_t offset, uint64_t wanted);
+
+/* -p, -f or -, --tokens and --offset: one text that a measure takes its own texts from. */
+typedef struct eval_source {
+    input_source input;
+    int64_t tokens, offset;
+} eval_source;
+
+void eval_add_source(args *a, eval_source *source);
+
+/* ---- Sequences (sequence.c) ---- */
+
+/* Tokens that one session reads from the first to the last, with scores where they are asked for. */
+typedef struct eval_sequence {
+    const eval *e;
+    const int32_t *ids;
+    size_t count, fed, step;
+    dcm_session *session;
+    float *logits; /* (rows, vocab) */
+    progress *line;
+    uint64_t *done; /* tokens fed since the line began */
+} eval_sequence;
+
+/*
+ * Begin with an empty cache; ids, count, line and done are set. A default merge that turned out to be "newer" is put
+ * into the parameters, so that it is looked for and spoken of once. 0, or the exit code after a message; close in any
+ * case.
+ */
+int eval_sequence_open(eval_sequence *s, const eval *e, dcm_cache_params *params);
+
+/* Log-probabilities of `count` tokens from `first` on, which is behind those fed, into `logprob`. */
+int eval_sequence_score(eval_sequence *s, size_t first, size_t count, double *logprob);
+
+/* Read to the end: s->logits has those after the last token. */
+int eval_sequence_end(eval_sequence *s);
+
+void eval_sequence_close(eval_sequence *s);
 
 #endif

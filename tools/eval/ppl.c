@@ -3,7 +3,6 @@
 
 #include "fit.h"
 #include "output.h"
-#include "progress.h"
 #include "score.h"
 #include "tool.h"
 
@@ -144,21 +143,6 @@ static void close_caches(ppl_run *run)
     run->full_sum = NULL;
 }
 
-static void note_caches(const ppl_run *run, ppl_text *t)
-{
-    for (size_t i = 0; i < run->results.policies; i++) {
-        const dcm_cache_params *params = &run->e.policies.item[i].params;
-        ppl_cache *cache = &t->cache[i];
-        dcm_session_stats stats;
-        dcm_session_get_stats(run->session[i], &stats);
-        policy_text(params, stats.merge, cache->name, sizeof cache->name);
-        snprintf(cache->merge, sizeof cache->merge, "%s", stats.merge);
-        cache->window = params->window;
-        cache->units = stats.units;
-        cache->bytes = stats.units * stats.unit_bytes;
-    }
-}
-
 static int evaluate_text(ppl_run *run, ppl_text *t)
 {
     const size_t scored = t->text.count - t->first;
@@ -171,8 +155,8 @@ static int evaluate_text(ppl_run *run, ppl_text *t)
         progress_at(&run->line, run->done + first + count);
     }
     run->done += t->text.count;
-    if (code == 0)
-        note_caches(run, t);
+    for (size_t i = 0; i < run->results.policies && code == 0; i++)
+        eval_cache_note(&t->cache[i], &run->e.policies.item[i].params, run->session[i]);
     close_caches(run);
     return code;
 }

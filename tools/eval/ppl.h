@@ -8,18 +8,11 @@
 enum { PPL_COUNT, PPL_FULL_NLL, PPL_FIRST };
 enum { PPL_NLL, PPL_NLL_SQUARED, PPL_KL, PPL_TOP, PPL_EACH }; /* KL of the full cache's predictions to these, in nats */
 
-/* A policy after a text. */
-typedef struct ppl_cache {
-    char name[POLICY_TEXT], merge[16];
-    uint32_t window;
-    size_t units, bytes; /* bytes: of those units */
-} ppl_cache;
-
 typedef struct ppl_text {
     eval_text text;
     double *sums; /* (blocks, columns), of the predictions from `first` on */
     size_t first, blocks;
-    ppl_cache cache[POLICIES_MAX];
+    eval_cache cache[POLICIES_MAX];
 } ppl_text;
 
 typedef struct ppl_results {

@@ -3,6 +3,7 @@
 #include "tool.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,62 +68,32 @@ typedef struct row_source {
     const bootstrap_interval *interval;
 } row_source;
 
-static void three(table_cell *cells, double value, bootstrap_interval interval)
-{
-    cells[0] = cell_real(value);
-    cells[1] = cell_real(interval.low);
-    cells[2] = cell_real(interval.high);
-}
-
-/* A window may differ from text to text, as its first policy's units do. */
-static const char *row_name(const row_source *s, size_t i, char *out, size_t size)
-{
-    const ppl_cache *first = &s->text[0].cache[i];
-    for (size_t t = 1; t < s->texts; t++)
-        if (s->text[t].cache[i].window != first->window) {
-            dcm_cache_params params = s->results->e->policies.item[i].params;
-            params.window = 0;
-            policy_text(&params, first->merge, out, size);
-            return out;
-        }
-    return first->name;
-}
-
-/* The cell of a count where all texts agree on it. */
-static table_cell common(const row_source *s, size_t i, bool bytes)
-{
-    const ppl_cache *first = &s->text[0].cache[i];
-    for (size_t t = 1; t < s->texts; t++)
-        if (s->text[t].cache[i].units != first->units)
-            return cell_none();
-    return cell_int((int64_t)(bytes ? first->bytes : first->units));
-}
-
 static void print_row(table *table, const row_source *s, size_t i)
 {
     const ppl_results *r = s->results;
     const double *value = s->value + i * VALUES;
     const bootstrap_interval *interval = s->interval + i * VALUES;
+    eval_cache cache = {0};
     size_t tokens = 0;
     double scored = 0;
     for (size_t t = 0; t < s->texts; t++) {
+        eval_cache_join(&cache, &s->text[t].cache[i]);
         tokens += s->text[t].text.tokens;
         scored += s->sums[t * r->columns + PPL_COUNT];
     }
-    char name[POLICY_TEXT];
     table_cell cells[COLUMNS] = {cell_text(s->texts > 1 ? "mean" : s->text->text.name),
-                                 cell_text(row_name(s, i, name, sizeof name)),
+                                 cell_text(cache.name),
                                  cell_int((int64_t)tokens),
                                  cell_int((int64_t)scored),
-                                 common(s, i, false),
+                                 eval_cache_units(&cache),
                                  cell_real(exp(value[MEAN_NLL])),
                                  cell_real(exp(value[MEAN_NLL]) * standard_error(r, s->sums, s->texts, i)),
-                                 common(s, i, true)};
+                                 eval_cache_bytes(&cache)};
     table_cell *at = cells + COLUMNS - OF_FULL - OF_RATIO;
-    three(at, value[KL], interval[KL]);
-    three(at + 3, value[TOP], interval[TOP]);
-    three(at + 6, value[PPL_RATIO], interval[PPL_RATIO]);
-    three(at + OF_FULL, value[KL_RATIO], interval[KL_RATIO]);
+    eval_cells(at, value[KL], interval[KL]);
+    eval_cells(at + 3, value[TOP], interval[TOP]);
+    eval_cells(at + 6, value[PPL_RATIO], interval[PPL_RATIO]);
+    eval_cells(at + OF_FULL, value[KL_RATIO], interval[KL_RATIO]);
     table_row(table, cells + (r->texts == 1));
 }
 
@@ -179,7 +150,9 @@ int ppl_print(const ppl_results *r)
     if (code == 0 && r->texts > 1)
         code = print_rows(&t, r, 0, r->texts);
     table_end(&t);
+    char drawn[64];
+    snprintf(drawn, sizeof drawn, "blocks of %zu consecutive predictions", r->block);
     if (r->against)
-        eval_note(r->e, format, "blocks of consecutive predictions", r->block);
+        eval_note(r->e, format, drawn);
     return code;
 }

@@ -62,12 +62,11 @@ json_t *eval_meta(const eval *e, const char *test)
     return meta;
 }
 
-void eval_note(const eval *e, table_format format, const char *what, size_t size)
+void eval_note(const eval *e, table_format format, const char *what)
 {
     const bootstrap_options *o = &e->o->intervals;
     char text[256];
-    snprintf(text, sizeof text, "low, high: %g %% of %lld resamples of %s, %zu each.", o->percent,
-             (long long)o->resamples, what, size);
+    snprintf(text, sizeof text, "low, high: %g %% of %lld resamples of %s", o->percent, (long long)o->resamples, what);
     table_note(format, text);
 }
 
@@ -75,4 +74,59 @@ dcm_cache_params eval_full_params(const eval *e)
 {
     return (dcm_cache_params){
         .kind = DCM_CACHE_FULL, .kv = (dcm_kv_type)e->o->cache.kv, .chunk = (uint32_t)e->o->cache.chunk};
+}
+
+int eval_add_full(eval *e, size_t *index)
+{
+    policy_list *list = &e->policies;
+    const dcm_cache_params full = eval_full_params(e);
+    for (*index = 0; *index < list->count; ++*index)
+        if (list->item[*index].params.kind == DCM_CACHE_FULL && list->item[*index].params.kv == full.kv)
+            return 0;
+    if (list->count == POLICIES_MAX)
+        return tool_fail(DCM_ERR_USAGE, "--policies: more than %d, with the full cache", POLICIES_MAX);
+    list->item[list->count++] = (policy){.params = full};
+    return 0;
+}
+
+/* ---- Caches ---- */
+
+void eval_cache_note(eval_cache *cache, const dcm_cache_params *params, const dcm_session *session)
+{
+    dcm_session_stats stats;
+    dcm_session_get_stats(session, &stats);
+    *cache = (eval_cache){.params = *params, .units = stats.units, .bytes = stats.units * stats.unit_bytes};
+    snprintf(cache->merge, sizeof cache->merge, "%s", stats.merge);
+    policy_text(params, stats.merge, cache->name, sizeof cache->name);
+}
+
+void eval_cache_join(eval_cache *all, const eval_cache *one)
+{
+    if (!*all->name) {
+        *all = *one;
+        return;
+    }
+    if (all->params.window != one->params.window) {
+        all->params.window = 0;
+        policy_text(&all->params, all->merge, all->name, sizeof all->name);
+    }
+    if (all->units != one->units)
+        all->units = all->bytes = 0;
+}
+
+table_cell eval_cache_units(const eval_cache *cache)
+{
+    return cache->units ? cell_int((int64_t)cache->units) : cell_none();
+}
+
+table_cell eval_cache_bytes(const eval_cache *cache)
+{
+    return cache->bytes ? cell_int((int64_t)cache->bytes) : cell_none();
+}
+
+void eval_cells(table_cell *cells, double value, bootstrap_interval interval)
+{
+    cells[0] = cell_real(value);
+    cells[1] = cell_real(interval.low);
+    cells[2] = cell_real(interval.high);
 }

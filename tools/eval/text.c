@@ -58,3 +58,13 @@ int eval_read_text(eval_text *t, const eval *e, text_reader *reader, uint64_t of
                          reader->name, t->tokens, offset, wanted);
     return code;
 }
+
+void eval_add_source(args *a, eval_source *source)
+{
+    const arg_option options[] = {
+        {"tokens", 'n', ARG_INT, &source->tokens, "TOKENS", "Tokens of the text to take; 0: all.", 0, INT64_C(1) << 40},
+        {"offset", 0, ARG_INT, &source->offset, "T", "Leave out the text's first T tokens.", 0, INT64_C(1) << 40},
+    };
+    input_add_options(a, &source->input);
+    args_add(a, "Text", options, sizeof options / sizeof *options);
+}
