@@ -375,9 +375,13 @@ def test_needle_values(cli):
 
 
 def test_needle_of_a_seed(cli):
-    args = ["-f", text_file(cli, "a.txt", 120, 5), "--lengths", "90", "--depths", "0,50", "--repeat", "2", "-L", "4"]
+    args = ["-f", text_file(cli, "a.txt", 120, 5), "--lengths", "90", "--depths", "0,50", "--repeat", "2", "-L", "4",
+            "--candidates", "100"]
     one, again, other = (needles(cli, *args, "--seed", seed) for seed in ("1", "1", "2"))
     assert one == again and [a["token"] for a in one[1]] != [a["token"] for a in other[1]]
+    drawn = [a["token"] for a in one[1]]
+    for trial in range(4):
+        assert len(set(drawn[100 * trial : 100 * (trial + 1)]) | {one[1][100 * trial]["key"]}) == 101
 
 
 def test_formats_of_all(cli):

@@ -151,7 +151,7 @@ int ppl_print(const ppl_results *r)
         code = print_rows(&t, r, 0, r->texts);
     table_end(&t);
     char drawn[64];
-    snprintf(drawn, sizeof drawn, "blocks of %zu consecutive predictions", r->block);
+    snprintf(drawn, sizeof drawn, "blocks of %zu consecutive predictions.", r->block);
     if (r->against)
         eval_note(r->e, format, drawn);
     return code;

@@ -193,7 +193,7 @@ static int print_rows(const recall_run *run)
     for (size_t d = 0; d < run->o->distances.count && code == 0; d++)
         code = print_distance(&t, run, d);
     table_end(&t);
-    eval_note(&run->e, format, "the repetitions");
+    eval_note(&run->e, format, "the repetitions.");
     return code;
 }
 
