@@ -3,7 +3,8 @@
 
 #include <stdio.h>
 
-enum { UNITS = 8 }; /* of a work-item of unit_back */
+/* Units of a work-item of unit_back: many share the turned queries; GPUs have little private memory. */
+enum { UNITS_WIDE = 32, UNITS_ELSE = 8 };
 
 static const char family[] = "attention_view+attention_back";
 
@@ -12,7 +13,7 @@ typedef struct back {
     backend *b;
     const attention_back_args *a;
     char options[192];
-    uint32_t blocks;
+    uint32_t blocks, units;
     cl_uint layer, count;
     cl_ulong views, query_rot, qkv_row;
     cl_float boundary;
@@ -66,7 +67,7 @@ static dcm_status unit_back(back *k)
                                      CLOP_VAR(k->count),
                                      CLOP_MEM(a->dunits)};
     clop_arg *const from = pool_args_of(a->pool, k->blocks, &k->sizes, args);
-    const size_t local[2] = {1, 1}, global[2] = {(k->count + UNITS - 1) / UNITS, a->pool->kv_heads};
+    const size_t local[2] = {1, 1}, global[2] = {(k->count + k->units - 1) / k->units, a->pool->kv_heads};
     status = clop_launch(k->b, kernel, from, (size_t)(args + sizeof args / sizeof *args - from), 2, global, local);
 fail:
     return status;
@@ -79,6 +80,7 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
     back k = {.b = b,
               .a = a,
               .blocks = pool_blocks(b, pool, false),
+              .units = clop_wide(b) ? UNITS_WIDE : UNITS_ELSE,
               .layer = a->layer,
               .count = a->units->count,
               .views = a->step->views,
@@ -88,9 +90,9 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
               .edge = a->lse}; /* stands for it where there is no boundary term */
     dcm_status status;
     snprintf(k.options, sizeof k.options,
-             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DUNITS=%d -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u "
+             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DUNITS=%u -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u "
              "-DX86=%d",
-             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, UNITS,
+             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, k.units,
              a->boundary != 0, (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, limits->dot4);
     if (a->boundary != 0)
         DCM_TRY(status, fail,

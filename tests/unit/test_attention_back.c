@@ -353,7 +353,7 @@ static void check_problem(problem p, uint32_t group, uint32_t sinks, uint32_t n)
     assert_int_equal(backend_ref_open(&ref, 1, 0), DCM_OK);
     run_back(ref, &p, &expected);
     backend_close(&ref);
-    in_every_shape(run_device);
+    on_every_device(run_device);
     double *all[] = {p.q, p.k, p.v, p.w, expected.dq, expected.dk, expected.dv, expected.out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
