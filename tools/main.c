@@ -17,6 +17,7 @@ static const command commands[] = {
     {"check", cmd_check, "do devices compute the same as the reference?"},
     {"devices", cmd_devices, "OpenCL devices, what they can do, how fast they are"},
     {"tune", cmd_tune, "measure what suits a device, and keep it"},
+    {"train", cmd_train, "train how units merge, for one model"},
     {"tokenize", cmd_tokenize, "a text's tokens, and back"},
     {"plan", cmd_plan, "units and bytes of a compressed cache; the schedule step by step"},
 };

@@ -9,7 +9,7 @@
 /* A command: its exit code from its own arguments; argv[0] is the command's name. */
 typedef int command_main(int argc, char **argv);
 
-command_main cmd_bench, cmd_check, cmd_devices, cmd_eval, cmd_plan, cmd_run, cmd_tokenize, cmd_tune;
+command_main cmd_bench, cmd_check, cmd_devices, cmd_eval, cmd_plan, cmd_run, cmd_tokenize, cmd_train, cmd_tune;
 
 /* Name of the running command for messages ("dcm plan"); set by main, refined by commands with subcommands. */
 void tool_set_name(const char *name);

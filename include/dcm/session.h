@@ -25,7 +25,8 @@ typedef struct dcm_cache_params {
     uint32_t group;    /* dcm: L, a power of two in 2 .. 4096; 0: 256 */
     int32_t sinks;     /* dcm, window: first tokens never merged nor evicted; 0: 4; -1: none */
     uint32_t window;   /* window: units in all, sinks and the current token included; must exceed sinks */
-    const char *merge; /* dcm: "mean", "newer", or the path of a safetensors file; NULL: "auto" */
+    const char *merge; /* dcm: "mean", "newer", the path of a safetensors file, or "auto": the weights shipped for this
+                          very model, else "newer" with a warning; NULL: "auto" */
     float log_r;       /* dcm: weight of log r in the scores */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*

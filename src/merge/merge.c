@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "io/safetensors.h"
+#include "merge/shipped.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -126,7 +127,7 @@ static dcm_status load_score(merge_model *m, const safetensors *file, const merg
 {
     score_shape shape;
     float *params = NULL;
-    dcm_status status = score_load(file, facts, &shape, &params);
+    dcm_status status = score_file_load(file, facts, &shape, &params);
     if (status == DCM_OK)
         status = merge_open_score(m, m->ops, facts, shape, params);
     mem_free(&params);
@@ -141,13 +142,16 @@ dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merg
         m->weight = 0.5f;
         return DCM_OK;
     }
-    if (!strcmp(what, "newer")) {
+    if (!strcmp(what, "newer") || (!strcmp(what, "auto") && !merge_shipped_for(facts->digest))) {
         m->name = "newer";
         m->weight = 0.0f;
         return DCM_OK;
     }
+    const merge_file *shipped = strcmp(what, "auto") ? NULL : merge_shipped_for(facts->digest);
     safetensors *file = NULL;
-    dcm_status status = safetensors_open(&file, what);
+    dcm_status status = shipped ? safetensors_open_memory(&file, shipped->name, shipped->data,
+                                                          (size_t)(shipped->end - shipped->data))
+                                : safetensors_open(&file, what);
     if (status == DCM_OK) {
         status = score_is_ours(file) ? load_score(m, file, facts) : load_mlp(m, file);
         if (status != DCM_OK)

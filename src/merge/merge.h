@@ -34,7 +34,8 @@ typedef struct merge_model {
 } merge_model;
 
 /*
- * Open "mean", "newer" or a file for the model of `facts`, of which only the head size counts for a pair MLP. Errors:
+ * Open "mean", "newer", "auto" (the trained weights that are shipped for this very model, else "newer") or a file for
+ * the model of `facts`, of which only the head size counts for a pair MLP. Errors:
  * DCM_ERR_FILE (missing names, another head size, a scorer of another model, sizes that do not fit each other, weights
  * that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed open leaves.
  */

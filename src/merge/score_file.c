@@ -173,7 +173,7 @@ done:
     return status;
 }
 
-dcm_status score_load(const safetensors *file, const merge_facts *facts, score_shape *shape, float **params)
+dcm_status score_file_load(const safetensors *file, const merge_facts *facts, score_shape *shape, float **params)
 {
     row_array arrays[ARRAYS];
     dcm_status status;
@@ -241,7 +241,7 @@ static dcm_status write_file(const char *path, const merge_facts *facts, const s
     return status;
 }
 
-dcm_status score_save(const char *path, const merge_facts *facts, score_shape shape, const float *params,
+dcm_status score_file_save(const char *path, const merge_facts *facts, score_shape shape, const float *params,
                       const st_note *notes, size_t n_notes, st_type network)
 {
     const size_t row = score_layout_of(shape).row;

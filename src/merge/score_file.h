@@ -26,13 +26,13 @@ bool score_is_ours(const safetensors *file);
  * another format, version, model or shape (both values are told), an array missing or unknown, a value not finite, a
  * scale not positive. DCM_ERR_MEMORY.
  */
-dcm_status score_load(const safetensors *file, const merge_facts *facts, score_shape *shape, float **params);
+dcm_status score_file_load(const safetensors *file, const merge_facts *facts, score_shape *shape, float **params);
 
 /*
  * Write parameters and `notes` for people to `path`, whole or not at all: mean and scale as f32, the rest as `network`.
  * DCM_ERR_FILE: also where a value is not finite in that type, or a scale not positive.
  */
-dcm_status score_save(const char *path, const merge_facts *facts, score_shape shape, const float *params,
+dcm_status score_file_save(const char *path, const merge_facts *facts, score_shape shape, const float *params,
                       const st_note *notes, size_t n_notes, st_type network);
 
 #endif

@@ -44,8 +44,7 @@ void activations_close(activations *a)
     memset(a, 0, sizeof *a);
 }
 
-/* All parts of a map: the arguments' w, bias, y_offset and ldy are filled in here. */
-static dcm_status run_map(backend *ops, const linear_map *map, linear_args args)
+dcm_status linear_map_run(backend *ops, const linear_map *map, linear_args args)
 {
     args.ldy = map->rows;
     for (uint32_t i = 0; i < map->parts; i++) {
@@ -59,8 +58,8 @@ static dcm_status run_map(backend *ops, const linear_map *map, linear_args args)
     return DCM_OK;
 }
 
-static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
-                            const late_merges *late, uint32_t index)
+dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
+                               const late_merges *late, uint32_t index)
 {
     const model_layer *l = &model->layer[index];
     const model_config *c = &model->config;
@@ -71,7 +70,7 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
                                    a->attn, a->reading, together};
     dcm_status status;
     DCM_TRY(status, fail,
-            run_map(ops, &l->qkv,
+            linear_map_run(ops, &l->qkv,
                     (linear_args){.n = s->n,
                                   .many = a->reading,
                                   .input = INPUT_RMSNORM,
@@ -86,9 +85,9 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
     DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
     DCM_TRY(
         status, fail,
-        run_map(ops, &l->attn_out, (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
+        linear_map_run(ops, &l->attn_out, (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
     DCM_TRY(status, fail,
-            run_map(ops, &l->gate_up,
+            linear_map_run(ops, &l->gate_up,
                     (linear_args){.n = s->n,
                                   .many = a->reading,
                                   .input = INPUT_RMSNORM,
@@ -98,7 +97,7 @@ static dcm_status run_layer(const dcm_model *model, activations *a, kv_pool *poo
                                   .y = a->gate_up}));
     DCM_TRY(
         status, fail,
-        run_map(ops, &l->down,
+        linear_map_run(ops, &l->down,
                 (linear_args){
                     .n = s->n, .many = a->reading, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true}));
     return DCM_OK;
@@ -111,28 +110,33 @@ dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, 
     const embed_args embed = {model->embedding, s, a->x};
     dcm_status status = model->ops->ops->embed(model->ops, &embed);
     for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++)
-        status = run_layer(model, a, pool, s, late, i);
+        status = model_layer_forward(model, a, pool, s, late, i);
     return status;
 }
 
-dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n, bool many)
+dcm_status model_head(const dcm_model *model, buffer *x, uint32_t first, uint32_t n, bool many, buffer *y)
 {
-    const dcm_model_info *m = &model->config.info;
-    if (!a->logits || a->logits->bytes < (size_t)n * m->vocab * sizeof(float)) {
-        buffer_free(&a->logits);
-        const dcm_status status = new_scratch(model, n, m->vocab, &a->logits);
-        if (status != DCM_OK)
-            return status;
-    }
     const linear_args args = {.w = model->output,
                               .n = n,
                               .many = many,
                               .input = INPUT_RMSNORM,
-                              .x = a->x,
-                              .x_offset = (size_t)first * m->hidden,
+                              .x = x,
+                              .x_offset = (size_t)first * model->config.info.hidden,
                               .gain = model->output_norm,
                               .eps = model->config.norm_eps,
-                              .y = a->logits,
-                              .ldy = m->vocab};
+                              .y = y,
+                              .ldy = model->config.info.vocab};
     return model->ops->ops->linear(model->ops, &args);
+}
+
+dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n, bool many)
+{
+    const size_t vocab = model->config.info.vocab;
+    if (!a->logits || a->logits->bytes < n * vocab * sizeof(float)) {
+        buffer_free(&a->logits);
+        const dcm_status status = new_scratch(model, n, vocab, &a->logits);
+        if (status != DCM_OK)
+            return status;
+    }
+    return model_head(model, a->x, first, n, many, a->logits);
 }

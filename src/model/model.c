@@ -264,6 +264,12 @@ fail:
     return status;
 }
 
+merge_facts model_merge_facts(const dcm_model *model)
+{
+    const dcm_model_info *m = &model->config.info;
+    return (merge_facts){m->layers, m->kv_heads, m->head_dim, model->config.rope, m->digest};
+}
+
 void model_count_bytes(dcm_model *model, size_t before)
 {
     dcm_model_info *m = &model->config.info;

@@ -54,6 +54,9 @@ struct dcm_model {
     model_layer *layer;
 };
 
+/* What a merge model must fit. */
+merge_facts model_merge_facts(const dcm_model *model);
+
 /* Set weight_bytes, step_bytes and tied; `before`: the device's weight bytes before this model's were put there. */
 void model_count_bytes(dcm_model *model, size_t before);
 
@@ -85,8 +88,19 @@ typedef struct late_merges {
  * layer's output. */
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late);
 
-/* Issue the vocabulary product for tokens first .. first + n - 1 of the step into a->logits, (n, vocab); `many` as in
+/* One layer of it: a->x goes from the layer's input to its output; a->qkv, a->attn and a->gate_up are left as the layer
+ * made them. */
+dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
+                               const late_merges *late, uint32_t index);
+
+/* All parts of a map: the arguments' w, bias, y_offset and ldy are filled in here. */
+dcm_status linear_map_run(backend *ops, const linear_map *map, linear_args args);
+
+/* Issue the vocabulary product for rows first .. first + n - 1 of x, (.., hidden), into y, (n, vocab); `many` as in
  * linear_args. */
+dcm_status model_head(const dcm_model *model, buffer *x, uint32_t first, uint32_t n, bool many, buffer *y);
+
+/* The same for tokens of the step into a->logits. */
 dcm_status model_logits(const dcm_model *model, activations *a, uint32_t first, uint32_t n, bool many);
 
 #endif

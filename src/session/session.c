@@ -21,15 +21,13 @@ struct dcm_session {
 
 static dcm_status open_merge(dcm_session *s, const dcm_cache_params *params)
 {
-    const char *what = params->merge;
-    if (!what || !strcmp(what, "auto")) {
-        what = "newer";
+    const char *what = params->merge ? params->merge : "auto";
+    const merge_facts facts = model_merge_facts(s->model);
+    const dcm_status status = merge_open(&s->merge, s->model->ops, what, &facts);
+    if (status == DCM_OK && !strcmp(what, "auto") && !s->merge.params)
         dcm_log(DCM_LOG_WARN,
                 "no trained merge weights for this model: the newer unit of a pair is kept (--merge newer)");
-    }
-    const model_config *c = &s->model->config;
-    const merge_facts facts = {c->info.layers, c->info.kv_heads, c->info.head_dim, c->rope, c->info.digest};
-    return merge_open(&s->merge, s->model->ops, what, &facts);
+    return status;
 }
 
 /*

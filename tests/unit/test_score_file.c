@@ -51,7 +51,7 @@ static dcm_status load(const merge_facts *of, score_shape *got, float **params)
     safetensors *file;
     assert_int_equal(safetensors_open(&file, path), DCM_OK);
     assert_true(score_is_ours(file));
-    const dcm_status status = score_load(file, of, got, params);
+    const dcm_status status = score_file_load(file, of, got, params);
     safetensors_close(&file);
     return status;
 }
@@ -80,7 +80,7 @@ static void test_round_trip(void **state)
         merge_facts of = facts;
         score_shape found;
         of.rope = i % 2 ? ROPE_HALF : ROPE_INTERLEAVED;
-        assert_int_equal(score_save(path, &of, shape, params, notes, 2, types[i / 2]), DCM_OK);
+        assert_int_equal(score_file_save(path, &of, shape, params, notes, 2, types[i / 2]), DCM_OK);
         assert_int_equal(load(&of, &found, &got), DCM_OK);
         assert_memory_equal(&found, &shape, sizeof shape);
         compare(params, got, types[i / 2]);
@@ -108,7 +108,7 @@ static void test_channels(void **state)
         merge_facts of = facts;
         safetensors *file;
         of.rope = half ? ROPE_HALF : ROPE_INTERLEAVED;
-        assert_int_equal(score_save(path, &of, shape, params, NULL, 0, ST_F32), DCM_OK);
+        assert_int_equal(score_file_save(path, &of, shape, params, NULL, 0, ST_F32), DCM_OK);
         assert_int_equal(safetensors_open(&file, path), DCM_OK);
         const st_tensor *t = safetensors_find(file, "w1");
         assert_true(t->n_dims == 4 && t->dims[0] == 2 && t->dims[1] == 3 && t->dims[2] == 16 && t->dims[3] == 36);
@@ -141,7 +141,7 @@ static void test_other_models(void **state)
 {
     (void)state;
     float *params = make_params();
-    assert_int_equal(score_save(path, &facts, shape, params, NULL, 0, ST_F16), DCM_OK);
+    assert_int_equal(score_file_save(path, &facts, shape, params, NULL, 0, ST_F16), DCM_OK);
     merge_facts of = facts;
     of.digest++;
     refuse(&of, "00c0ffee12345678", "00c0ffee12345679");
@@ -275,23 +275,23 @@ static void test_write_fails(void **state)
     (void)state;
     const score_layout l = score_layout_of(shape);
     float *params = make_params(), *other = make_params();
-    assert_int_equal(score_save(path, &facts, shape, params, NULL, 0, ST_F32), DCM_OK);
+    assert_int_equal(score_file_save(path, &facts, shape, params, NULL, 0, ST_F32), DCM_OK);
     other[l.row + l.prior] = 7e4f; /* more than a half holds */
-    assert_int_equal(score_save(path, &facts, shape, other, NULL, 0, ST_F16), DCM_ERR_FILE);
+    assert_int_equal(score_file_save(path, &facts, shape, other, NULL, 0, ST_F16), DCM_ERR_FILE);
     assert_non_null(strstr(dcm_error(), "KV head 1: prior"));
     other[l.row + l.prior] = NAN;
-    assert_int_equal(score_save(path, &facts, shape, other, NULL, 0, ST_F32), DCM_ERR_FILE);
+    assert_int_equal(score_file_save(path, &facts, shape, other, NULL, 0, ST_F32), DCM_ERR_FILE);
     other[l.row + l.prior] = 0;
     const st_note twice[] = {{"arch", "mine"}}, no_text[] = {{"card", "\xff"}};
-    assert_int_equal(score_save(path, &facts, shape, other, twice, 1, ST_F32), DCM_ERR_FILE);
-    assert_int_equal(score_save(path, &facts, shape, other, no_text, 1, ST_F32), DCM_ERR_FILE);
-    assert_int_equal(score_save("/nowhere/x", &facts, shape, other, NULL, 0, ST_F32), DCM_ERR_FILE);
+    assert_int_equal(score_file_save(path, &facts, shape, other, twice, 1, ST_F32), DCM_ERR_FILE);
+    assert_int_equal(score_file_save(path, &facts, shape, other, no_text, 1, ST_F32), DCM_ERR_FILE);
+    assert_int_equal(score_file_save("/nowhere/x", &facts, shape, other, NULL, 0, ST_F32), DCM_ERR_FILE);
     assert_untouched(params);
     /* A disk with no more room. */
     const struct rlimit small = {5000, RLIM_INFINITY}, none = {RLIM_INFINITY, RLIM_INFINITY};
     signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    const dcm_status status = score_save(path, &facts, shape, other, NULL, 0, ST_F32);
+    const dcm_status status = score_file_save(path, &facts, shape, other, NULL, 0, ST_F32);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
     assert_int_equal(status, DCM_ERR_FILE);
     assert_non_null(strstr(dcm_error(), path));
@@ -312,7 +312,7 @@ static void test_run(void **state)
     fx_cache_new(&cache, &spec, &rng);
     fx_cache_fill_merges(&cache, FX_NORMAL, &rng);
     assert_int_equal(backend_ref_open(&b, 1, 0), DCM_OK);
-    assert_int_equal(score_save(path, &facts, shape, params, NULL, 0, ST_F32), DCM_OK);
+    assert_int_equal(score_file_save(path, &facts, shape, params, NULL, 0, ST_F32), DCM_OK);
     for (int other = 0; other < 2; other++) {
         merge_model m = {0};
         kv_pool pool, again;

@@ -1,0 +1,124 @@
+/* Training of merge models: the frozen model's predictions with the full cache are taught to the compressed one. */
+#ifndef DCM_TRAIN_H
+#define DCM_TRAIN_H
+
+#include <dcm/session.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * A merge model in training: one network per layer and KV head that scores each of two units (src/ops/score.h has the
+ * formula). The model itself is frozen. Used by one thread at a time; closed before its model.
+ *
+ * A step of training is: dcm_trainer_read, then dcm_trainer_learn for one group length or several, repeated for as many
+ * sequences as are to be averaged, then dcm_trainer_update. The same calls on the same device give the same bits,
+ * whether or not a checkpoint was saved and opened in between.
+ */
+typedef struct dcm_trainer dcm_trainer;
+
+/* Zero-initialise for the defaults. */
+typedef struct dcm_train_params {
+    uint32_t tokens;  /* longest sequence; 0: 2048 */
+    int32_t sinks;    /* as in dcm_cache_params */
+    uint32_t hidden;  /* of each network, a multiple of 16; 0: 32 */
+    uint32_t levels;  /* with parameters of their own; 0: 8 */
+    uint64_t seed;    /* of the first parameters */
+    const char *from; /* a merge file to begin with instead; NULL: none */
+    float beta1, beta2, eps, decay; /* of AdamW; 0: 0.9, 0.98, 1e-8, 0.01 */
+    float clip;                     /* the gradient's norm is cut to it; 0: 1 */
+    float kl;        /* weight of KL(full || compressed), in units of its running mean; 0: 1; negative: none */
+    float il;        /* weight of L_IL, the squared distance of attention's outputs */
+    float magnitude; /* weight of (|k| / the sources' mean |k| - 1)^2 */
+    float boundary;  /* weight of BSD, the jump of attention's weights between levels */
+    uint32_t positions; /* whose predictions are compared in a sequence; 0: 512 */
+    bool again; /* run each layer's forward pass a second time on the way back instead of keeping its activations */
+} dcm_train_params;
+
+/* Terms of the loss without their weights; those of weight 0 are 0. */
+typedef struct dcm_train_losses {
+    double kl;        /* nats, mean over the positions compared */
+    double il;        /* mean over queries, heads and layers */
+    double magnitude; /* mean over merges, heads and layers */
+} dcm_train_losses;
+
+/* How a merge model decides: over the merges of the sequence learnt or tested last, at most 512 of them. */
+typedef struct dcm_train_gate {
+    double mean;   /* of the older unit's share of the key */
+    double spread; /* its standard deviation, the mean over layers and heads: 0 where the gate is constant */
+    double sure;   /* part of the shares under 0.1 or over 0.9 */
+} dcm_train_gate;
+
+/*
+ * Room for training: transposed weights as f32, activations of a sequence, caches. Errors: DCM_ERR_USAGE (a parameter
+ * out of range), DCM_ERR_MEMORY (with the bytes and what would fit), DCM_ERR_FILE (`from`), DCM_ERR_DEVICE.
+ */
+DCM_API dcm_status dcm_trainer_open(dcm_trainer **trainer, dcm_model *model, const dcm_train_params *params);
+
+/* Close and set *trainer to NULL; NULL and pointers to NULL are accepted. */
+DCM_API void dcm_trainer_close(dcm_trainer **trainer);
+
+/*
+ * Before the first step of a trainer opened without `from`: read a sequence for the mean and the scale of each channel
+ * of keys and values. Several calls add up. Ids must be in the vocabulary, here and below (DCM_ERR_USAGE).
+ */
+DCM_API dcm_status dcm_trainer_measure(dcm_trainer *trainer, const int32_t *tokens, size_t count);
+
+/* Read a sequence with the full cache; `count` at most params.tokens. */
+DCM_API dcm_status dcm_trainer_read(dcm_trainer *trainer, const int32_t *tokens, size_t count);
+
+/*
+ * Of the sequence read last: losses with group length `group`, their gradient added to that of the step. `seed` draws
+ * the positions. DCM_ERR_USAGE where the sequence is too short for `group`; DCM_ERR_DEVICE where a loss is no finite
+ * number: what was learnt since the last update is dropped, the parameters are as they were.
+ */
+DCM_API dcm_status dcm_trainer_learn(dcm_trainer *trainer, uint32_t group, uint64_t seed, dcm_train_losses *losses);
+
+/* The KL alone, at all positions that see merged units, without learning. */
+DCM_API dcm_status dcm_trainer_test(dcm_trainer *trainer, uint32_t group, double *kl);
+
+/* The same for a sink and window cache of as many units as the compressed one has at the end. */
+DCM_API dcm_status dcm_trainer_test_window(dcm_trainer *trainer, uint32_t group, double *kl);
+
+/* Of what was learnt or tested last. */
+DCM_API dcm_status dcm_trainer_gate(dcm_trainer *trainer, dcm_train_gate *gate);
+
+/*
+ * AdamW with the mean gradient since the last update, at learning rate `rate`; `norm` (or NULL) gets the gradient's
+ * norm before it was cut. DCM_ERR_USAGE where nothing was learnt since; DCM_ERR_DEVICE where the gradient is not finite,
+ * as above.
+ */
+DCM_API dcm_status dcm_trainer_update(dcm_trainer *trainer, double rate, double *norm);
+
+/* Updates so far, those before a resumed checkpoint included. */
+DCM_API uint64_t dcm_trainer_steps(const dcm_trainer *trainer);
+
+/* Linear warm-up to `peak`, then a cosine down to a twentieth of it at `steps`. */
+DCM_API double dcm_train_rate(double peak, uint64_t step, uint64_t warmup, uint64_t steps);
+
+/* A line of a merge file's card: name and text. */
+typedef struct dcm_train_note {
+    const char *name, *text;
+} dcm_train_note;
+
+/*
+ * Write the merge model as f16 with `notes` into `path`, for --merge; whole or not at all: a file that is there stays
+ * as it was where the new one cannot be written (DCM_ERR_FILE).
+ */
+DCM_API dcm_status dcm_trainer_save(const dcm_trainer *trainer, const char *path, const dcm_train_note *notes,
+                                    size_t n_notes);
+
+/*
+ * The state of training in f32 between two updates, written like a merge file, with a text of the caller's, and back:
+ * `state` gets as much of the text as fits into `size` bytes. Resuming refuses a file of another model or of other
+ * parameters, one cut short, and values that are not finite (DCM_ERR_FILE: nothing was changed).
+ */
+DCM_API dcm_status dcm_trainer_checkpoint(const dcm_trainer *trainer, const char *path, const char *state);
+DCM_API dcm_status dcm_trainer_resume(dcm_trainer *trainer, const char *path, char *state, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

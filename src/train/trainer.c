@@ -1,0 +1,280 @@
+#include "train/trainer.h"
+
+#include "base/error.h"
+
+#include <math.h>
+#include <string.h>
+
+static const dcm_train_params defaults = {.tokens = 2048,
+                                          .sinks = 4,
+                                          .hidden = 32,
+                                          .levels = 8,
+                                          .beta1 = 0.9f,
+                                          .beta2 = 0.98f,
+                                          .eps = 1e-8f,
+                                          .decay = 0.01f,
+                                          .clip = 1,
+                                          .kl = 1,
+                                          .positions = 512};
+
+static dcm_status fill_params(dcm_train_params *p, const dcm_train_params *given)
+{
+    static const dcm_train_params none;
+    const dcm_train_params *d = &defaults;
+    *p = given ? *given : none;
+    p->tokens = p->tokens ? p->tokens : d->tokens;
+    p->sinks = p->sinks < 0 ? 0 : p->sinks ? p->sinks : d->sinks;
+    p->hidden = p->hidden ? p->hidden : d->hidden;
+    p->levels = p->levels ? p->levels : d->levels;
+    p->beta1 = p->beta1 ? p->beta1 : d->beta1;
+    p->beta2 = p->beta2 ? p->beta2 : d->beta2;
+    p->eps = p->eps ? p->eps : d->eps;
+    p->decay = p->decay ? p->decay : d->decay;
+    p->clip = p->clip ? p->clip : d->clip;
+    p->kl = p->kl < 0 ? 0 : p->kl ? p->kl : d->kl;
+    p->positions = p->positions ? p->positions : d->positions;
+    if (p->hidden % 16 || p->hidden > 1024)
+        return dcm_fail(DCM_ERR_USAGE, "%u hidden units: a multiple of 16 up to 1024 is needed", p->hidden);
+    if (p->levels > DCM_LEVELS_MAX)
+        return dcm_fail(DCM_ERR_USAGE, "%u levels: at most %d", p->levels, DCM_LEVELS_MAX);
+    if (p->tokens < 8 || p->tokens > 1 << 20)
+        return dcm_fail(DCM_ERR_USAGE, "sequences of %u tokens: 8 to %d are allowed", p->tokens, 1 << 20);
+    return DCM_OK;
+}
+
+static dcm_status check_memory(const dcm_trainer *t)
+{
+    const backend *ops = t->model->ops;
+    const dcm_model_info *m = &t->model->config.info;
+    const size_t left = ops->max_memory - ops->memory.total, weights = transposed_bytes(m);
+    const size_t need = weights + sequence_bytes(m, t->params.tokens, !t->params.again);
+    if (need <= left)
+        return DCM_OK;
+    const size_t less = weights + sequence_bytes(m, t->params.tokens, false);
+    return dcm_fail(DCM_ERR_MEMORY,
+                    "training with sequences of %u tokens takes %zu bytes, %zu of them weights, but %zu of %zu are "
+                    "left%s",
+                    t->params.tokens, need, weights, left, ops->max_memory,
+                    less <= left ? ": running layers a second time would fit" : ": shorter sequences take less");
+}
+
+static dcm_status load_params(dcm_trainer *t, const merge_facts *facts, float **params)
+{
+    safetensors *file = NULL;
+    dcm_status status = safetensors_open(&file, t->params.from);
+    if (status == DCM_OK && !score_is_ours(file))
+        status = dcm_fail(DCM_ERR_FILE, "not a merge model that can be trained");
+    if (status == DCM_OK)
+        status = score_file_load(file, facts, &t->shape, params);
+    safetensors_close(&file);
+    return status == DCM_OK ? DCM_OK : dcm_fail_in(status, "%s", t->params.from);
+}
+
+static dcm_status open_params(dcm_trainer *t)
+{
+    const dcm_model_info *m = &t->model->config.info;
+    const merge_facts facts = model_merge_facts(t->model);
+    float *loaded = NULL;
+    dcm_status status = DCM_OK;
+    if (t->params.from)
+        DCM_TRY(status, fail, load_params(t, &facts, &loaded));
+    else
+        t->shape = (score_shape){m->head_dim, t->params.hidden, t->params.levels};
+    t->count = (size_t)m->layers * m->kv_heads * score_layout_of(t->shape).row;
+    DCM_TRY(status, fail, mem_new(&t->param, t->count, sizeof *t->param, "parameters"));
+    DCM_TRY(status, fail, mem_new(&t->gradient, t->count, sizeof *t->gradient, "gradients"));
+    DCM_TRY(status, fail, mem_new(&t->kind, t->count, 1, "kinds of parameters"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.mean, t->count, sizeof(float), "means of gradients"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.square, t->count, sizeof(float), "squares of gradients"));
+    trainer_set_kinds(t);
+    if (loaded)
+        memcpy(t->param, loaded, t->count * sizeof *loaded);
+    else
+        trainer_set_first(t);
+    const dcm_train_params *p = &t->params;
+    t->adamw = (adamw){t->count, t->param, t->adamw.mean, t->adamw.square, t->kind,
+                       p->beta1, p->beta2, p->eps,        p->decay,        0};
+    DCM_TRY(status, fail,
+            t->model->ops->ops->buffer_new(t->model->ops, t->count * sizeof(float), MEM_SCRATCH, &t->dparams));
+    status = merge_open_score(&t->merge, t->model->ops, &facts, t->shape, t->param);
+fail:
+    mem_free(&loaded);
+    return status;
+}
+
+static dcm_status forget(dcm_trainer *t)
+{
+    memset(t->gradient, 0, t->count * sizeof *t->gradient);
+    t->learnt = 0;
+    return t->model->ops->ops->write(t->dparams, 0, t->gradient, t->count * sizeof *t->gradient);
+}
+
+dcm_status dcm_trainer_open(dcm_trainer **out, dcm_model *model, const dcm_train_params *params)
+{
+    const dcm_model_info *m = &model->config.info;
+    const size_t channels = (size_t)m->layers * 2 * m->kv_heads * m->head_dim;
+    dcm_trainer *t = NULL;
+    dcm_status status;
+    *out = NULL;
+    DCM_TRY(status, fail, mem_new(&t, 1, sizeof *t, "a trainer"));
+    t->model = model;
+    DCM_TRY(status, fail, fill_params(&t->params, params));
+    DCM_TRY(status, fail, check_memory(t));
+    DCM_TRY(status, fail, open_params(t));
+    DCM_TRY(status, fail, forget(t));
+    DCM_TRY(status, fail, mem_new(&t->sums.sum, channels, sizeof *t->sums.sum, "means of channels"));
+    DCM_TRY(status, fail, mem_new(&t->sums.square, channels, sizeof *t->sums.square, "scales of channels"));
+    DCM_TRY(status, fail, mem_new(&t->tokens, t->params.tokens, sizeof *t->tokens, "a sequence"));
+    DCM_TRY(status, fail,
+            sequence_open(&t->sequence, model, t->params.tokens, (uint32_t)t->params.sinks, !t->params.again));
+    for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++)
+        t->mean_kl[g] = 25.0f / (float)(1 << g); /* about what is found: only its changes matter to AdamW */
+    *out = t;
+    return DCM_OK;
+fail:
+    dcm_trainer_close(&t);
+    return status;
+}
+
+void dcm_trainer_close(dcm_trainer **trainer)
+{
+    if (!trainer || !*trainer)
+        return;
+    dcm_trainer *t = *trainer;
+    sequence_close(&t->sequence);
+    merge_close(&t->merge);
+    buffer_free(&t->dparams);
+    mem_free(&t->param);
+    mem_free(&t->gradient);
+    mem_free(&t->kind);
+    mem_free(&t->adamw.mean);
+    mem_free(&t->adamw.square);
+    mem_free(&t->sums.sum);
+    mem_free(&t->sums.square);
+    mem_free(&t->tokens);
+    mem_free(trainer);
+}
+
+/* ---- Sequences ---- */
+
+static dcm_status take_tokens(dcm_trainer *t, const int32_t *tokens, size_t count)
+{
+    const uint32_t vocab = t->model->config.info.vocab;
+    t->n = 0;
+    if (!count || count > t->params.tokens)
+        return dcm_fail(DCM_ERR_USAGE, "a sequence of %zu tokens, where 1 to %u are allowed", count, t->params.tokens);
+    for (size_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
+            return dcm_fail(DCM_ERR_USAGE, "token %zu is %d, not an id of the vocabulary of %u", i, (int)tokens[i],
+                            vocab);
+    memcpy(t->tokens, tokens, count * sizeof *tokens);
+    return DCM_OK;
+}
+
+dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t count)
+{
+    dcm_status status;
+    if (t->params.from || t->adamw.step || t->learnt)
+        return dcm_fail(DCM_ERR_USAGE, "channels are measured before a new merge model's first step");
+    DCM_TRY(status, fail, take_tokens(t, tokens, count));
+    DCM_TRY(status, fail, sequence_measure(&t->sequence, t->tokens, (uint32_t)count, &t->sums));
+    if (t->sums.count) {
+        trainer_set_channels(t);
+        status = merge_set_score(&t->merge, t->param);
+    }
+fail:
+    return status;
+}
+
+dcm_status dcm_trainer_read(dcm_trainer *t, const int32_t *tokens, size_t count)
+{
+    dcm_status status = take_tokens(t, tokens, count);
+    if (status == DCM_OK)
+        status = sequence_read(&t->sequence, t->tokens, (uint32_t)count);
+    t->n = status == DCM_OK ? (uint32_t)count : 0;
+    return status;
+}
+
+static dcm_status check_group(const dcm_trainer *t, uint32_t group, uint32_t *level)
+{
+    dcm_plan plan;
+    const dcm_status status = dcm_plan_init(&plan, group, 0);
+    *level = plan.top;
+    if (status == DCM_OK && !t->n)
+        return dcm_fail(DCM_ERR_USAGE, "no sequence was read");
+    return status;
+}
+
+dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_train_losses *losses)
+{
+    const dcm_train_params *p = &t->params;
+    uint32_t level;
+    loss_terms terms;
+    dcm_status status;
+    DCM_TRY(status, fail, check_group(t, group, &level));
+    const loss_weights weights = {p->kl / t->mean_kl[level], p->il, p->magnitude, p->boundary};
+    DCM_TRY(status, fail,
+            sequence_learn(&t->sequence, t->tokens, &t->merge, group, weights,
+                           (loss_positions){p->positions, seed}, t->dparams, &terms));
+    *losses = (dcm_train_losses){terms.kl, terms.il, terms.magnitude};
+    if (!isfinite(terms.kl) || !isfinite(terms.il) || !isfinite(terms.magnitude)) {
+        DCM_TRY(status, fail, forget(t));
+        return dcm_fail(DCM_ERR_DEVICE, "the loss is not finite (KL %g, L_IL %g, magnitude %g) with L = %u", terms.kl,
+                        terms.il, terms.magnitude, group);
+    }
+    t->mean_kl[level] = 0.9f * t->mean_kl[level] + 0.1f * (float)terms.kl;
+    t->learnt++;
+fail:
+    return status;
+}
+
+dcm_status dcm_trainer_test(dcm_trainer *t, uint32_t group, double *kl)
+{
+    uint32_t level;
+    loss_terms terms;
+    dcm_status status = check_group(t, group, &level);
+    if (status == DCM_OK)
+        status = sequence_learn(&t->sequence, t->tokens, &t->merge, group, (loss_weights){0}, (loss_positions){0}, NULL,
+                                &terms);
+    if (status == DCM_OK)
+        *kl = terms.kl;
+    return status;
+}
+
+dcm_status dcm_trainer_test_window(dcm_trainer *t, uint32_t group, double *kl)
+{
+    uint32_t level;
+    const dcm_status status = check_group(t, group, &level);
+    return status == DCM_OK ? sequence_test_window(&t->sequence, t->tokens, group, kl) : status;
+}
+
+/* ---- Updates ---- */
+
+dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
+{
+    backend *ops = t->model->ops;
+    dcm_status status;
+    if (!t->learnt)
+        return dcm_fail(DCM_ERR_USAGE, "nothing was learnt since the last update");
+    DCM_TRY(status, fail, ops->ops->read(t->dparams, 0, t->gradient, t->count * sizeof *t->gradient));
+    const double length = adamw_norm(&t->adamw, t->gradient) / t->learnt, share = 1.0 / t->learnt;
+    if (norm)
+        *norm = length;
+    if (!isfinite(length)) {
+        DCM_TRY(status, fail, forget(t));
+        return dcm_fail(DCM_ERR_DEVICE, "the gradient of step %llu is not finite",
+                        (unsigned long long)t->adamw.step + 1);
+    }
+    adamw_update(&t->adamw, t->gradient, length > t->params.clip ? share * t->params.clip / length : share, rate);
+    DCM_TRY(status, fail, forget(t));
+    status = merge_set_score(&t->merge, t->param);
+fail:
+    return status;
+}
+
+uint64_t dcm_trainer_steps(const dcm_trainer *t) { return t->adamw.step; }
+
+double dcm_train_rate(double peak, uint64_t step, uint64_t warmup, uint64_t steps)
+{
+    return cosine_rate(peak, step, warmup, steps);
+}

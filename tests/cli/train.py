@@ -1,0 +1,220 @@
+"""`dcm train` from outside, on tiny models and the C reference: train.py DCM MAKE_TINY_MODEL [PATTERN].
+
+Every check is a function test_NAME(cli); PATTERN picks some.
+"""
+import csv
+import json
+import math
+import os
+import pathlib
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+WORDS = "the old keeper of this lamp went down to a cold harbour and counted ships that never came back".split()
+
+
+def text(seed, words):
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(words)) + ".\n"
+
+
+class Cli:
+    def __init__(self, program, make_tiny_model, folder):
+        self.program, self.folder = program, folder
+        self.tiny, self.other, self.wider = (str(folder / n) for n in ("tiny.gguf", "other.gguf", "wider.gguf"))
+        subprocess.run([make_tiny_model, self.tiny], check=True)
+        subprocess.run([make_tiny_model, self.other, "--seed", "7"], check=True)
+        subprocess.run([make_tiny_model, self.wider, "--layers", "3"], check=True)
+        (folder / "texts").mkdir()
+        for i in range(3):
+            (folder / "texts" / f"{i}.txt").write_text(text(i, 300))
+        (folder / "held.txt").write_text(text(9, 300))
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_"))}
+        self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1",
+                                OMP_WAIT_POLICY="passive")
+
+    def command(self, *args, model=None, texts="texts", out="merge.safetensors"):
+        return [self.program, "train", "-m", model or self.tiny, "-f", str(self.folder / texts), "-o",
+                str(self.folder / out), "-L", "4,8", "-n", "48", "--hidden", "16", *map(str, args)]
+
+    def run(self, *args, limit=None, **options):
+        def set_limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return subprocess.run(self.command(*args, **options), capture_output=True, text=True, timeout=240,
+                              env=self.environment, preexec_fn=set_limit if limit else None)
+
+    def ok(self, *args, **options):
+        result = self.run(*args, **options)
+        assert result.returncode == 0, f"{args}: exit code {result.returncode}: {result.stderr}"
+        return result
+
+    def fails(self, code, message, *args, **options):
+        result = self.run(*args, **options)
+        assert result.returncode == code, f"{args}: exit code {result.returncode}, not {code}: {result.stderr}"
+        lines = result.stderr.splitlines()
+        assert lines and all(line.startswith("dcm train: ") for line in lines), result.stderr
+        assert message in result.stderr, f"{args}: {message!r} is not in {result.stderr!r}"
+
+    def evaluate(self, merge, model=None):
+        return subprocess.run([self.program, "eval", "ppl", "-m", model or self.tiny, "-f",
+                               str(self.folder / "held.txt"), "-n", "48", "-L", "4", "--merge", str(merge), "--kv",
+                               "f32", "--against", "full", "--format", "json"], capture_output=True, text=True,
+                              timeout=120, env=self.environment)
+
+
+def arrays(path):
+    """Names and bytes of a safetensors file, and its metadata."""
+    data = pathlib.Path(path).read_bytes()
+    size, = struct.unpack_from("<Q", data)
+    header = json.loads(data[8:8 + size])
+    notes = header.pop("__metadata__", {})
+    return {n: data[8 + size + a["data_offsets"][0]:8 + size + a["data_offsets"][1]] for n, a in header.items()}, notes
+
+
+def test_learns(cli):
+    """Held-out KL falls, the file works with --merge, and its card says how it was made."""
+    journal = cli.folder / "learns.csv"
+    cli.ok("--steps", "40", "--rate", "0.01", "--held-out", cli.folder / "held.txt", "--test-every", "10", "--csv",
+           journal)
+    rows = list(csv.DictReader(journal.open()))
+    assert [int(r["step"]) for r in rows] == list(range(1, 41))
+    held = [float(r["held_kl"]) for r in rows if r["held_kl"]]
+    assert len(held) == 4 and held[-1] < held[0], held
+    assert all(float(r["gate_spread"]) > 0 for r in rows if r["gate_spread"])
+    assert math.isclose(float(rows[9]["rate"]), 0.01) and float(rows[-1]["rate"]) < 0.001
+    _, notes = arrays(cli.folder / "merge.safetensors")
+    assert notes["format"] == "dcm-merge" and notes["arch"] == "score" and notes["seed"] == "0", notes
+    assert "train" in notes["trained_by"] and notes["steps"] in ("10", "20", "30", "40"), notes
+    result = cli.evaluate(cli.folder / "merge.safetensors")
+    assert result.returncode == 0 and "score" in json.loads(result.stdout)["rows"][0]["policy"], result
+
+
+def test_terms(cli):
+    """Terms of the loss are reported when they have a weight, and change what is learnt."""
+    seen = []
+    for i, extra in enumerate((["--kl", "1"], ["--il", "2"], ["--magnitude", "2"], ["--boundary", "2"],
+                               ["--kl", "0", "--il", "1"])):
+        journal = cli.folder / f"terms{i}.csv"
+        cli.ok("--steps", "2", "--csv", journal, *extra, out=f"terms{i}.safetensors")
+        row = list(csv.DictReader(journal.open()))[-1]
+        assert (float(row["il"]) > 0) == ("--il" in extra), row
+        assert (float(row["magnitude"]) > 0) == ("--magnitude" in extra), row
+        seen.append(arrays(cli.folder / f"terms{i}.safetensors.checkpoint")[0]["param"])
+    assert len(set(seen)) == len(seen)
+
+
+def test_again(cli):
+    """Running layers a second time changes no bit."""
+    cli.ok("--steps", "3", out="kept.safetensors")
+    cli.ok("--steps", "3", "--again", out="again.safetensors")
+    kept, again = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("kept", "again"))
+    assert kept == again
+
+
+def test_resume(cli):
+    """A stopped and resumed training ends with the bits of one that ran through."""
+    cli.ok("--steps", "6", "--save-every", "2", "--csv", cli.folder / "whole.csv", out="whole.safetensors")
+    command = cli.command("--steps", "6", "--save-every", "1", "--csv", cli.folder / "part.csv",
+                          out="part.safetensors")
+    process = subprocess.Popen(command, env=cli.environment, stderr=subprocess.PIPE, text=True)
+    while not (cli.folder / "part.safetensors.checkpoint").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, 130), (process.returncode, errors)
+    if process.returncode == 130:
+        assert "--resume" in errors, errors
+        cli.ok("--steps", "6", "--resume", cli.folder / "part.safetensors.checkpoint", "--csv",
+               cli.folder / "part.csv", out="part.safetensors")
+    whole, part = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("whole", "part"))
+    assert whole == part
+    assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "part.safetensors")[0]
+    rows = [[r[k] for k in r if k != "seconds"] for n in ("whole", "part")
+            for r in csv.DictReader((cli.folder / f"{n}.csv").open())]
+    assert len(rows) == 12 and rows[:6] == rows[6:], rows
+
+
+def test_from(cli):
+    """A merge file is gone on with; its width counts, not --hidden."""
+    cli.ok("--steps", "2", out="base.safetensors")
+    cli.ok("--steps", "1", "--rate", "0", "--from", cli.folder / "base.safetensors", out="more.safetensors")
+    assert arrays(cli.folder / "base.safetensors")[0] == arrays(cli.folder / "more.safetensors")[0]
+
+
+def test_wrong_texts(cli):
+    (cli.folder / "empty.txt").write_text("")
+    (cli.folder / "short.txt").write_text("A few words.")
+    (cli.folder / "binary.txt").write_bytes(b"abc\0def" * 100)
+    cli.fails(3, "empty", texts="empty.txt")
+    cli.fails(3, "no text of 48 tokens", texts="short.txt")
+    cli.fails(3, "NUL byte", texts="binary.txt")
+    cli.fails(3, "No such file", texts="not there")
+
+
+def test_wrong_usage(cli):
+    cli.fails(2, "too short for -L 32", "-L", "32")
+    cli.fails(2, "no power of two", "-L", "12")
+    cli.fails(2, "leaves nothing to learn", "--kl", "0")
+    cli.fails(2, "hidden", "--hidden", "24")
+    cli.fails(5, "are left", "--max-memory", "3000000")
+
+
+def test_wrong_files(cli):
+    cli.ok("--steps", "1", out="good.safetensors")
+    good = (cli.folder / "good.safetensors.checkpoint").read_bytes()
+    (cli.folder / "cut").write_bytes(good[:len(good) // 2])
+    cli.fails(3, "cut", "--steps", "2", "--resume", cli.folder / "cut")
+    cli.fails(3, "options", "--steps", "2", "--il", "1", "--resume", cli.folder / "good.safetensors.checkpoint")
+    cli.fails(3, "other texts", "--steps", "2", "--resume", cli.folder / "good.safetensors.checkpoint",
+              texts="held.txt")
+    cli.fails(3, "model_digest", "--steps", "2", "--resume", cli.folder / "good.safetensors.checkpoint",
+              model=cli.wider)
+    _, notes = arrays(cli.folder / "good.safetensors.checkpoint")
+    assert notes["steps"] == "1"
+    size, = struct.unpack_from("<Q", good)
+    nan = bytearray(good)
+    nan[8 + size:12 + size] = struct.pack("<f", math.nan)
+    (cli.folder / "nan").write_bytes(nan)
+    cli.fails(3, "not finite", "--steps", "2", "--resume", cli.folder / "nan")
+    result = cli.evaluate(cli.folder / "good.safetensors", model=cli.wider)
+    assert result.returncode == 3 and len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_full_disk(cli):
+    """What was saved last stays when a later save fails."""
+    cli.ok("--steps", "1", out="disk.safetensors")
+    before = (cli.folder / "disk.safetensors.checkpoint").read_bytes()
+    cli.environment["PYTHONUNBUFFERED"] = "1"
+    result = cli.run("--steps", "2", "--save-every", "1", "--resume", cli.folder / "disk.safetensors.checkpoint",
+                     out="disk.safetensors", limit=8192)
+    assert result.returncode in (3, -signal.SIGXFSZ), (result.returncode, result.stderr)
+    assert (cli.folder / "disk.safetensors.checkpoint").read_bytes() == before
+    left = [p.name for p in cli.folder.iterdir() if p.name.startswith("disk")]
+    assert result.returncode != 3 or sorted(left) == ["disk.safetensors", "disk.safetensors.checkpoint"], left
+
+
+def main():
+    program, make_tiny_model, *pattern = sys.argv[1:]
+    failed = 0
+    for name, check in sorted(globals().items()):
+        if not name.startswith("test_") or (pattern and pattern[0] not in name):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                check(Cli(program, make_tiny_model, pathlib.Path(folder)))
+                print(f"ok   {name}")
+            except Exception:
+                failed += 1
+                print(f"FAIL {name}\n{traceback.format_exc()}")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

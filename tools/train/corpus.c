@@ -1,0 +1,151 @@
+#define _GNU_SOURCE
+#include "corpus.h"
+
+#include "reader.h"
+#include "tool.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* Room for `more` items behind `count`. */
+static int grow(void *items, size_t *room, size_t count, size_t more, size_t size)
+{
+    void **pointer = items;
+    if (*room - count >= more)
+        return 0;
+    const size_t wanted = 2 * (count + more);
+    void *grown = realloc(*pointer, wanted * size);
+    if (!grown)
+        return tool_fail(DCM_ERR_MEMORY, "no room for %zu bytes of tokens", wanted * size);
+    *pointer = grown;
+    *room = wanted;
+    return 0;
+}
+
+static int read_file(corpus_source *s, const dcm_tokenizer *tokenizer, const char *path)
+{
+    const args none = {0};
+    const input_source input = {.file = path};
+    const size_t first = s->count;
+    text_reader reader;
+    size_t count = 1;
+    int code = reader_open(&reader, &none, &input);
+    while (code == 0 && count) {
+        int32_t *ids;
+        code = reader_next(&reader, tokenizer, 0, &ids, &count);
+        if (code)
+            fprintf(stderr, "%s: in %s\n", tool_name(), path);
+        if (code == 0)
+            code = grow(&s->ids, &s->room, s->count, count, sizeof *s->ids);
+        if (code == 0 && count) {
+            memcpy(s->ids + s->count, ids, count * sizeof *ids);
+            s->count += count;
+        }
+        dcm_free(ids);
+    }
+    reader_close(&reader);
+    if (code == 0 && s->count == first)
+        code = tool_fail(DCM_ERR_FILE, "%s: an empty text", path);
+    if (code == 0)
+        code = grow(&s->text, &s->texts_room, s->texts, 1, sizeof *s->text);
+    if (code == 0)
+        s->text[s->texts++] = (corpus_text){first, s->count - first};
+    return code;
+}
+
+static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
+
+static int read_path(corpus_source *s, const dcm_tokenizer *tokenizer, const char *path)
+{
+    struct dirent **entry = NULL;
+    struct stat st;
+    int code = 0;
+    if (stat(path, &st) != 0)
+        return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return read_file(s, tokenizer, path);
+    const int entries = scandir(path, &entry, visible, alphasort);
+    if (entries < 0)
+        return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    for (int i = 0; i < entries; i++) {
+        char *inside = NULL;
+        if (code == 0 && asprintf(&inside, "%s/%s", path, entry[i]->d_name) < 0)
+            code = tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
+        if (code == 0)
+            code = read_path(s, tokenizer, inside);
+        free(inside);
+        free(entry[i]);
+    }
+    free(entry);
+    return code;
+}
+
+/* Places where n tokens of the text begin. */
+static size_t places(const corpus_text *t, size_t n) { return t->count < n ? 0 : t->count - n + 1; }
+
+static size_t all_places(const corpus_source *s, size_t n)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < s->texts; i++)
+        sum += places(&s->text[i], n);
+    return sum;
+}
+
+int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *paths, size_t needed)
+{
+    int code = 0;
+    c->bos = dcm_bos_token(tokenizer);
+    for (size_t i = 0; i < paths->count && code == 0; i++) {
+        corpus_source *s = &c->source[c->count++];
+        s->path = paths->item[i];
+        code = read_path(s, tokenizer, s->path);
+        if (code == 0 && !all_places(s, needed))
+            code = tool_fail(DCM_ERR_FILE, "%s: no text of %zu tokens in %zu texts", s->path, needed, s->texts);
+    }
+    return code;
+}
+
+void corpus_close(corpus *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        free(c->source[i].ids);
+        free(c->source[i].text);
+    }
+    *c = (corpus){0};
+}
+
+/* splitmix64: a number of 64 bits from `seed`. */
+static uint64_t mix(uint64_t seed)
+{
+    uint64_t z = seed + 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+void corpus_draw(const corpus *c, size_t number, uint64_t seed, int32_t *ids, size_t n)
+{
+    const corpus_source *s = &c->source[number % c->count];
+    if (c->bos >= 0) {
+        *ids++ = c->bos;
+        n--;
+    }
+    uint64_t at = mix(seed) % all_places(s, n);
+    const corpus_text *t = s->text;
+    for (; at >= places(t, n); t++)
+        at -= places(t, n);
+    memcpy(ids, s->ids + t->first + at, n * sizeof *ids);
+}
+
+uint64_t corpus_digest(const corpus *c)
+{
+    uint64_t digest = 0;
+    for (size_t i = 0; i < c->count; i++)
+        for (size_t k = 0; k < c->source[i].count; k++)
+            digest = mix(digest ^ (uint64_t)c->source[i].ids[k]);
+    return digest;
+}

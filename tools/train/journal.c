@@ -1,0 +1,64 @@
+#include "journal.h"
+
+#include "output.h"
+#include "tool.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+static const char header[] =
+    "step,rate,norm,kl,il,magnitude,kl_smooth,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
+
+/* Rows of the file at j->path of steps up to `steps`, into a new file of that name. */
+static int keep_rows(const journal *j, uint64_t steps)
+{
+    char line[512];
+    uint64_t step;
+    output_file kept;
+    FILE *old = steps ? fopen(j->path, "r") : NULL;
+    int code = output_open(&kept, j->path);
+    if (code == 0)
+        fputs(header, kept.out);
+    while (code == 0 && old && fgets(line, sizeof line, old))
+        if (sscanf(line, "%" SCNu64 ",", &step) == 1 && step <= steps && strchr(line, '\n'))
+            fputs(line, kept.out);
+    if (old)
+        fclose(old);
+    const int closed = output_close(&kept, code == 0);
+    return code ? code : closed;
+}
+
+int journal_open(journal *j, const char *path, uint64_t steps)
+{
+    *j = (journal){.path = path};
+    const int code = keep_rows(j, steps);
+    if (code)
+        return code;
+    j->out = fopen(path, "a");
+    return j->out ? 0 : tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
+}
+
+int journal_add(journal *j, const journal_row *r)
+{
+    if (!j->out)
+        return 0;
+    const double values[] = {r->rate,      r->norm,    r->losses.kl,  r->losses.il, r->losses.magnitude,
+                             r->kl_smooth, r->held_kl, r->held_ratio, r->gate_mean, r->gate_spread};
+    fprintf(j->out, "%" PRIu64, r->step);
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        if (isnan(values[i]))
+            fputc(',', j->out);
+        else
+            fprintf(j->out, ",%.6g", values[i]);
+    fprintf(j->out, ",%.2f\n", r->seconds);
+    return fflush(j->out) == 0 ? 0 : tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", j->path, strerror(errno));
+}
+
+void journal_close(journal *j)
+{
+    if (j->out)
+        fclose(j->out);
+    *j = (journal){0};
+}

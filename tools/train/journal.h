@@ -1,0 +1,35 @@
+/* The record of a training: one CSV row a step, beside the checkpoint. */
+#ifndef TRAIN_JOURNAL_H
+#define TRAIN_JOURNAL_H
+
+#include <dcm/train.h>
+
+#include <stdbool.h>
+#include <stdio.h>
+
+/* One step; what was not measured is NAN. */
+typedef struct journal_row {
+    uint64_t step; /* from 1 */
+    double rate, norm;
+    dcm_train_losses losses; /* means over the step's sequences */
+    double kl_smooth;        /* running mean of the losses' KL over its mean for the group length */
+    double held_kl;          /* held-out: mean over texts and group lengths */
+    double held_ratio;       /* the same, of KL over that of a window of as many units */
+    double gate_mean, gate_spread;
+    double seconds; /* of the step */
+} journal_row;
+
+typedef struct journal {
+    const char *path;
+    FILE *out;
+} journal;
+
+/* Begin; after `steps` steps that a checkpoint has behind it, the rows up to there are kept. 0 or 3 after a message. */
+int journal_open(journal *j, const char *path, uint64_t steps);
+
+/* Add a row, if the journal was opened; it is there when the call returns. 0 or 3 after a message. */
+int journal_add(journal *j, const journal_row *row);
+
+void journal_close(journal *j);
+
+#endif
