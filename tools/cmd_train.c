@@ -24,7 +24,7 @@ typedef struct train_options {
     verbosity_options words;
 } train_options;
 
-enum { MEASURED = 4, RISES_MAX = 3 };
+enum { MEASURED = 2 /* sequences of each source */, RISES_MAX = 3 };
 
 typedef struct train_run {
     const train_options *o;
@@ -36,6 +36,7 @@ typedef struct train_run {
     int32_t *ids;           /* of one sequence */
     double *window;         /* (held-out sequences, groups): KL of the window */
     size_t held_sequences;
+    uint64_t read;          /* number of the text that the trainer has read, from 1; 0: another one */
     double smooth;          /* of journal_row */
     double mean[ARG_LIST_MAX]; /* running KL of each group length */
     double best, first;     /* held-out ratios; 0: none yet */
@@ -56,6 +57,7 @@ static int read_held(train_run *run, size_t i)
 {
     corpus_draw(&run->held, i, 0x7e57 + i / run->held.count, run->ids, (size_t)run->o->tokens);
     const dcm_status status = dcm_trainer_read(run->trainer, run->ids, (size_t)run->o->tokens);
+    run->read = 0;
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 
@@ -155,6 +157,17 @@ static int measure(train_run *run)
     return 0;
 }
 
+/* Text `number` of the training; it stays for all group lengths, so that the full cache reads it once. */
+static int read_text(train_run *run, uint64_t number)
+{
+    if (run->read == number + 1)
+        return 0;
+    corpus_draw(&run->texts, number, draw(run, number, 0), run->ids, (size_t)run->o->tokens);
+    const dcm_status status = dcm_trainer_read(run->trainer, run->ids, (size_t)run->o->tokens);
+    run->read = status == DCM_OK ? number + 1 : 0;
+    return status == DCM_OK ? 0 : tool_fail_library(status);
+}
+
 static int learn(train_run *run, uint64_t step, journal_row *row)
 {
     const train_options *o = run->o;
@@ -163,12 +176,11 @@ static int learn(train_run *run, uint64_t step, journal_row *row)
         const uint64_t number = step * (uint64_t)o->sequences + (uint64_t)i;
         const size_t g = number % o->groups.count;
         dcm_train_losses losses;
-        /* Sources change when all group lengths had their turn, so that each meets each. */
-        corpus_draw(&run->texts, number + number / o->groups.count, draw(run, step, (uint64_t)i), run->ids,
-                    (size_t)o->tokens);
-        dcm_status status = dcm_trainer_read(run->trainer, run->ids, (size_t)o->tokens);
-        if (status == DCM_OK)
-            status = dcm_trainer_learn(run->trainer, (uint32_t)o->groups.item[g], draw(run, ~step, (uint64_t)i), &losses);
+        const int code = read_text(run, number / o->groups.count);
+        if (code)
+            return code;
+        const dcm_status status = dcm_trainer_learn(run->trainer, (uint32_t)o->groups.item[g],
+                                                    draw(run, ~step, (uint64_t)i), &losses);
         if (status != DCM_OK)
             return tool_fail_library(status);
         run->mean[g] = run->mean[g] > 0 ? run->mean[g] : losses.kl;
@@ -353,10 +365,10 @@ static void add_options(args *a, train_options *o)
         {"csv", 0, ARG_TEXT, &o->csv, "FILE", "One row a step."},
     };
     const arg_option steps[] = {
-        {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths; sequences take them in turn.", 2, 4096},
+        {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.", 2, 4096},
         {"tokens", 'n', ARG_INT, &o->tokens, "N", "Tokens of a sequence.", 8, 1 << 20},
         {"steps", 0, ARG_INT, &o->steps, "N", "Updates in all.", 1, INT64_C(1) << 40},
-        {"sequences", 0, ARG_INT, &o->sequences, "N", "Sequences of a step.", 1, 1 << 20},
+        {"sequences", 0, ARG_INT, &o->sequences, "N", "Passes (a text, a group length) of a step.", 1, 1 << 20},
         {"rate", 0, ARG_REAL, &o->rate, "R", "Highest learning rate.", 0, 1},
         {"warmup", 0, ARG_INT, &o->warmup, "N", "Steps until it is reached; then it falls by a cosine.", 0,
          INT64_C(1) << 40, .show_zero = true},
