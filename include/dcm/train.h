@@ -86,8 +86,8 @@ DCM_API dcm_status dcm_trainer_gate(dcm_trainer *trainer, dcm_train_gate *gate);
 
 /*
  * AdamW with the mean gradient since the last update, at learning rate `rate`; `norm` (or NULL) gets the gradient's
- * norm before it was cut. DCM_ERR_USAGE where nothing was learnt since; DCM_ERR_DEVICE where the gradient is not finite,
- * as above.
+ * norm before it was cut. DCM_ERR_USAGE where nothing was learnt since; DCM_ERR_DEVICE where the gradient is not
+ * finite, as above.
  */
 DCM_API dcm_status dcm_trainer_update(dcm_trainer *trainer, double rate, double *norm);
 
@@ -110,8 +110,8 @@ DCM_API dcm_status dcm_trainer_save(const dcm_trainer *trainer, const char *path
                                     size_t n_notes);
 
 /*
- * The state of training in f32 between two updates, written like a merge file, with a text of the caller's, and back:
- * `state` gets as much of the text as fits into `size` bytes. Resuming refuses a file of another model or of other
+ * The state of training in f32 after the last update, written like a merge file, with a text of the caller's, and back
+ * into a trainer that has learnt nothing yet: `state` gets as much of the text as fits into `size` bytes. Resuming refuses a file of another model or of other
  * parameters, one cut short, and values that are not finite (DCM_ERR_FILE: nothing was changed).
  */
 DCM_API dcm_status dcm_trainer_checkpoint(const dcm_trainer *trainer, const char *path, const char *state);

@@ -85,7 +85,8 @@ dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *
     DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
     DCM_TRY(
         status, fail,
-        linear_map_run(ops, &l->attn_out, (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
+        linear_map_run(ops, &l->attn_out,
+                       (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
     DCM_TRY(status, fail,
             linear_map_run(ops, &l->gate_up,
                     (linear_args){.n = s->n,

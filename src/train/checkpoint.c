@@ -39,8 +39,6 @@ dcm_status dcm_trainer_checkpoint(const dcm_trainer *t, const char *path, const 
 {
     char digest[17], steps[24], options[OPTIONS_SIZE];
     st_array arrays[ARRAYS];
-    if (t->learnt)
-        return dcm_fail(DCM_ERR_USAGE, "a checkpoint is of the state between two updates");
     snprintf(digest, sizeof digest, "%016" PRIx64, t->model->config.info.digest);
     snprintf(steps, sizeof steps, "%" PRIu64, t->adamw.step);
     options_text(t, options);
@@ -106,6 +104,7 @@ static dcm_status load(dcm_trainer *t, const safetensors *file, char *state, siz
         DCM_TRY(status, fail, load_array(file, &arrays[i], to[i]));
     t->adamw.step = count;
     snprintf(state, size, "%s", kept ? kept : "");
+    memcpy(t->next_kl, t->mean_kl, sizeof t->next_kl);
     status = merge_set_score(&t->merge, t->param);
 fail:
     return status;

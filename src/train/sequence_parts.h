@@ -13,7 +13,8 @@ static inline size_t unit_columns(const dcm_model_info *m) { return 2 * (size_t)
 static inline activations activations_of(sequence *s, uint32_t layer, buffer *x)
 {
     const sequence_layer *l = &s->layer[layer < s->kept ? layer : 0];
-    return (activations){.tokens = s->n, .reading = true, .x = x, .qkv = l->qkv, .attn = l->attn, .gate_up = l->gate_up};
+    return (activations){
+        .tokens = s->n, .reading = true, .x = x, .qkv = l->qkv, .attn = l->attn, .gate_up = l->gate_up};
 }
 
 static inline size_t input_at(const sequence *s, uint32_t layer)
@@ -21,7 +22,10 @@ static inline size_t input_at(const sequence *s, uint32_t layer)
     return (size_t)layer * s->n * s->model->config.info.hidden * sizeof(float);
 }
 
-static inline size_t hidden_bytes(const sequence *s) { return (size_t)s->n * s->model->config.info.hidden * sizeof(float); }
+static inline size_t hidden_bytes(const sequence *s)
+{
+    return (size_t)s->n * s->model->config.info.hidden * sizeof(float);
+}
 
 /* Mean of `count` floats of s->loss. */
 dcm_status sequence_read_mean(sequence *s, size_t count, double *mean);

@@ -106,6 +106,7 @@ static dcm_status forget(dcm_trainer *t)
 {
     memset(t->gradient, 0, t->count * sizeof *t->gradient);
     t->learnt = 0;
+    memcpy(t->next_kl, t->mean_kl, sizeof t->next_kl);
     return t->model->ops->ops->write(t->dparams, 0, t->gradient, t->count * sizeof *t->gradient);
 }
 
@@ -121,14 +122,14 @@ dcm_status dcm_trainer_open(dcm_trainer **out, dcm_model *model, const dcm_train
     DCM_TRY(status, fail, fill_params(&t->params, params));
     DCM_TRY(status, fail, check_memory(t));
     DCM_TRY(status, fail, open_params(t));
+    for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++)
+        t->mean_kl[g] = 25.0f / (float)(1 << g); /* about what is found: only its changes matter to AdamW */
     DCM_TRY(status, fail, forget(t));
     DCM_TRY(status, fail, mem_new(&t->sums.sum, channels, sizeof *t->sums.sum, "means of channels"));
     DCM_TRY(status, fail, mem_new(&t->sums.square, channels, sizeof *t->sums.square, "scales of channels"));
     DCM_TRY(status, fail, mem_new(&t->tokens, t->params.tokens, sizeof *t->tokens, "a sequence"));
     DCM_TRY(status, fail,
             sequence_open(&t->sequence, model, t->params.tokens, (uint32_t)t->params.sinks, !t->params.again));
-    for (uint32_t g = 0; g < DCM_LEVELS_MAX; g++)
-        t->mean_kl[g] = 25.0f / (float)(1 << g); /* about what is found: only its changes matter to AdamW */
     *out = t;
     return DCM_OK;
 fail:
@@ -222,7 +223,7 @@ dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_
         return dcm_fail(DCM_ERR_DEVICE, "the loss is not finite (KL %g, L_IL %g, magnitude %g) with L = %u", terms.kl,
                         terms.il, terms.magnitude, group);
     }
-    t->mean_kl[level] = 0.9f * t->mean_kl[level] + 0.1f * (float)terms.kl;
+    t->next_kl[level] = 0.9f * t->next_kl[level] + 0.1f * (float)terms.kl;
     t->learnt++;
 fail:
     return status;
@@ -266,6 +267,7 @@ dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
                         (unsigned long long)t->adamw.step + 1);
     }
     adamw_update(&t->adamw, t->gradient, length > t->params.clip ? share * t->params.clip / length : share, rate);
+    memcpy(t->mean_kl, t->next_kl, sizeof t->mean_kl);
     DCM_TRY(status, fail, forget(t));
     status = merge_set_score(&t->merge, t->param);
 fail:

@@ -21,6 +21,7 @@ struct dcm_trainer {
     buffer *dparams;
     uint32_t learnt;             /* sequences since the last update */
     float mean_kl[DCM_LEVELS_MAX]; /* running, by log2 of the group length */
+    float next_kl[DCM_LEVELS_MAX]; /* the same after the next update */
     channel_sums sums;
     int32_t *tokens; /* of the sequence read last */
     uint32_t n;

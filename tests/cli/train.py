@@ -93,7 +93,7 @@ def test_learns(cli):
     assert notes["format"] == "dcm-merge" and notes["arch"] == "score" and notes["seed"] == "0", notes
     assert "train" in notes["trained_by"] and notes["steps"] in ("10", "20", "30", "40"), notes
     result = cli.evaluate(cli.folder / "merge.safetensors")
-    assert result.returncode == 0 and "score" in json.loads(result.stdout)["rows"][0]["policy"], result
+    assert result.returncode == 0 and json.loads(result.stdout)["rows"][0]["kl"] > 0, result
 
 
 def test_terms(cli):
@@ -163,7 +163,7 @@ def test_wrong_usage(cli):
     cli.fails(2, "no power of two", "-L", "12")
     cli.fails(2, "leaves nothing to learn", "--kl", "0")
     cli.fails(2, "hidden", "--hidden", "24")
-    cli.fails(5, "are left", "--max-memory", "3000000")
+    cli.fails(5, "are left", "--max-memory", "700000")
 
 
 def test_wrong_files(cli):

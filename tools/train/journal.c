@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const char header[] =
-    "step,rate,norm,kl,il,magnitude,kl_smooth,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
+    "step,rate,norm,kl,il,magnitude,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
 
 /* Rows of the file at j->path of steps up to `steps`, into a new file of that name. */
 static int keep_rows(const journal *j, uint64_t steps)
@@ -44,8 +44,8 @@ int journal_add(journal *j, const journal_row *r)
 {
     if (!j->out)
         return 0;
-    const double values[] = {r->rate,      r->norm,    r->losses.kl,  r->losses.il, r->losses.magnitude,
-                             r->kl_smooth, r->held_kl, r->held_ratio, r->gate_mean, r->gate_spread};
+    const double values[] = {r->rate,    r->norm,       r->losses.kl, r->losses.il,  r->losses.magnitude,
+                             r->held_kl, r->held_ratio, r->gate_mean, r->gate_spread};
     fprintf(j->out, "%" PRIu64, r->step);
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         if (isnan(values[i]))

@@ -12,7 +12,6 @@ typedef struct journal_row {
     uint64_t step; /* from 1 */
     double rate, norm;
     dcm_train_losses losses; /* means over the step's sequences */
-    double kl_smooth;        /* running mean of the losses' KL over its mean for the group length */
     double held_kl;          /* held-out: mean over texts and group lengths */
     double held_ratio;       /* the same, of KL over that of a window of as many units */
     double gate_mean, gate_spread;

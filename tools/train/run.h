@@ -1,0 +1,46 @@
+/* Training from the command line: what its parts share. */
+#ifndef TRAIN_RUN_H
+#define TRAIN_RUN_H
+
+#include "corpus.h"
+#include "journal.h"
+#include "runtime.h"
+
+typedef struct train_options {
+    const char *model, *out, *checkpoint, *resume, *from, *csv;
+    arg_texts texts, held;
+    arg_ints groups;
+    int64_t tokens, steps, sequences, warmup, hidden, sinks, positions, seed, save_every, test_every;
+    double rate, kl, il, magnitude, boundary;
+    bool again;
+    device_options device;
+    verbosity_options words;
+} train_options;
+
+typedef struct train_run {
+    const train_options *o;
+    runtime r;
+    corpus texts, held;
+    dcm_trainer *trainer;
+    journal journal;
+    char checkpoint[4096];
+    int32_t *ids;           /* of one sequence */
+    double *window;         /* (held-out sequences, groups): KL of the window */
+    size_t held_sequences;
+    uint64_t read;          /* number of the text that the trainer has read, from 1; 0: another one */
+    double best;            /* held-out ratio; 0: none yet */
+    int rises;
+    double began;
+    uint64_t began_at;
+} train_run;
+
+/* Go on with run->o->resume, once texts and trainer are open. 0, or the exit code after a message. */
+int train_resume(train_run *run);
+
+/*
+ * All steps that are left, tests and files included. 0, or the exit code after a message: 1 where training cannot go on
+ * (a gate that has collapsed, losses that rise), that of a signal after a checkpoint was written.
+ */
+int train_loop(train_run *run);
+
+#endif
