@@ -90,7 +90,7 @@ static void add_options(args *a, train_options *o)
         {"warmup", 0, ARG_INT, &o->warmup, "N", "Steps until it is reached; then it falls by a cosine.", 0,
          INT64_C(1) << 40, .show_zero = true},
         {"sinks", 0, ARG_INT, &o->sinks, "S", "First tokens that are never merged.", 0, 1 << 20, .show_zero = true},
-        {"hidden", 0, ARG_INT, &o->hidden, "N", "Hidden units of each network, a multiple of 16.", 16, 1024},
+        {"hidden", 0, ARG_INT, &o->hidden, "N", "Hidden units of each network, a multiple of 16.", 16, 128},
         {"seed", 0, ARG_INT, &o->seed, "N", "Of weights, places and positions.", 0, INT64_MAX, .show_zero = true},
         {"save-every", 0, ARG_INT, &o->save_every, "N", "Steps between checkpoints.", 1, INT64_C(1) << 40},
         {"test-every", 0, ARG_INT, &o->test_every, "N", "Steps between tests.", 1, INT64_C(1) << 40},

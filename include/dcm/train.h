@@ -111,8 +111,9 @@ DCM_API dcm_status dcm_trainer_save(const dcm_trainer *trainer, const char *path
 
 /*
  * The state of training in f32 after the last update, written like a merge file, with a text of the caller's, and back
- * into a trainer that has learnt nothing yet: `state` gets as much of the text as fits into `size` bytes. Resuming refuses a file of another model or of other
- * parameters, one cut short, and values that are not finite (DCM_ERR_FILE: nothing was changed).
+ * into a trainer that has learnt nothing yet: `state` gets as much of the text as fits into `size` bytes. Resuming
+ * refuses a file of another model or of other parameters, one cut short, and values that are not finite (DCM_ERR_FILE:
+ * nothing was changed).
  */
 DCM_API dcm_status dcm_trainer_checkpoint(const dcm_trainer *trainer, const char *path, const char *state);
 DCM_API dcm_status dcm_trainer_resume(dcm_trainer *trainer, const char *path, char *state, size_t size);

@@ -33,8 +33,9 @@ static dcm_status fill_params(dcm_train_params *p, const dcm_train_params *given
     p->clip = p->clip ? p->clip : d->clip;
     p->kl = p->kl < 0 ? 0 : p->kl ? p->kl : d->kl;
     p->positions = p->positions ? p->positions : d->positions;
-    if (p->hidden % 16 || p->hidden > 1024)
-        return dcm_fail(DCM_ERR_USAGE, "%u hidden units: a multiple of 16 up to 1024 is needed", p->hidden);
+    if (p->hidden % 16 || p->hidden > SCORE_HIDDEN_MAX)
+        return dcm_fail(DCM_ERR_USAGE, "%u hidden units: a multiple of 16 up to %d is needed", p->hidden,
+                        SCORE_HIDDEN_MAX);
     if (p->levels > DCM_LEVELS_MAX)
         return dcm_fail(DCM_ERR_USAGE, "%u levels: at most %d", p->levels, DCM_LEVELS_MAX);
     if (p->tokens < 8 || p->tokens > 1 << 20)
