@@ -176,3 +176,15 @@ __kernel void square_back(uint cols, const __global float *x, const __global flo
     if (get_local_id(0) == 0)
         loss[get_group_id(0)] = sums.x;
 }
+
+__kernel void elu_back(uint cols, const __global float *y, __global float *dy)
+{
+    const size_t row = get_group_id(0) * (size_t)cols;
+    y += row;
+    dy += row;
+    EACH(i, cols)
+    {
+        const vec v = load(y, i, cols, 0);
+        store(load(dy, i, cols, 0) * (v > 0 ? (vec)(1.0f) : v + 1.0f), dy, i, cols);
+    }
+}

@@ -23,10 +23,9 @@ static inline float2 merge_load(const __global kv_t *row, const merge_item *it)
 
 /* With `turned`, keys without rotation; else as stored. */
 static merge_item merge_read(const __local kv_table *kv, const __global uint *data, ulong merges, ulong merge_rot,
-                             uint layer, uint layers, uint kv_heads, bool turned)
+                             uint layer, uint layers, uint kv_heads, size_t item, bool turned)
 {
     merge_item it;
-    const size_t item = get_global_id(0);
     it.i = item % (HEAD_DIM / 2);
     it.row = item / (HEAD_DIM / 2);
     it.m = it.row / (layers * 2 * kv_heads);
@@ -52,7 +51,7 @@ __kernel void merge_gather(KV_PARAMS, const __global uint *data, ulong merges, u
     KV_TABLE(kv);
     if (get_global_id(0) >= items)
         return;
-    const merge_item it = merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, true);
+    const merge_item it = merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, get_global_id(0), true);
     const uint first = it.key ? it.i : it.first, second = it.key ? it.i + HEAD_DIM / 2 : it.second;
     __global float *row = x + it.row * 2 * HEAD_DIM;
     row[first] = it.a.x;
@@ -74,7 +73,8 @@ __kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ul
     KV_TABLE(kv);
     if (get_global_id(0) >= items)
         return;
-    const merge_item it = merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, mode != MERGE_COPY);
+    const merge_item it =
+        merge_read(kv, data, merges, merge_rot, layer, layers, kv_heads, get_global_id(0), mode != MERGE_COPY);
     float2 x;
     if (mode == MERGE_COPY) {
         x = it.a;

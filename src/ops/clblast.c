@@ -21,15 +21,17 @@ static dcm_status never_direct(backend *b)
                  "CLBlastOverrideParameters");
 }
 
-static dcm_status multiply(backend *b, const char *family, CLBlastTranspose transpose_b, const clblast_gemm_args *g)
+static dcm_status multiply(backend *b, const char *family, CLBlastTranspose turn_b, const clblast_gemm_args *g)
 {
+    const CLBlastTranspose turn_a = g->a_transposed ? CLBlastTransposeYes : CLBlastTransposeNo;
+    const size_t lda = g->a_transposed ? g->m : g->k;
     cl_event event;
     dcm_status status;
     DCM_TRY(status, fail, never_direct(b));
     DCM_TRY(status, fail,
-            check(CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, transpose_b, g->m, g->n, g->k, 1.0f,
-                               buffer_mem(g->a), g->a_offset, g->k, buffer_mem(g->b), 0, g->ldb, g->add ? 1.0f : 0.0f,
-                               buffer_mem(g->c), g->c_offset, g->ldc, &clop_device(b)->queue, clop_event(b, &event)),
+            check(CLBlastSgemm(CLBlastLayoutRowMajor, turn_a, turn_b, g->m, g->n, g->k, 1.0f, buffer_mem(g->a),
+                               g->a_offset, lda, buffer_mem(g->b), 0, g->ldb, g->add ? 1.0f : 0.0f, buffer_mem(g->c),
+                               g->c_offset, g->ldc, &clop_device(b)->queue, clop_event(b, &event)),
                   "CLBlastSgemm"));
     /* The event is that of its last kernel, which makes the product. */
     DCM_TRY(status, fail, clop_count(b, family, "CLBlastSgemm", 0, event));

@@ -7,11 +7,12 @@
 /* y (n, out) = x (n, in) w^T, w (out, in); what y held, NaN included, has no effect. */
 dcm_status clblast_product(backend *b, const dense_args *args);
 
-/* c (m, n) = a (m, k) b (k, n), or added to what c holds; row-major, lda k; offsets and rows in floats. */
+/* c (m, n) = a (m, k) b (k, n), or added to what c holds; row-major, a without gaps; offsets and rows in floats. */
 typedef struct clblast_gemm_args {
     size_t m, n, k;
     const buffer *a, *b, *c;
     size_t a_offset, c_offset, ldb, ldc;
+    bool a_transposed; /* a is (k, m) */
     bool add;
 } clblast_gemm_args;
 

@@ -125,6 +125,49 @@ typedef struct merge_score_back_args {
     buffer *loss; /* (kv_heads) floats */
 } merge_score_back_args;
 
+/*
+ * The way back through `dense`: dy is replaced by its product with act', of y's values (1 where y > 0, else y + 1);
+ * with that, dx = dy w is written, dy^T x is added to dw and the sums of dy's columns to dbias.
+ */
+typedef struct dense_back_args {
+    uint32_t n, in, out;
+    activation act;
+    buffer *x;          /* (n, in) */
+    buffer *w;          /* (out, in) */
+    buffer *y;          /* (n, out); ACT_ELU only */
+    buffer *dy;         /* (n, out) */
+    buffer *dx;         /* (n, in), or NULL */
+    buffer *dw, *dbias; /* (out, in), (out) */
+} dense_back_args;
+
+/*
+ * The way back through merge_apply of one layer, for merges as in merge_score_back_args: shares of the results'
+ * gradients are added to those of the units that they were merged of (none for MERGE_DIRECT), and dhead is written.
+ */
+typedef struct merge_apply_back_args {
+    const kv_pool *pool;
+    const step *step;
+    const grad_units *units;
+    uint32_t first;
+    uint32_t layer;
+    rope_kind rope;
+    merge_mode mode;
+    float weight;
+    buffer *head, *dhead; /* as merge_apply_args.head; NULL for other modes */
+    buffer *dunits;       /* (units, 2, kv_heads, head_dim) */
+} merge_apply_back_args;
+
+/* The way back through merge_gather of one layer, for such merges: dx is added to the gradients of their units. */
+typedef struct merge_gather_back_args {
+    const kv_pool *pool; /* for its shape */
+    const step *step;
+    const grad_units *units;
+    uint32_t first;
+    rope_kind rope;
+    buffer *dx;     /* (n_merges * 2 * kv_heads, 2 * head_dim) */
+    buffer *dunits; /* (units, 2, kv_heads, head_dim) */
+} merge_gather_back_args;
+
 typedef struct grad_ops {
     dcm_status (*merge_score_back)(backend *, const merge_score_back_args *);
     dcm_status (*norm_back)(backend *, const norm_back_args *);
@@ -133,6 +176,9 @@ typedef struct grad_ops {
     dcm_status (*kv_store_back)(backend *, const kv_store_back_args *);
     dcm_status (*kl_back)(backend *, const kl_back_args *);
     dcm_status (*square_back)(backend *, const square_back_args *);
+    dcm_status (*dense_back)(backend *, const dense_back_args *);
+    dcm_status (*merge_apply_back)(backend *, const merge_apply_back_args *);
+    dcm_status (*merge_gather_back)(backend *, const merge_gather_back_args *);
 } grad_ops;
 
 #endif

@@ -3,6 +3,7 @@
 #include "ref/grad.h"
 
 #include "base/error.h"
+#include "base/memory.h"
 
 #include <string.h>
 
@@ -78,12 +79,21 @@ static dcm_status op_kv_store_back(backend *b, const kv_store_back_args *a)
     return DCM_OK;
 }
 
+/* The units that n merges were made of; the caller frees *out. */
+static dcm_status sources_of(const grad_units *units, uint32_t first, uint32_t n, ref_sources **out)
+{
+    const grad_unit *unit = (const grad_unit *)units->list->handle + first;
+    const dcm_status status = mem_new(out, n, sizeof **out, "units");
+    for (uint32_t m = 0; status == DCM_OK && m < n; m++)
+        (*out)[m] = (ref_sources){unit[m].a, unit[m].b};
+    return status;
+}
+
 static dcm_status op_merge_score_back(backend *b, const merge_score_back_args *a)
 {
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_score score = score_of(a->shape, floats_of(a->params));
-    const grad_unit *unit = (const grad_unit *)a->units->list->handle + a->first;
     ref_sources *source = NULL;
     ref_score_back_args args = {.merges = merges_of(a->step, a->layer, 1),
                                 .first = a->first,
@@ -91,12 +101,55 @@ static dcm_status op_merge_score_back(backend *b, const merge_score_back_args *a
                                 .dunits = floats_of(a->dunits),
                                 .magnitude = a->magnitude,
                                 .loss = floats_of(a->loss)};
-    dcm_status status = mem_new(&source, a->step->n_merges, sizeof *source, "units");
-    for (uint32_t m = 0; status == DCM_OK && m < a->step->n_merges; m++)
-        source[m] = (ref_sources){unit[m].a, unit[m].b};
+    dcm_status status = sources_of(a->units, a->first, a->step->n_merges, &source);
     args.source = source;
     if (status == DCM_OK)
         status = ref_merge_score_back(&pool, &score, &args, threads_of(b));
+    mem_free(&source);
+    return status;
+}
+
+static dcm_status op_dense_back(backend *b, const dense_back_args *a)
+{
+    const ref_dense_back_args args = {.n = a->n,
+                                      .in = a->in,
+                                      .out = a->out,
+                                      .elu = a->act == ACT_ELU,
+                                      .x = floats_of(a->x),
+                                      .w = floats_of(a->w),
+                                      .y = floats_of(a->y),
+                                      .dy = floats_of(a->dy),
+                                      .dx = floats_of(a->dx),
+                                      .dw = floats_of(a->dw),
+                                      .dbias = floats_of(a->dbias)};
+    ref_dense_back(&args, threads_of(b));
+    return DCM_OK;
+}
+
+static dcm_status op_merge_apply_back(backend *b, const merge_apply_back_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    const ref_merges merges = merges_of(a->step, a->layer, 1);
+    ref_sources *source = NULL;
+    const dcm_status status = sources_of(a->units, a->first, a->step->n_merges, &source);
+    const ref_merge_grads grads = {source, a->first, floats_of(a->dunits)};
+    if (status == DCM_OK)
+        ref_merge_apply_back(&pool, &merges, (ref_merge_mode)a->mode, a->weight, floats_of(a->head),
+                             floats_of(a->dhead), &grads, threads_of(b));
+    mem_free(&source);
+    return status;
+}
+
+static dcm_status op_merge_gather_back(backend *b, const merge_gather_back_args *a)
+{
+    void *blocks[KV_BLOCKS];
+    const ref_pool pool = pool_of(a->pool, a->rope, blocks);
+    ref_sources *source = NULL;
+    const dcm_status status = sources_of(a->units, a->first, a->step->n_merges, &source);
+    const ref_merge_grads grads = {source, a->first, floats_of(a->dunits)};
+    if (status == DCM_OK)
+        ref_merge_gather_back(&pool, a->step->n_merges, floats_of(a->dx), &grads, threads_of(b));
     mem_free(&source);
     return status;
 }
@@ -107,6 +160,9 @@ const grad_ops ref_grad_ops = {
     .swiglu_back = op_swiglu_back,
     .kl_back = op_kl_back,
     .square_back = op_square_back,
+    .dense_back = op_dense_back,
+    .merge_apply_back = op_merge_apply_back,
+    .merge_gather_back = op_merge_gather_back,
     .attention_back = op_attention_back,
     .kv_store_back = op_kv_store_back,
 };

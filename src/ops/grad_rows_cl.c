@@ -56,3 +56,9 @@ dcm_status cl_square_back(backend *b, const square_back_args *a)
                              CLOP_VAR(a->scale), CLOP_MEM(a->dx), CLOP_MEM(a->loss)};
     return launch(b, "square_back", a->n, args, sizeof args / sizeof *args);
 }
+
+dcm_status grad_elu_back(backend *b, uint32_t n, uint32_t cols, const buffer *y, const buffer *dy)
+{
+    const clop_arg args[] = {CLOP_VAR(cols), CLOP_MEM(y), CLOP_MEM(dy)};
+    return launch(b, "elu_back", n, args, sizeof args / sizeof *args);
+}

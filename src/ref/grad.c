@@ -93,3 +93,41 @@ void ref_square_back(ref_rows rows, const float *x, const float *y, float scale,
         loss[r] = (float)sum;
     }
 }
+
+static bool dense_shared(const ref_dense_back_args *a) { return (size_t)a->n * a->in * a->out > REF_SHARED_MIN; }
+
+/* Through the activation, then dx. */
+static void dense_back_row(const ref_dense_back_args *a, size_t t)
+{
+    float *dy = a->dy + t * a->out;
+    for (size_t o = 0; a->elu && o < a->out; o++) {
+        const double y = a->y[t * a->out + o];
+        dy[o] = (float)(dy[o] * (y > 0 ? 1 : y + 1));
+    }
+    for (size_t i = 0; a->dx && i < a->in; i++) {
+        double sum = 0;
+        for (size_t o = 0; o < a->out; o++)
+            sum += (double)dy[o] * a->w[o * a->in + i];
+        a->dx[t * a->in + i] = (float)sum;
+    }
+}
+
+void ref_dense_back(const ref_dense_back_args *a, int threads)
+{
+#pragma omp parallel for num_threads(threads) if (dense_shared(a))
+    for (uint32_t t = 0; t < a->n; t++)
+        dense_back_row(a, t);
+#pragma omp parallel for num_threads(threads) if (dense_shared(a))
+    for (uint32_t o = 0; o < a->out; o++) {
+        double bias = a->dbias[o];
+        for (size_t t = 0; t < a->n; t++)
+            bias += a->dy[t * a->out + o];
+        a->dbias[o] = (float)bias;
+        for (size_t i = 0; i < a->in; i++) {
+            double sum = a->dw[o * (size_t)a->in + i];
+            for (size_t t = 0; t < a->n; t++)
+                sum += (double)a->dy[t * a->out + o] * a->x[t * a->in + i];
+            a->dw[o * (size_t)a->in + i] = (float)sum;
+        }
+    }
+}

@@ -26,4 +26,14 @@ void ref_kl_back(ref_rows rows, float *logits, const float *target, float scale,
 /* x, y, dx (n, cols); loss (n). */
 void ref_square_back(ref_rows rows, const float *x, const float *y, float scale, float *dx, float *loss);
 
+/* As dense_back_args: x (n, in), w (out, in), y and dy (n, out), dx (n, in) or NULL, dw (out, in), dbias (out). */
+typedef struct ref_dense_back_args {
+    uint32_t n, in, out;
+    bool elu; /* else y is not read */
+    const float *x, *w, *y;
+    float *dy, *dx, *dw, *dbias;
+} ref_dense_back_args;
+
+void ref_dense_back(const ref_dense_back_args *args, int threads);
+
 #endif

@@ -104,3 +104,63 @@ void ref_merge_apply(const ref_pool *pool, const ref_merges *merges, ref_merge_m
         pool_save(pool, pool_at(pool, row.layer, row.which, row.head, row.merge->out), a);
     }
 }
+
+/* ---- Gradients ---- */
+
+/* Row r, of rows of one layer, of the unit's gradient. */
+static float *grad_at(const ref_pool *pool, const ref_merge_grads *grads, uint32_t unit, size_t r)
+{
+    const size_t parts = 2 * (size_t)pool->kv_heads;
+    return grads->dunits + (unit * parts + r % parts) * pool->head_dim;
+}
+
+/* The weight's gradient by the result's. */
+static double back_mixed(const ref_pool *pool, const merge_row *row, double weight, const float *result, float *da,
+                         float *db)
+{
+    double a[REF_HEAD_MAX], b[REF_HEAD_MAX], sum = 0;
+    load_source(pool, row, 0, a);
+    load_source(pool, row, 1, b);
+    for (uint32_t c = 0; c < pool->head_dim; c++) {
+        sum += result[c] * (a[c] - b[c]);
+        da[c] = (float)(da[c] + weight * result[c]);
+        db[c] = (float)(db[c] + (1 - weight) * result[c]);
+    }
+    return sum;
+}
+
+void ref_merge_apply_back(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
+                          const float *head, float *dhead, const ref_merge_grads *grads, int threads)
+{
+    const size_t rows = count_rows(pool, merges), d = pool->head_dim, parts = 2 * (size_t)pool->kv_heads;
+#pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
+    for (size_t r = 0; r < rows; r++) {
+        const merge_row row = row_at(pool, merges, r);
+        const ref_sources *source = grads->source + r / parts;
+        const float *result = grad_at(pool, grads, grads->first + (uint32_t)(r / parts), r);
+        float *da = grad_at(pool, grads, source->a, r), *db = grad_at(pool, grads, source->b, r);
+        for (uint32_t c = 0; mode == REF_DIRECT && c < d; c++)
+            dhead[r * d + c] = result[channel(pool, row.which, c)];
+        if (mode == REF_GATE) {
+            const double open = 1 / (1 + exp(-(double)head[r])), shut = 1 / (1 + exp((double)head[r]));
+            dhead[r] = (float)(open * shut * back_mixed(pool, &row, open, result, da, db));
+        } else if (mode == REF_CONSTANT) {
+            back_mixed(pool, &row, weight, result, da, db);
+        }
+    }
+}
+
+void ref_merge_gather_back(const ref_pool *pool, uint32_t n, const float *dx, const ref_merge_grads *grads, int threads)
+{
+    const size_t parts = 2 * (size_t)pool->kv_heads, rows = n * parts, d = pool->head_dim;
+#pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
+    for (size_t r = 0; r < rows; r++) {
+        const ref_sources *source = grads->source + r / parts;
+        const int which = (int)(r / pool->kv_heads % 2);
+        float *da = grad_at(pool, grads, source->a, r), *db = grad_at(pool, grads, source->b, r);
+        for (uint32_t c = 0; c < d; c++) {
+            da[channel(pool, which, c)] += dx[r * 2 * d + c];
+            db[channel(pool, which, c)] += dx[(r * 2 + 1) * d + c];
+        }
+    }
+}

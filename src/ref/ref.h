@@ -176,4 +176,25 @@ typedef enum ref_merge_mode {
 void ref_merge_apply(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
                      const float *head, int threads);
 
+/* Numbers of the units that a merge is made of. */
+typedef struct ref_sources {
+    uint32_t a, b;
+} ref_sources;
+
+/* Gradients of the units that merges of one layer are made of, and made: (units, 2, kv_heads, head_dim), keys without
+ * rotation, channels as stored. Results are units first, first + 1, ... */
+typedef struct ref_merge_grads {
+    const ref_sources *source; /* (merges) */
+    uint32_t first;
+    float *dunits;
+} ref_merge_grads;
+
+/* The way back through ref_merge_apply: dhead is written, sources' gradients are added to; not for REF_COPY. */
+void ref_merge_apply_back(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
+                          const float *head, float *dhead, const ref_merge_grads *grads, int threads);
+
+/* The way back through ref_merge_gather of n merges of one layer: dx is added to the sources' gradients. */
+void ref_merge_gather_back(const ref_pool *pool, uint32_t n, const float *dx, const ref_merge_grads *grads,
+                           int threads);
+
 #endif

@@ -30,11 +30,6 @@ typedef struct ref_score {
  */
 void ref_merge_score(const ref_pool *pool, const ref_merges *merges, const ref_score *score, int threads);
 
-/* Numbers of the units that a merge is made of. */
-typedef struct ref_sources {
-    uint32_t a, b;
-} ref_sources;
-
 /* Gradients are arrays as those of the parameters and of the units. */
 typedef struct ref_score_back_args {
     ref_merges merges;         /* all of one layer and one level; results are units first, first + 1, ... */
