@@ -6,8 +6,12 @@ import csv
 import json
 import math
 import pathlib
+import re
+from xml.etree import ElementTree
 
 import check
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def rows(cli, measure, *args):
@@ -200,6 +204,63 @@ def test_ppl_usage(cli):
     short.write_text("x")
     cli.fails(3, "short.txt: nothing to predict", "eval", "ppl", *base, "-f", short)
     cli.fails(3, "text.txt has .* not the 9999 of --tokens", "eval", "ppl", *base, "-f", short, "-n", "9999")
+
+
+# ---- Plot ----
+
+
+def scale_of(axis, attribute, transform=float):
+    """The inverse of an axis, from the first and the last of its labels: value of a pixel."""
+    ticks = [t for t in axis.iter(SVG + "text") if re.fullmatch(r"[\d.,]+", t.text)]
+    (p, v), (q, w) = [(float(t.get(attribute)), transform(t.text.replace(",", ""))) for t in (ticks[0], ticks[-1])]
+    return lambda pixel: v + (pixel - p) / (q - p) * (w - v)
+
+
+def test_plot(cli):
+    """What is drawn, read back by the ticks of the axes, is what the rows of the same run say."""
+    path = text_file(cli, "a <&>.txt", 120, 5)
+    policies = "dcm:L=4,window:W=auto,window:W=100,full:kv=f32,dcm:L=8,dcm:L=16,dcm:L=32,dcm:L=2,window:W=9"
+    out = cli.folder / "kl.svg"
+    table = rows(cli, "ppl", "-f", path, "-n", "250", "--policies", policies, "--against", "full", "--plot", out)
+    drawing = ElementTree.parse(out).getroot()
+    texts = [text.text for text in drawing.iter(SVG + "text")]
+    assert any(text.startswith(str(path)) and "249 predictions" in text for text in texts), texts
+    axes = {g.get("class"): g for g in drawing.findall(SVG + "g") if g.get("class") in "xy"}
+    log_bytes, kl = scale_of(axes["x"], "x", lambda t: math.log(float(t))), scale_of(axes["y"], "y")
+    unit = {"kB": 1e3, "MB": 1e6}[list(axes["x"])[-1].text.split()[-1]]
+    groups = [g for g in drawing.findall(SVG + "g") if g.get("class") == "series"]
+    assert [g.find(SVG + "text").text for g in groups] == [r["policy"] for r in table]
+    assert [len(g.findall(SVG + "circle")) for g in groups] == [2] * 8 + [0]  # the ninth is a square
+    seen = []
+    for group, row in zip(groups[:8], table):
+        mark = group.findall(SVG + "circle")[1]
+        beside = sum(abs(b / row["kv_bytes"] - 1) < 0.01 for b in seen)
+        seen.append(row["kv_bytes"])
+        x, y = float(mark.get("cx")), float(mark.get("cy"))
+        assert abs(math.exp(log_bytes(x - 12 * beside)) * unit / row["kv_bytes"] - 1) < 1e-3, (x, row)
+        low, high = re.fullmatch(r"M[\d.]+ ([\d.]+)h10m-5 0V([\d.]+)m-5 0h10",
+                                 group.find(f"{SVG}path[@class='interval']").get("d")).groups()
+        for drawn, name in ((y, "kl"), (low, "kl_low"), (high, "kl_high")):
+            assert abs(kl(float(drawn)) - row[name]) < 2e-4 * table[-1]["kl"] + 1e-4, (name, row)
+    # Of several texts their mean, where each has one block only: marks without bars.
+    args = ["-f", cli.text, "-f", path, "-n", "60", "-L", "4", "--against", "full", "--plot", out]
+    table = rows(cli, "ppl", *args)
+    drawing = ElementTree.parse(out).getroot()
+    [group] = [g for g in drawing.findall(SVG + "g") if g.get("class") == "series"]
+    title = group.findall(SVG + "circle")[1].find(SVG + "title").text
+    assert f"KL {table[2]['kl']:.5f}," in title and group.find(SVG + "path") is None
+    assert any("mean over 2 texts, 118 predictions" in text.text for text in drawing.iter(SVG + "text"))
+    assert not list(cli.folder.glob("*.part"))
+
+
+def test_plot_wrong(cli):
+    base = ["eval", "ppl", "-m", cli.tiny, "-f", cli.text, "-q"]
+    cli.fails(2, "--plot has no effect without --against full", *base, "--plot", "x.svg")
+    cli.fails(3, "cannot write", *base, "--against", "full", "--plot", cli.folder / "no" / "x.svg")
+    kept = cli.folder / "kept.svg"
+    kept.write_text("old")
+    cli.fails(3, "not the 9999", *base, "--against", "full", "-n", "9999", "--plot", kept)
+    assert kept.read_text() == "old"
 
 
 # ---- Recall ----

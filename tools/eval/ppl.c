@@ -11,7 +11,7 @@
 
 typedef struct ppl_options {
     eval_options common;
-    const char *prompt, *logprobs, *baseline;
+    const char *prompt, *logprobs, *baseline, *plot;
     arg_texts files;
     int64_t tokens, offset, skip, block;
     int against;
@@ -25,7 +25,7 @@ typedef struct ppl_run {
     size_t step;                            /* tokens fed to every session in turn */
     float *logits, *full_logits;            /* (step, vocab): of the policy fed last, and of the full cache */
     double *full_sum;                       /* log of the sum of the exponentials of each row of full_logits */
-    output_file csv;
+    output_file csv, plot;
     progress line;
     uint64_t done; /* tokens of finished texts */
 } ppl_run;
@@ -169,6 +169,8 @@ static int evaluate(ppl_run *run)
         total += run->results.text[i].text.count;
     if (run->o->logprobs)
         code = output_open(&run->csv, run->o->logprobs);
+    if (code == 0 && run->o->plot)
+        code = output_open(&run->plot, run->o->plot);
     if (run->csv.out)
         fprintf(run->csv.out, "index,token,logprob%s\n", run->results.against ? ",full_logprob,kl,top1" : "");
     tool_catch(true);
@@ -206,7 +208,7 @@ static int take_options(ppl_run *run, const args *a)
         return tool_fail(DCM_ERR_USAGE, "--logprobs takes one policy, not %zu", policies);
     if (o->logprobs && o->files.count > 1)
         return tool_fail(DCM_ERR_USAGE, "--logprobs takes one text, not %zu", o->files.count);
-    static const char *const compared[] = {"baseline", "block", "interval", "resamples", "seed"};
+    static const char *const compared[] = {"baseline", "plot", "block", "interval", "resamples", "seed"};
     for (size_t i = 0; i < sizeof compared / sizeof *compared && !o->against; i++)
         if (args_seen(a, compared[i]))
             return tool_fail(DCM_ERR_USAGE, "--%s has no effect without --against full", compared[i]);
@@ -253,6 +255,16 @@ static int read_texts(ppl_run *run, text_reader *readers, size_t count)
     return code;
 }
 
+static int print_results(ppl_run *run)
+{
+    ppl_point point[POLICIES_MAX];
+    const int code = ppl_print(&run->results, point);
+    if (code == 0 && run->plot.out)
+        ppl_plot(&run->results, point, run->plot.out);
+    const int closed = output_close(&run->plot, code == 0);
+    return code ? code : closed;
+}
+
 static void close_run(ppl_run *run)
 {
     for (size_t i = 0; i < run->results.texts; i++) {
@@ -260,6 +272,7 @@ static void close_run(ppl_run *run)
         free(run->results.text[i].sums);
     }
     free(run->results.text);
+    output_close(&run->plot, false);
     eval_close(&run->e);
 }
 
@@ -283,6 +296,8 @@ static void add_options(args *a, ppl_options *o)
         {"baseline", 0, ARG_TEXT, &o->baseline, "N|POLICY",
          "Policy whose KL the others' are divided by: its number or its text in --policies; without it the first "
          "window."},
+        {"plot", 0, ARG_TEXT, &o->plot, "OUT.svg",
+         "Draw KL against bytes of the cache: a mark a policy with its interval."},
         {"block", 0, ARG_INT, &o->block, "TOKENS", "Consecutive tokens that are drawn together for the intervals.", 1,
          INT64_C(1) << 40},
     };
@@ -316,7 +331,7 @@ int eval_ppl(int argc, char **argv)
     if (code == 0)
         code = evaluate(&run);
     if (code == 0)
-        code = ppl_print(&run.results);
+        code = print_results(&run);
     for (size_t i = 0; i < count; i++)
         reader_close(&readers[i]);
     close_run(&run);

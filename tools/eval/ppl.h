@@ -1,6 +1,8 @@
-/* Parts of `dcm eval ppl`: sums over the predictions (ppl.c), and what is made of them (ppl_table.c). */
+/* Parts of `dcm eval ppl`: sums over the predictions (ppl.c), and what is made of them (ppl_table.c, ppl_plot.c). */
 #ifndef PPL_H
 #define PPL_H
+
+#include <stdio.h>
 
 #include "eval.h"
 
@@ -24,7 +26,17 @@ typedef struct ppl_results {
     int64_t offset, skip;
 } ppl_results;
 
-/* Print a row a policy for every text, and of several texts their mean. 0, or 5 after a message. */
-int ppl_print(const ppl_results *results);
+/* A policy in the only text, or in the mean over all. */
+typedef struct ppl_point {
+    char name[POLICY_TEXT];
+    double bytes, kl;
+    bootstrap_interval interval; /* of kl */
+} ppl_point;
+
+/* Print a row a policy for every text, and of several texts their mean: `point`s too. 0, or 5 after a message. */
+int ppl_print(const ppl_results *results, ppl_point point[POLICIES_MAX]);
+
+/* Draw the points: KL against bytes, as an SVG (ppl_plot.c). */
+void ppl_plot(const ppl_results *results, const ppl_point *point, FILE *out);
 
 #endif

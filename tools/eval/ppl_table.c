@@ -97,8 +97,20 @@ static void print_row(table *table, const row_source *s, size_t i)
     table_row(table, cells + (r->texts == 1));
 }
 
-/* A row a policy of `texts` texts from `first` on. */
-static int print_rows(table *table, const ppl_results *r, size_t first, size_t texts)
+static ppl_point make_point(const row_source *s, size_t i)
+{
+    ppl_point point = {.kl = s->value[i * VALUES + KL], .interval = s->interval[i * VALUES + KL]};
+    eval_cache cache = {0};
+    for (size_t t = 0; t < s->texts; t++) {
+        eval_cache_join(&cache, &s->text[t].cache[i]);
+        point.bytes += (double)s->text[t].cache[i].bytes / (double)s->texts;
+    }
+    memcpy(point.name, cache.name, sizeof point.name);
+    return point;
+}
+
+/* A row and a point a policy of `texts` texts from `first` on. */
+static int print_rows(table *table, const ppl_results *r, size_t first, size_t texts, ppl_point *point)
 {
     const statistic_context context = {r, texts};
     const size_t outputs = r->policies * VALUES;
@@ -118,8 +130,10 @@ static int print_rows(table *table, const ppl_results *r, size_t first, size_t t
     code = bootstrap(&r->e->o->intervals, stratum, r->against ? texts : 0, r->columns, statistic, &context, outputs,
                      interval);
     const row_source source = {r, &r->text[first], texts, sums, value, interval};
-    for (size_t i = 0; i < r->policies && code == 0; i++)
+    for (size_t i = 0; i < r->policies && code == 0; i++) {
         print_row(table, &source, i);
+        point[i] = make_point(&source, i);
+    }
 done:
     free(stratum);
     free(interval);
@@ -130,7 +144,7 @@ done:
 
 /* Perplexity is the exponential of the mean negative log-probability; its standard error, to first order, that of the
  * mean times the perplexity. */
-int ppl_print(const ppl_results *r)
+int ppl_print(const ppl_results *r, ppl_point point[POLICIES_MAX])
 {
     const table_format format = (table_format)r->e->o->format;
     const size_t left_out =
@@ -146,9 +160,9 @@ int ppl_print(const ppl_results *r)
     table_begin(&t, format, columns + (r->texts == 1), COLUMNS - left_out, meta);
     int code = 0;
     for (size_t i = 0; i < r->texts && code == 0; i++)
-        code = print_rows(&t, r, i, 1);
+        code = print_rows(&t, r, i, 1, point);
     if (code == 0 && r->texts > 1)
-        code = print_rows(&t, r, 0, r->texts);
+        code = print_rows(&t, r, 0, r->texts, point);
     table_end(&t);
     char drawn[64];
     snprintf(drawn, sizeof drawn, "blocks of %zu consecutive predictions.", r->block);
