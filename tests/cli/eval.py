@@ -227,6 +227,10 @@ def test_plot(cli):
     assert any(text.startswith(str(path)) and "249 predictions" in text for text in texts), texts
     axes = {g.get("class"): g for g in drawing.findall(SVG + "g") if g.get("class") in "xy"}
     log_bytes, kl = scale_of(axes["x"], "x", lambda t: math.log(float(t))), scale_of(axes["y"], "y")
+    for axis, attribute, edges in (("x", "x", {76.0, 928.0}), ("y", "y", None)):
+        places = [float(t.get(attribute)) for t in list(axes[axis].iter(SVG + "text"))[: None if edges is None else -1]]
+        frame = edges or {float(drawing.get("height")) - 66, float(drawing.get("height")) - 466}
+        assert {min(places), max(places)} == frame, (axis, places)
     unit = {"kB": 1e3, "MB": 1e6}[list(axes["x"])[-1].text.split()[-1]]
     groups = [g for g in drawing.findall(SVG + "g") if g.get("class") == "series"]
     assert [g.find(SVG + "text").text for g in groups] == [r["policy"] for r in table]
