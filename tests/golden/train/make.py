@@ -20,14 +20,15 @@ TERMS = ("kl", "il", "magnitude", "boundary")
 
 
 class Case:
-    def __init__(self, name, seed, arch, heads, kv_heads, ffn, tied, group, sinks, first, levels):
+    def __init__(self, name, seed, arch, heads, kv_heads, ffn, tied, group, sinks, levels):
         hidden, d, layers = 32, 16, 2
         self.name, self.arch, self.layers, self.kv_heads, self.d = name, arch, layers, kv_heads, d
-        self.group, self.sinks, self.first = group, sinks, first
+        self.group, self.sinks, self.first = group, sinks, 2 * group - 1 + sinks
         self.layout = Layout(d, 16, levels)
         self.path = os.path.join(HERE, name)
+        os.makedirs(self.path, exist_ok=True)
         self.rng = np.random.default_rng(seed)
-        w = self.w = GGUFWriter(self.path + ".gguf", arch)
+        w = self.w = GGUFWriter(os.path.join(self.path, "model.gguf"), arch)
         w.add_name("train " + name)
         w.add_block_count(layers)
         w.add_context_length(512)
@@ -148,7 +149,7 @@ def check_differences(model, case, rows, log_probs, grads):
 def in_float(case, rows):
     """The same in float32 throughout: what rounding alone does to a gradient."""
     llama.DOUBLE = torch.float32
-    model = llama.Model(case.path + ".gguf")
+    model = llama.Model(os.path.join(case.path, "model.gguf"))
     log_probs, _ = full_pass(model, case)
     _, terms, grads = gradients(model, case, rows.float(), log_probs)
     llama.DOUBLE = torch.float64
@@ -156,7 +157,7 @@ def in_float(case, rows):
 
 
 def make(case):
-    model = llama.Model(case.path + ".gguf")
+    model = llama.Model(os.path.join(case.path, "model.gguf"))
     with torch.no_grad():
         log_probs, raw = full_pass(model, case)
         rows = case.parameters(raw)
@@ -168,26 +169,29 @@ def make(case):
     rough_terms, rough = in_float(case, rows)
     print(f"{case.name}: {len(run.policy.ratios)} units, {run.policy.merges} merges, "
           f"{sum(len(j) for j in run.jumps)} ratios at boundaries, {run.skipped} skipped")
+    rounding = []
     for name in TERMS:
         worst = 0.0
         for array in list(case.layout.shapes)[2:]:
             g, r = case.layout.of(grads[name], array), case.layout.of(rough[name], array).double()
             worst = max(worst, float((g - r).abs().max() / g.abs().max()))
         off = abs(float(rough_terms[name].detach() - terms[name]))
-        print(f"  {name} {terms[name]:.6f}: float32 is {off:.1e} off, its gradients {worst:.1e} of each array's largest")
-    tensors = {"params": rows, "kl": run.kl, "il": torch.stack([torch.stack(r).mean() for r in run.il]),
-               "terms": torch.stack([terms[name] for name in TERMS])}
+        print(f"  {name} {terms[name]:.6f}: float32 is {off:.1e} off, its gradients {worst:.1e} of an array's largest")
+        rounding.append(worst)
+    tensors = {"params": rows, "kl": run.kl, "terms": torch.stack([terms[name] for name in TERMS])}
     tensors.update({"grad." + name: grads[name] for name in TERMS})
-    tensors["facts"] = torch.tensor([case.group, case.sinks, case.first, case.layout.hidden, case.layout.levels])
-    save_file({name: t.detach().float().contiguous() for name, t in tensors.items()}, case.path + ".safetensors")
-    os.chmod(case.path + ".safetensors", 0o644)
-    llama.save_ids(case.path + ".ids.txt", case.ids)
+    tensors["rounding"] = torch.tensor(rounding)
+    tensors["facts"] = torch.tensor([case.group, case.sinks, case.layout.hidden, case.layout.levels])
+    path = os.path.join(case.path, "train.safetensors")
+    save_file({name: t.detach().float().contiguous() for name, t in tensors.items()}, path)
+    os.chmod(path, 0o644)
+    llama.save_ids(os.path.join(case.path, "ids.txt"), case.ids)
 
 
 def main():
     torch.set_num_threads(1)
-    make(Case("llama", 1, "llama", heads=4, kv_heads=2, ffn=48, tied=False, group=4, sinks=2, first=16, levels=3))
-    make(Case("qwen2", 2, "qwen2", heads=3, kv_heads=1, ffn=32, tied=True, group=8, sinks=0, first=0, levels=2))
+    make(Case("llama", 1, "llama", heads=4, kv_heads=2, ffn=48, tied=False, group=4, sinks=2, levels=3))
+    make(Case("qwen2", 2, "qwen2", heads=3, kv_heads=1, ffn=32, tied=True, group=8, sinks=0, levels=2))
 
 
 if __name__ == "__main__":

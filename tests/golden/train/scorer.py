@@ -127,7 +127,7 @@ class Run:
 
     def __init__(self, model, ids, policy):
         self.model, self.policy = model, policy
-        self.il = [[] for _ in range(model.layers)]  # mean square of each query's attention against all raw units'
+        self.il = []  # of each layer and query, the squared distance of its attention to that to the raw units
         self.jumps = []  # |ratio of weights - 1| at every boundary of ranges, for each head
         self.skipped = 0
         logits = []
@@ -142,7 +142,7 @@ class Run:
                 self.boundaries(scores)
                 raw_k, raw_v = (torch.stack(part) for part in zip(*policy.raw[layer]))
                 full, _ = self.attend(q[0], raw_k, raw_v)
-                self.il[layer].append((out - full.detach()).pow(2).mean())
+                self.il.append((out - full.detach()).pow(2).sum() / model.heads)
                 x = model.after_attention(x, out[None], layer)
             name = "output" if "output.weight" in model.w else "token_embd"
             logits.append(model.linear(model.norm(x, "output_norm.weight"), name)[0])
@@ -170,7 +170,7 @@ class Run:
         self.kl = (full_log_probs.exp() * (full_log_probs - log_q)).sum(-1)
         return {
             "kl": self.kl[first:].mean(),
-            "il": torch.stack([torch.stack(rows).mean() for rows in self.il]).mean(),
+            "il": torch.stack(self.il).mean(),
             "magnitude": self.policy.magnitude / self.policy.magnitude_terms,
             "boundary": torch.cat(self.jumps).mean(),
         }
