@@ -8,6 +8,7 @@ static const struct {
     const char *name, *full_name, *about;
     command_main *run;
 } measures[] = {
+    {"metrics", "dcm eval metrics", "how far attention is from the full cache's, layer by layer", eval_metrics},
     {"needle", "dcm eval needle", "a sentence hidden in a text, asked for at its end: a grid of depths and lengths",
      eval_needle},
     {"ppl", "dcm eval ppl", "perplexity of a text, and the divergence from the full cache", eval_ppl},

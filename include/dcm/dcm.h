@@ -3,6 +3,7 @@
 #define DCM_DCM_H
 
 #include <dcm/device.h>
+#include <dcm/eval.h>
 #include <dcm/log.h>
 #include <dcm/model.h>
 #include <dcm/plan.h>

@@ -110,8 +110,11 @@ dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, 
 {
     const embed_args embed = {model->embedding, s, a->x};
     dcm_status status = model->ops->ops->embed(model->ops, &embed);
-    for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++)
+    for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++) {
         status = model_layer_forward(model, a, pool, s, late, i);
+        if (status == DCM_OK && a->seen)
+            status = a->seen(a->seen_context, i);
+    }
     return status;
 }
 

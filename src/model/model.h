@@ -69,6 +69,9 @@ typedef struct activations {
     buffer *attn;    /* (n, heads head_dim) */
     buffer *gate_up; /* (n, 2 ffn) */
     buffer *logits;  /* (rows asked for so far at most, vocab) */
+    /* Called when a layer has been issued; NULL: nothing. */
+    dcm_status (*seen)(void *context, uint32_t layer);
+    void *seen_context;
 } activations;
 
 /* Bytes of one token's, logits aside. */

@@ -172,6 +172,10 @@ dcm_status dcm_session_feed_each(dcm_session *s, const int32_t *tokens, size_t c
 
 const cache *session_cache(const dcm_session *s) { return &s->cache; }
 
+const dcm_model *session_model(const dcm_session *s) { return s->model; }
+
+activations *session_activations(dcm_session *s) { return &s->act; }
+
 dcm_status dcm_session_read_layer(dcm_session *s, uint32_t layer, dcm_unit *units, float *values)
 {
     if (s->failed)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 # Lowest first: a folder of src includes itself and those before it.
-LAYERS = ["base", "plan", "io", "token", "ref", "device", "ops", "merge", "cache", "model", "session", "train"]
+LAYERS = ["base", "plan", "io", "token", "ref", "device", "ops", "merge", "cache", "model", "session", "train", "eval"]
 MAX_COLUMNS = 120
 MAX_LINES = 450  # "about 400"
 MAX_KERNEL_LINES = 600  # a family of kernels is one file

@@ -11,6 +11,7 @@
 
 /* ---- Measures: exit codes from their own arguments ---- */
 
+int eval_metrics(int argc, char **argv);
 int eval_needle(int argc, char **argv);
 int eval_ppl(int argc, char **argv);
 int eval_recall(int argc, char **argv);
@@ -39,6 +40,8 @@ typedef struct eval {
 /* Add -m; and all others, behind the measure's own. */
 void eval_add_model(args *a, eval_options *o);
 void eval_add_options(args *a, eval_options *o);
+/* Without those of intervals. */
+void eval_add_plain_options(args *a, eval_options *o);
 
 /* Check the parsed options and read the policies: nothing is opened yet. 0, or 2 after a message. */
 int eval_take_options(eval *e, const args *a);

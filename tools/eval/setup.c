@@ -6,7 +6,7 @@
 
 void eval_add_model(args *a, eval_options *o) { input_add_model(a, &o->model); }
 
-void eval_add_options(args *a, eval_options *o)
+void eval_add_plain_options(args *a, eval_options *o)
 {
     const arg_option options[] = {
         {"policies", 0, ARG_TEXT, &o->policies, "A,B,...",
@@ -15,10 +15,15 @@ void eval_add_options(args *a, eval_options *o)
         table_format_option(&o->format),
     };
     args_add(a, "Policies and result", options, sizeof options / sizeof *options);
-    bootstrap_add_options(a, &o->intervals);
     options_add_cache(a, &o->cache);
     options_add_device(a, &o->device);
     options_add_verbosity(a, &o->words);
+}
+
+void eval_add_options(args *a, eval_options *o)
+{
+    bootstrap_add_options(a, &o->intervals);
+    eval_add_plain_options(a, o);
 }
 
 int eval_take_options(eval *e, const args *a)
