@@ -137,7 +137,7 @@ int cmd_train(int argc, char **argv)
                        .tokens = 2048,
                        .steps = 300,
                        .sequences = 1,
-                       .rate = 2e-3,
+                       .rate = 5e-4,
                        .warmup = 10,
                        .hidden = 32,
                        .sinks = 4,

@@ -26,7 +26,7 @@ typedef struct dcm_train_params {
     uint32_t levels;  /* with parameters of their own; 0: 8 */
     uint64_t seed;    /* of the first parameters */
     const char *from; /* a merge file to begin with instead; NULL: none */
-    float beta1, beta2, eps, decay; /* of AdamW; 0: 0.9, 0.98, 1e-8, 0.01 */
+    float beta1, beta2, eps, decay; /* of AdamW; 0: 0.9, 0.99, 1e-8, 0.01 */
     float clip;                     /* the gradient's norm is cut to it; 0: 1 */
     float kl;        /* weight of KL(full || compressed), in units of its running mean; 0: 1; negative: none */
     float il;        /* weight of L_IL, the squared distance of attention's outputs */
@@ -75,7 +75,10 @@ DCM_API dcm_status dcm_trainer_read(dcm_trainer *trainer, const int32_t *tokens,
  */
 DCM_API dcm_status dcm_trainer_learn(dcm_trainer *trainer, uint32_t group, uint64_t seed, dcm_train_losses *losses);
 
-/* The KL alone, at all positions that see merged units, without learning. */
+/*
+ * The KL alone, at all positions that see merged units, without learning. What is tested, and saved, is the running mean
+ * of the parameters over some 50 updates.
+ */
 DCM_API dcm_status dcm_trainer_test(dcm_trainer *trainer, uint32_t group, double *kl);
 
 /* The same for a sink and window cache of as many units as the compressed one has at the end. */

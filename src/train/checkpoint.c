@@ -11,7 +11,7 @@
 
 static const char format_name[] = "dcm-train", version_name[] = "1";
 
-enum { OPTIONS_SIZE = 512, ARRAYS = 4 };
+enum { OPTIONS_SIZE = 512, ARRAYS = 5 };
 
 /* What a training goes on with, or is another one. */
 static void options_text(const dcm_trainer *t, char *out)
@@ -30,6 +30,7 @@ static void describe(const dcm_trainer *t, st_array *arrays)
         {"param", ST_F32, 1, {t->count}, t->param},
         {"mean", ST_F32, 1, {t->count}, t->adamw.mean},
         {"square", ST_F32, 1, {t->count}, t->adamw.square},
+        {"average", ST_F32, 1, {t->count}, t->adamw.average},
         {"mean_kl", ST_F32, 1, {DCM_LEVELS_MAX}, t->mean_kl},
     };
     memcpy(arrays, all, sizeof all);
@@ -88,7 +89,7 @@ static dcm_status load_array(const safetensors *file, const st_array *a, float *
 
 static dcm_status load(dcm_trainer *t, const safetensors *file, char *state, size_t size)
 {
-    float *const to[ARRAYS] = {t->param, t->adamw.mean, t->adamw.square, t->mean_kl};
+    float *const to[ARRAYS] = {t->param, t->adamw.mean, t->adamw.square, t->adamw.average, t->mean_kl};
     const char *steps = safetensors_metadata(file, "steps"), *kept = safetensors_metadata(file, "state");
     st_array arrays[ARRAYS];
     char *end = NULL;
@@ -105,6 +106,7 @@ static dcm_status load(dcm_trainer *t, const safetensors *file, char *state, siz
     t->adamw.step = count;
     snprintf(state, size, "%s", kept ? kept : "");
     memcpy(t->next_kl, t->mean_kl, sizeof t->next_kl);
+    t->averaged = false;
     status = merge_set_score(&t->merge, t->param);
 fail:
     return status;
@@ -132,7 +134,7 @@ dcm_status dcm_trainer_save(const dcm_trainer *t, const char *path, const dcm_tr
     for (size_t i = 0; i < n_notes; i++)
         all[i] = (st_note){notes[i].name, notes[i].text};
     all[n_notes] = (st_note){"model", t->model->config.name};
-    status = score_file_save(path, &facts, t->shape, t->param, all, n_notes + 1, ST_F16);
+    status = score_file_save(path, &facts, t->shape, t->adamw.average, all, n_notes + 1, ST_F16);
 done:
     mem_free(&all);
     return status;

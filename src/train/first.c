@@ -31,7 +31,8 @@ void trainer_set_kinds(dcm_trainer *t)
         fill_kind(kind, 0, l.row, ADAMW_PLAIN);
         fill_kind(kind, l.mean, 2 * x, ADAMW_FROZEN);
         fill_kind(kind, l.w1, h * x, ADAMW_DECAY);
-        fill_kind(kind, l.u, h * x, ADAMW_DECAY);
+        fill_kind(kind, l.u, h * x, ADAMW_SLOW); /* what is added to a unit is not bounded, as its choice is */
+        fill_kind(kind, l.r, t->shape.levels * x, ADAMW_SLOW);
         fill_kind(kind, l.sharp_v + 1, l.row - l.sharp_v - 1, ADAMW_FROZEN);
     }
 }

@@ -28,7 +28,7 @@ static dcm_status read_pool(const kv_pool *p, rope_kind rope, void **blocks, ref
 static ref_score score_of(const dcm_trainer *t)
 {
     const score_layout l = score_layout_of(t->shape);
-    const float *p = t->param;
+    const float *p = t->averaged ? t->adamw.average : t->param;
     return (ref_score){.hidden = t->shape.hidden,
                        .levels = t->shape.levels,
                        .row = l.row,

@@ -10,7 +10,7 @@ static const dcm_train_params defaults = {.tokens = 2048,
                                           .hidden = 32,
                                           .levels = 8,
                                           .beta1 = 0.9f,
-                                          .beta2 = 0.98f,
+                                          .beta2 = 0.99f,
                                           .eps = 1e-8f,
                                           .decay = 0.01f,
                                           .clip = 1,
@@ -86,6 +86,7 @@ static dcm_status open_params(dcm_trainer *t)
     DCM_TRY(status, fail, mem_new(&t->gradient, t->count, sizeof *t->gradient, "gradients"));
     DCM_TRY(status, fail, mem_new(&t->kind, t->count, 1, "kinds of parameters"));
     DCM_TRY(status, fail, mem_new(&t->adamw.mean, t->count, sizeof(float), "means of gradients"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.average, t->count, sizeof(float), "the parameters' average"));
     DCM_TRY(status, fail, mem_new(&t->adamw.square, t->count, sizeof(float), "squares of gradients"));
     trainer_set_kinds(t);
     if (loaded)
@@ -93,8 +94,14 @@ static dcm_status open_params(dcm_trainer *t)
     else
         trainer_set_first(t);
     const dcm_train_params *p = &t->params;
-    t->adamw = (adamw){t->count, t->param, t->adamw.mean, t->adamw.square, t->kind,
-                       p->beta1, p->beta2, p->eps,        p->decay,        0};
+    t->adamw.count = t->count;
+    t->adamw.param = t->param;
+    t->adamw.kind = t->kind;
+    t->adamw.beta1 = p->beta1;
+    t->adamw.beta2 = p->beta2;
+    t->adamw.eps = p->eps;
+    t->adamw.decay = p->decay;
+    memcpy(t->adamw.average, t->param, t->count * sizeof *t->param);
     DCM_TRY(status, fail,
             t->model->ops->ops->buffer_new(t->model->ops, t->count * sizeof(float), MEM_SCRATCH, &t->dparams));
     status = merge_open_score(&t->merge, t->model->ops, &facts, t->shape, t->param);
@@ -151,6 +158,7 @@ void dcm_trainer_close(dcm_trainer **trainer)
     mem_free(&t->kind);
     mem_free(&t->adamw.mean);
     mem_free(&t->adamw.square);
+    mem_free(&t->adamw.average);
     mem_free(&t->sums.sum);
     mem_free(&t->sums.square);
     mem_free(&t->tokens);
@@ -173,6 +181,22 @@ static dcm_status take_tokens(dcm_trainer *t, const int32_t *tokens, size_t coun
     return DCM_OK;
 }
 
+dcm_status trainer_begin(dcm_trainer *t)
+{
+    memcpy(t->adamw.average, t->param, t->count * sizeof *t->param);
+    t->averaged = false;
+    return merge_set_score(&t->merge, t->param);
+}
+
+/* The average onto the device, or the parameters. */
+static dcm_status use(dcm_trainer *t, bool averaged)
+{
+    if (t->averaged == averaged)
+        return DCM_OK;
+    t->averaged = averaged;
+    return merge_set_score(&t->merge, averaged ? t->adamw.average : t->param);
+}
+
 dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t count)
 {
     dcm_status status;
@@ -182,7 +206,7 @@ dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t cou
     DCM_TRY(status, fail, sequence_measure(&t->sequence, t->tokens, (uint32_t)count, &t->sums));
     if (t->sums.count) {
         trainer_set_channels(t);
-        status = merge_set_score(&t->merge, t->param);
+        status = trainer_begin(t);
     }
 fail:
     return status;
@@ -214,6 +238,7 @@ dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_
     loss_terms terms;
     dcm_status status;
     DCM_TRY(status, fail, check_group(t, group, &level));
+    DCM_TRY(status, fail, use(t, false));
     const loss_weights weights = {p->kl / t->mean_kl[level], p->il, p->magnitude, p->boundary};
     DCM_TRY(status, fail,
             sequence_learn(&t->sequence, t->tokens, &t->merge, group, weights,
@@ -235,6 +260,8 @@ dcm_status dcm_trainer_test(dcm_trainer *t, uint32_t group, double *kl)
     uint32_t level;
     loss_terms terms;
     dcm_status status = check_group(t, group, &level);
+    if (status == DCM_OK)
+        status = use(t, true);
     if (status == DCM_OK)
         status = sequence_learn(&t->sequence, t->tokens, &t->merge, group, (loss_weights){0}, (loss_positions){0}, NULL,
                                 &terms);
@@ -270,6 +297,7 @@ dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
     adamw_update(&t->adamw, t->gradient, length > t->params.clip ? share * t->params.clip / length : share, rate);
     memcpy(t->mean_kl, t->next_kl, sizeof t->mean_kl);
     DCM_TRY(status, fail, forget(t));
+    t->averaged = false;
     status = merge_set_score(&t->merge, t->param);
 fail:
     return status;

@@ -17,7 +17,8 @@ struct dcm_trainer {
     uint8_t *kind;   /* (count) adamw_kind */
     float *gradient; /* (count), read from the device */
     float *param;    /* (count) */
-    adamw adamw;
+    adamw adamw;      /* its average is what is tested and saved */
+    bool averaged;    /* the device has the average, not the parameters */
     buffer *dparams;
     uint32_t learnt;             /* sequences since the last update */
     float mean_kl[DCM_LEVELS_MAX]; /* running, by log2 of the group length */
@@ -32,6 +33,9 @@ void trainer_set_kinds(dcm_trainer *t);
 
 /* mean and scale of all rows from the sums. */
 void trainer_set_channels(dcm_trainer *t);
+
+/* The average becomes the parameters themselves, on the device too. */
+dcm_status trainer_begin(dcm_trainer *t);
 
 /* What training begins with; mean and scale aside. */
 void trainer_set_first(dcm_trainer *t);
