@@ -76,8 +76,8 @@ DCM_API dcm_status dcm_trainer_read(dcm_trainer *trainer, const int32_t *tokens,
 DCM_API dcm_status dcm_trainer_learn(dcm_trainer *trainer, uint32_t group, uint64_t seed, dcm_train_losses *losses);
 
 /*
- * The KL alone, at all positions that see merged units, without learning. What is tested, and saved, is the running mean
- * of the parameters over some 50 updates.
+ * The KL alone, at all positions that see merged units, without learning. What is tested, and saved, is the running
+ * mean of the parameters over some 50 updates.
  */
 DCM_API dcm_status dcm_trainer_test(dcm_trainer *trainer, uint32_t group, double *kl);
 
