@@ -60,6 +60,8 @@ static int check_options(const train_options *o)
         return tool_fail(DCM_ERR_USAGE, "no text to train on: give -f FILE or -f FOLDER");
     if (o->from && o->resume)
         return tool_fail(DCM_ERR_USAGE, "--from and --resume exclude each other");
+    if (o->plot && !o->csv)
+        return tool_fail(DCM_ERR_USAGE, "--plot draws what --csv has: give both");
     if (!(o->kl > 0 || o->il > 0))
         return tool_fail(DCM_ERR_USAGE, "--kl 0 without --il leaves nothing to learn");
     return 0;
@@ -79,6 +81,7 @@ static void add_options(args *a, train_options *o)
         {"resume", 0, ARG_TEXT, &o->resume, "FILE", "Go on from a checkpoint, with the same options."},
         {"from", 0, ARG_TEXT, &o->from, "FILE", "Begin with a merge file instead of new weights."},
         {"csv", 0, ARG_TEXT, &o->csv, "FILE", "One row a step."},
+        {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg", "Draw the CSV's losses and tests at the end."},
     };
     const arg_option steps[] = {
         {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.",
@@ -160,6 +163,10 @@ int cmd_train(int argc, char **argv)
         code = open_all(&run);
     if (code == 0)
         code = train_loop(&run);
+    if (o.plot && run.journal.out) {
+        const int drawn = journal_plot(o.csv, o.plot);
+        code = code ? code : drawn;
+    }
     journal_close(&run.journal);
     dcm_trainer_close(&run.trainer);
     corpus_close(&run.texts);

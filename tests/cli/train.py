@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from xml.etree import ElementTree
 
 WORDS = "the old keeper of this lamp went down to a cold harbour and counted ships that never came back".split()
 
@@ -82,7 +83,10 @@ def test_learns(cli):
     """Held-out KL falls, the file works with --merge, and its card says how it was made."""
     journal = cli.folder / "learns.csv"
     cli.ok("--steps", "40", "--rate", "0.01", "--held-out", cli.folder / "held.txt", "--test-every", "10", "--csv",
-           journal)
+           journal, "--plot", cli.folder / "learns.svg")
+    drawing = ElementTree.parse(cli.folder / "learns.svg").getroot()
+    assert sum("points" in e.attrib for e in drawing.iter()) == 1
+    assert sum("step" in (e.text or "") and "KL" in e.text for e in drawing.iter()) == 4, "one marker a test"
     rows = list(csv.DictReader(journal.open()))
     assert [int(r["step"]) for r in rows] == list(range(1, 41))
     held = [float(r["held_kl"]) for r in rows if r["held_kl"]]
@@ -163,6 +167,7 @@ def test_wrong_texts(cli):
 
 def test_wrong_usage(cli):
     cli.fails(2, "too short for -L 32", "-L", "32")
+    cli.fails(2, "give both", "--plot", "x.svg")
     cli.fails(2, "no power of two", "-L", "12")
     cli.fails(2, "leaves nothing to learn", "--kl", "0")
     cli.fails(2, "hidden", "--hidden", "24")

@@ -31,4 +31,7 @@ int journal_add(journal *j, const journal_row *row);
 
 void journal_close(journal *j);
 
+/* Draw a journal's losses and tests over its steps as SVG. 0, or the exit code after a message. */
+int journal_plot(const char *csv, const char *path);
+
 #endif

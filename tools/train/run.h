@@ -7,7 +7,7 @@
 #include "runtime.h"
 
 typedef struct train_options {
-    const char *model, *out, *checkpoint, *resume, *from, *csv;
+    const char *model, *out, *checkpoint, *resume, *from, *csv, *plot;
     arg_texts texts, held;
     arg_ints groups;
     int64_t tokens, steps, sequences, warmup, hidden, sinks, positions, seed, save_every, test_every;
