@@ -12,22 +12,40 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static long fail_countdown;
+
+long file_fail_at(long n)
+{
+    const long left = fail_countdown;
+    fail_countdown = n;
+    return left;
+}
+
+/* True where the call to come is to fail. */
+static bool injected(void)
+{
+    if (fail_countdown <= 0 || --fail_countdown > 0)
+        return false;
+    errno = EIO;
+    return true;
+}
+
 dcm_status file_map_open(file_map *map, const char *path)
 {
     *map = (file_map){0};
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = injected() ? -1 : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
     struct stat st;
     dcm_status status = DCM_OK;
-    if (fstat(fd, &st) != 0)
+    if (injected() || fstat(fd, &st) != 0)
         status = dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(st.st_mode))
         status = dcm_fail(DCM_ERR_FILE, "%s: not a regular file", path);
     else if (st.st_size == 0)
         status = dcm_fail(DCM_ERR_FILE, "%s: the file is empty", path);
     if (status == DCM_OK) {
-        void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        void *data = injected() ? MAP_FAILED : mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
             status =
                 dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(errno));
@@ -49,9 +67,9 @@ void file_map_close(file_map *map)
 static dcm_status own_folder(const char *path)
 {
     struct stat st;
-    if (mkdir(path, 0700) != 0 && errno != EEXIST)
+    if ((injected() || mkdir(path, 0700) != 0) && errno != EEXIST)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot make the folder: %s", path, strerror(errno));
-    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
+    if (injected() || stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
         return dcm_fail(DCM_ERR_FILE, "%s: not a folder", path);
     if (st.st_uid != geteuid())
         return dcm_fail(DCM_ERR_FILE, "%s: belongs to another user", path);
@@ -88,13 +106,13 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
 bool file_is_own(const char *path)
 {
     struct stat st;
-    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
+    return !injected() && lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
 }
 
 static int write_all(int fd, const char *data, size_t size)
 {
     while (size) {
-        const ssize_t n = write(fd, data, size);
+        const ssize_t n = injected() ? -1 : write(fd, data, size);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -110,11 +128,12 @@ dcm_status file_write_atomic(const char *path, const void *data, size_t size)
     char temporary[4096];
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.XXXXXX", path) >= sizeof temporary)
         return dcm_fail(DCM_ERR_FILE, "%s: the path is too long", path);
-    const int fd = mkstemp(temporary);
+    const int fd = injected() ? -1 : mkstemp(temporary);
     if (fd < 0)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot write beside it: %s", path, strerror(errno));
-    const int failed = write_all(fd, data, size) != 0 || fchmod(fd, 0644) != 0 || fsync(fd) != 0;
-    if (close(fd) != 0 || failed || rename(temporary, path) != 0) {
+    const int failed = write_all(fd, data, size) != 0 || injected() || fchmod(fd, 0644) != 0 || injected() ||
+                       fsync(fd) != 0;
+    if (close(fd) != 0 || injected() || failed || injected() || rename(temporary, path) != 0) {
         const int cause = errno;
         unlink(temporary);
         return dcm_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(cause));

@@ -28,6 +28,12 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
 /* A regular file (no link) of this user's that others cannot write: what it says can be trusted as far as the user. */
 bool file_is_own(const char *path);
 
+/*
+ * Fault injection for tests: the n-th call of the system from now fails with EIO (1: the next), 0 turns it off. Returns
+ * what was left of an earlier count, 0 where it ran out. Not thread-safe.
+ */
+long file_fail_at(long n);
+
 /* Write to a temporary name in the same folder, flush, then rename over `path`: readers see the old bytes or the new,
  * also after a crash. */
 dcm_status file_write_atomic(const char *path, const void *data, size_t size);

@@ -2,12 +2,21 @@
 
 #include "base/error.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 static long fail_countdown;
+static atomic_size_t living;
 
-void mem_fail_at(long n) { fail_countdown = n; }
+long mem_fail_at(long n)
+{
+    const long left = fail_countdown;
+    fail_countdown = n;
+    return left;
+}
+
+size_t mem_living(void) { return living; }
 
 static bool injected(void) { return fail_countdown > 0 && --fail_countdown == 0; }
 
@@ -20,6 +29,7 @@ dcm_status mem_new(void *pointer, size_t count, size_t size, const char *what)
 {
     void *block = injected() ? NULL : calloc(count ? count : 1, size ? size : 1);
     memcpy(pointer, &block, sizeof block);
+    living += block != NULL;
     return block ? DCM_OK : out_of_memory(count, size, what);
 }
 
@@ -30,10 +40,12 @@ dcm_status mem_resize(void *pointer, size_t count, size_t size, const char *what
     memcpy(&block, pointer, sizeof block);
     if (injected() || !size_mul(count, size, &bytes))
         return out_of_memory(count, size, what);
+    const bool first = !block;
     block = realloc(block, bytes ? bytes : 1);
     if (!block)
         return out_of_memory(count, size, what);
     memcpy(pointer, &block, sizeof block);
+    living += first;
     return DCM_OK;
 }
 
@@ -41,6 +53,7 @@ void mem_free(void *pointer)
 {
     void *block;
     memcpy(&block, pointer, sizeof block);
+    living -= block != NULL;
     free(block);
     block = NULL;
     memcpy(pointer, &block, sizeof block);

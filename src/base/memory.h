@@ -22,9 +22,13 @@ dcm_status mem_resize(void *pointer, size_t count, size_t size, const char *what
 void mem_free(void *pointer);
 
 /*
- * Fault injection for tests: the n-th allocation from now fails (1: the next), 0 turns it off. Not thread-safe.
+ * Fault injection for tests: the n-th allocation from now fails (1: the next), 0 turns it off. Returns what was left of
+ * an earlier count, 0 where it ran out. Not thread-safe.
  */
-void mem_fail_at(long n);
+long mem_fail_at(long n);
+
+/* Blocks that live now, for tests. */
+size_t mem_living(void);
 
 /* What bytes on a device are for. */
 typedef enum mem_category { MEM_WEIGHTS, MEM_CACHE, MEM_TABLES, MEM_SCRATCH, MEM_CATEGORIES } mem_category;

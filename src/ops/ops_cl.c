@@ -156,8 +156,10 @@ static dcm_status staging_open(backend_cl *cl)
     DCM_TRY(status, fail, cldev_check(error, "clEnqueueMapBuffer"));
     for (size_t i = 0; i < STAGE_COUNT; i++)
         cl->stage[i].data = data + i * STAGE_BYTES;
+    return DCM_OK;
 fail:
-    return status;
+    return dcm_fail_in(status, "%s: a buffer of %zu bytes", cl->device->limits.name,
+                       (size_t)STAGE_COUNT * STAGE_BYTES);
 }
 
 static void staging_close(backend_cl *cl)

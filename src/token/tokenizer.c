@@ -188,7 +188,7 @@ void dcm_tokenizer_close(dcm_tokenizer **tokenizer)
     mem_free(tokenizer);
 }
 
-void dcm_free(void *pointer) { free(pointer); }
+void dcm_free(void *pointer) { mem_free(&pointer); }
 
 size_t dcm_vocab_size(const dcm_tokenizer *tokenizer) { return tokenizer->v.count; }
 
