@@ -7,6 +7,7 @@
 #include <dcm/dcm.h>
 #include <dcm/log.h>
 
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,10 +21,10 @@
 #include "base/memory.h"
 #include "support/tiny_model.h"
 
-enum { PROMPT = 60, ANSWER = 8, FAULTS = 20 };
+enum { PROMPT = 40, ANSWER = 6, FAULTS = 20 };
 
 static char folder[] = "/tmp/dcm-faults-XXXXXX", model_path[64];
-static const char merge_path[] = TEST_GOLDEN "/model/tiny/gate.safetensors";
+static const char merge_path[] = TEST_GOLDEN "/merge/gate_d16_b1.safetensors";
 static float right[512], logits[512];
 
 /* Everything that was opened; the status of what failed first. */
@@ -155,7 +156,9 @@ static void test_devices(void **state)
     assert_int_equal(dcm_device_list(&entries, &count), DCM_OK);
     for (size_t i = 0; i < count; i++)
         if (entries[i].usable) {
-            all_faults(entries[i].index, FAULTS);
+            char index[32];
+            snprintf(index, sizeof index, "%u.%u", entries[i].platform_index, entries[i].device_index);
+            all_faults(index, FAULTS);
             used++;
         }
     dcm_free(entries);
