@@ -106,7 +106,8 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
 bool file_is_own(const char *path)
 {
     struct stat st;
-    return !injected() && lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & S_IWOTH);
+    return !injected() && lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
+           !(st.st_mode & S_IWOTH);
 }
 
 static int write_all(int fd, const char *data, size_t size)
@@ -131,8 +132,8 @@ dcm_status file_write_atomic(const char *path, const void *data, size_t size)
     const int fd = injected() ? -1 : mkstemp(temporary);
     if (fd < 0)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot write beside it: %s", path, strerror(errno));
-    const int failed = write_all(fd, data, size) != 0 || injected() || fchmod(fd, 0644) != 0 || injected() ||
-                       fsync(fd) != 0;
+    const int failed =
+        write_all(fd, data, size) != 0 || injected() || fchmod(fd, 0644) != 0 || injected() || fsync(fd) != 0;
     if (close(fd) != 0 || injected() || failed || injected() || rename(temporary, path) != 0) {
         const int cause = errno;
         unlink(temporary);

@@ -1,8 +1,8 @@
 """Outputs on a disk that fills up, and signals at any moment: outputs.py DCM MAKE_TINY_MODEL [--signals N].
 
 A limit on the size of files stands for the full disk: every output is refused with exit code 3 and one line, and a file
-that is written whole or not at all is not there. SIGINT and SIGTERM come N times each (12) after a random time: exit code
-130 or 143, nothing but one line on standard error, and files whole or not there.
+that is written whole or not at all is not there. SIGINT and SIGTERM come N times each (12) after a random time: exit
+code 130 or 143, nothing but one line on standard error, and files whole or not there.
 """
 import argparse
 import os
@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 
-LONG = ["run", "--temp", "0", "--ignore-eos", "-n", "100000", "-L", "16", "--merge", "newer", "-p", "the cat and the hat"]
+LONG = ["run", "--temp", "0", "--ignore-eos", "-n", "100000", "-L", "16", "--merge", "newer", "-p",
+        "the cat and the hat"]
 
 
 class Outputs:
@@ -35,8 +36,8 @@ class Outputs:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
         with open(self.folder / "stdout", "wb") as out:
-            result = subprocess.run([self.dcm, *args], stdout=out, stderr=subprocess.PIPE, timeout=120, preexec_fn=limit,
-                                    env=self.environment, stdin=subprocess.DEVNULL)
+            result = subprocess.run([self.dcm, *args], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE,
+                                    timeout=120, preexec_fn=limit, env=self.environment)
         lines = result.stderr.decode().splitlines()
         if result.returncode != 3 or not lines or not lines[-1].startswith(f"dcm {args[0]}: "):
             self.faults.append(f"full disk: {' '.join(args)}: exit code {result.returncode}, {lines}")

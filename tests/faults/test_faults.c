@@ -1,8 +1,8 @@
 /*
- * Allocations and calls on files that fail, one after the other, while a model is loaded, reads a prompt, answers and is
- * closed: on the reference, and on each OpenCL device. Each run ends with a named error, or with the same logits where
- * what failed can be done without (a cache file); what was open closes, and nothing of ours stays allocated. Every fault
- * on the reference; on a device FAULTS of each kind, or all with DCM_TEST_FAULTS=all.
+ * Allocations and calls on files that fail, one after the other, while a model is loaded, reads a prompt, answers and
+ * is closed: on the reference, and on each OpenCL device. Each run ends with a named error, or with the same logits
+ * where what failed can be done without (a cache file); what was open closes, and nothing of ours stays allocated.
+ * Every fault on the reference; on a device FAULTS of each kind, or all with DCM_TEST_FAULTS=all.
  */
 #include <dcm/dcm.h>
 #include <dcm/log.h>

@@ -2,22 +2,6 @@
 #include "fuzz/fuzz.h"
 
 #include "bench.h"
-#include "tool.h"
-
-#include <stdarg.h>
-#include <stdio.h>
-
-/* In place of the program's own, which prints. */
-int tool_fail(int code, const char *format, ...)
-{
-    char text[8192];
-    va_list args;
-    va_start(args, format);
-    fuzz_check(vsnprintf(text, sizeof text, format, args) > 0, "an error without a message");
-    va_end(args);
-    return code;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     json_t *old;

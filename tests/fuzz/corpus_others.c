@@ -195,8 +195,55 @@ static void binary(const char *name, binary_header header, size_t cut)
     corpus_put("binary", name, b);
 }
 
+/* A record of dcm check: `steps` and `caches` in its options' words, and steps of a vocabulary of 8 in the body. */
+static void put_record(const char *name, const char *header, size_t steps, int32_t id, size_t more)
+{
+    enum { TOP = 64 };
+    gw_bytes b = {0};
+    gw_put(&b, "DCMCHECK", 8);
+    gw_put_u32(&b, 1);
+    gw_put_u32(&b, (uint32_t)strlen(header));
+    gw_put_u64(&b, steps * (24 + 8 * TOP) + more);
+    gw_put_u64(&b, 0); /* the target puts the checksum there */
+    gw_put(&b, header, strlen(header));
+    for (size_t i = 0; i < steps; i++) {
+        gw_put_u32(&b, 1);
+        gw_put(&b, &(float){0.5f}, 4);
+        gw_put(&b, &(double){1}, 8);
+        gw_put_u64(&b, 0);
+        for (int32_t k = 0; k < TOP; k++)
+            gw_put(&b, &(int32_t){k ? -1 : id}, 4);
+        for (int k = 0; k < TOP; k++)
+            gw_put_u32(&b, 0);
+    }
+    while (more--)
+        gw_put(&b, "", 1);
+    corpus_put("record", name, b);
+}
+
+static void records(void)
+{
+    static const char right[] = "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":2,\"caches\":[[1,2]]}";
+    put_record("right", right, 2, 7, 2 * 16 + 8 + 16);
+    put_record("id-outside-vocabulary", right, 2, 8, 2 * 16 + 8 + 16);
+    put_record("id-negative", right, 2, INT32_MIN, 2 * 16 + 8 + 16);
+    put_record("body-too-short", right, 2, 0, 0);
+    put_record("steps-absurd", "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":16777216,\"caches\":[]}", 1, 0, 0);
+    put_record("steps-negative", "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":-1,\"caches\":[]}", 1, 0, 0);
+    put_record("units-absurd",
+               "{\"options\":{\"layers\":65535,\"vocab\":8},\"steps\":1,\"caches\":[[1,268435456],[1,268435456]]}", 1,
+               0, 0);
+    put_record("vocab-too-large", "{\"options\":{\"layers\":1,\"vocab\":2147483648},\"steps\":1,\"caches\":[]}", 1, 0,
+               0);
+    put_record("caches-of-text", "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":1,\"caches\":[\"ab\"]}", 1, 0, 0);
+    put_record("options-a-list", "{\"options\":[],\"steps\":1,\"caches\":[]}", 1, 0, 0);
+    put_record("string-without-end", "{\"options\":{\"layers", 1, 0, 0);
+    put_record("duplicate", "{\"steps\":1,\"steps\":1,\"options\":{\"layers\":1,\"vocab\":8},\"caches\":[]}", 1, 0, 0);
+}
+
 void corpus_others(void)
 {
+    records();
     arrays();
     merges();
     results();

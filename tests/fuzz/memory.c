@@ -6,6 +6,7 @@
 #include "fuzz/heap.h"
 
 #include "bench.h"
+#include "check/record.h"
 #include "device/tuning.h"
 #include "io/gguf.h"
 #include "io/json_members.h"
@@ -13,24 +14,17 @@
 #include "support/gguf_writer.h"
 #include "token/chat.h"
 #include "token/tokenizer.h"
-#include "tool.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 enum { MANY = 100000, SPARE = 1 << 20 };
-
-/* In place of the program's own, which prints. */
-int tool_fail(int code, const char *format, ...)
-{
-    (void)format;
-    return code;
-}
 
 /* The reader is done: what it took for `header` bytes. */
 static void assert_room(const char *what, size_t header)
@@ -270,11 +264,43 @@ static void test_tuning(void **state)
     free(text);
 }
 
+/* A header of the densest JSON; only what it is itself is read. */
+static void test_record(void **state)
+{
+    (void)state;
+    static const char *const pieces[] = {",1", ",[]", ",{}", ",\"\""};
+    enum { HEADER = 48000 };
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        const size_t m = strlen(pieces[i]), n = 2 + HEADER / m * m + 1;
+        char *text = repeat("[0", pieces[i], n), what[64], path[] = "/tmp/dcm-record-XXXXXX";
+        text[n - 1] = ']';
+        gw_bytes b = {0};
+        record r = {0};
+        gw_put(&b, "DCMCHECK\1\0\0", 12);
+        gw_put_u32(&b, (uint32_t)n);
+        gw_put_u64(&b, 0);
+        gw_put_u64(&b, 0);
+        gw_put(&b, text, n);
+        const int fd = mkstemp(path);
+        assert_int_equal(write(fd, b.data, b.size), b.size);
+        close(fd);
+        snprintf(what, sizeof what, "record: [%s...", pieces[i]);
+        heap_start();
+        assert_int_equal(record_read(&r, path), DCM_ERR_FILE);
+        assert_room(what, n);
+        record_release(&r);
+        unlink(path);
+        free(text);
+        gw_free(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gguf),        cmocka_unit_test(test_tokenizer), cmocka_unit_test(test_chat),
         cmocka_unit_test(test_safetensors), cmocka_unit_test(test_bench),     cmocka_unit_test(test_tuning),
+        cmocka_unit_test(test_record),
     };
     if (!heap_counts()) {
         fprintf(stderr, "skipped: a sanitiser has the heap\n");

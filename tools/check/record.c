@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 
 static const char magic[8] = "DCMCHECK";
-enum { VERSION = 1, HEADER_MAX = 1 << 16, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
+enum { VERSION = 1, HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
 
 typedef struct file_head {
     char magic[8];
@@ -225,6 +225,22 @@ static bool contents_are_right(const record *r)
     return right;
 }
 
+/* Lists and objects in a text: a record's has one for each of its caches and a few more. */
+static size_t count_parts(const char *text, size_t size)
+{
+    size_t parts = 0;
+    bool inside = false;
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] == '"')
+            inside = !inside;
+        else if (inside)
+            i += text[i] == '\\';
+        else
+            parts += text[i] == '{' || text[i] == '[';
+    }
+    return parts;
+}
+
 /* `sum`: the checksum as far as it is known then. */
 static int read_header(record *r, const char *path, FILE *in, uint64_t size, file_head *head, uint64_t *sum)
 {
@@ -237,6 +253,8 @@ static int read_header(record *r, const char *path, FILE *in, uint64_t size, fil
         return bad(path, "truncated, or longer than it says");
     if (fread(text, 1, head->header, in) != head->header)
         return bad(path, "cannot be read");
+    if (count_parts(text, head->header) > PARTS_MAX)
+        return bad(path, "damaged: its header makes no sense");
     r->header = json_loadb(text, head->header, JSON_REJECT_DUPLICATES, NULL);
     if (!r->header || !take_sizes(r) || !sizes_fit(r, head->body))
         return bad(path, "damaged: its header makes no sense");
