@@ -16,7 +16,7 @@
 typedef struct run_options {
     const char *model, *system;
     input_source input;
-    int64_t tokens, seed, top_k;
+    int64_t tokens, seed, top_k, verify;
     double temperature, top_p;
     bool interactive, chat, ignore_eos, stats;
     arg_texts stops;
@@ -150,6 +150,15 @@ static int check(const args *a, const run_options *o)
     return 0;
 }
 
+/* --verify-every: the model on the reference too. */
+static int watch(generator *g, const run_options *o)
+{
+    char path[4096];
+    const int code = input_model_path(o->model, path, sizeof path);
+    g->watch.every = o->verify;
+    return code ? code : verify_open(&g->watch, g->r, path, &o->device, g->params, g->session);
+}
+
 /* `prompt` may be NULL. */
 static int run_session(const run_options *o, const runtime *r, const dcm_cache_params *params, text_reader *prompt)
 {
@@ -171,12 +180,17 @@ static int run_session(const run_options *o, const runtime *r, const dcm_cache_p
     }
     const dcm_status status = dcm_session_open(&g.session, r->model, params);
     int code = status == DCM_OK ? generator_open(&g) : tool_fail_library(status);
+    if (code == 0 && o->verify)
+        code = watch(&g, o);
     if (code == 0 && prompt)
         code = turn(&g, o, chat, prompt);
     if (o->interactive && (code == 0 || code == DCM_ERR_INTERRUPTED))
         code = converse(&g, o, chat);
-    if (g.session && o->stats && (code == 0 || code > 128))
+    if (g.session && o->stats && (code == 0 || code > 128)) {
         runtime_print_stats(r, g.session, &g.times);
+        verify_print_stats(&g.watch);
+    }
+    verify_close(&g.watch);
     generator_close(&g);
     dcm_session_close(&g.session);
     return code;
@@ -193,6 +207,10 @@ static void add_options(args *a, run_options *o)
                  "was read of it stays), Ctrl-D the program."},
         {"stop", 0, ARG_TEXTS, &o->stops, "TEXT", "End before this text; may be given several times."},
         {"ignore-eos", 0, ARG_FLAG, &o->ignore_eos, .help = "Never choose a token that ends the text."},
+        {"verify-every", 0, ARG_INT, &o->verify, "N",
+         "Compute one decoded token in N once more by the reference, from the device's own cache, and end with exit "
+         "code 1 where the device is wrong. Takes host memory for the model and two more caches.",
+         1, INT64_MAX},
         {"stats", 0, ARG_FLAG, &o->stats,
          .help = "After the text, print tokens, speed, units and bytes on standard error."},
     };

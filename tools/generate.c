@@ -48,11 +48,18 @@ static void warn_of_units(generator *g, size_t units)
 /* Feed ids and keep the logits after the last one. */
 static int feed(generator *g, const int32_t *ids, size_t count)
 {
+    const int32_t last = ids[count - 1]; /* `ids` may be g->unfed */
+    int code = count == 1 ? verify_before(&g->watch, g->session) : 0;
+    if (code)
+        return code;
     const dcm_status status = dcm_session_feed(g->session, ids, count, g->logits);
     if (status != DCM_OK)
         return tool_fail_library(status);
     g->begun = true;
     g->unfed = -1;
+    code = count == 1 ? verify_after(&g->watch, last, g->logits, g->r->info.vocab) : 0;
+    if (code)
+        return code;
     dcm_session_stats stats;
     dcm_session_get_stats(g->session, &stats);
     warn_of_units(g, stats.units);

@@ -5,6 +5,7 @@
 #include "reader.h"
 #include "runtime.h"
 #include "stream.h"
+#include "verify.h"
 
 typedef struct generator {
     const runtime *r;
@@ -22,9 +23,10 @@ typedef struct generator {
     float *logits; /* after the last token fed */
     int32_t *ends; /* the end tokens, for ignore_end */
     size_t n_ends;
-    int32_t unfed; /* the turn's last token where it was printed but not fed, else -1 */
-    bool begun;    /* something has been fed */
-    bool warned;   /* of more units than trained positions */
+    int32_t unfed;  /* the turn's last token where it was printed but not fed, else -1 */
+    bool begun;     /* something has been fed */
+    verifier watch; /* of steps of one token; opened and closed by the caller */
+    bool warned;    /* of more units than trained positions */
 } generator;
 
 /* Allocate what a generator needs; r, device, params and session are set. 0 or the exit code after a message;

@@ -59,6 +59,12 @@ DCM_API void dcm_device_close(dcm_device **device);
 DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info);
 
 /*
+ * Of the reference: add in float from now on ("ref-float"), or in double again, in the same order. Errors:
+ * DCM_ERR_USAGE (another device).
+ */
+DCM_API dcm_status dcm_device_sum_floats(dcm_device *device, bool on);
+
+/*
  * Measure how fast an opened device reads its memory, in GB (10^9 bytes) a second: the best of several rounds of sums,
  * each of about `bytes` (0, and where a round has no room for so many: the largest that fits) at other places of a
  * buffer larger than the caches, which takes up to 1 GiB of what the device and max_memory leave. It reads whole

@@ -94,6 +94,15 @@ DCM_API dcm_status dcm_session_fill(dcm_session *session, uint64_t tokens, uint6
 /* Tokens that one step of this session takes at most. Feeds of a multiple of it are split into steps of full length. */
 DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 
+/*
+ * Let a session hold what another one holds, whatever it held before: the same tokens have been fed, the same units are
+ * in its cache. Of the same model (by its digest) and policy, but perhaps on another device, and of units in f16 also
+ * into f32: for a second opinion on the next steps. Room that `from` has for reading is given back first. Errors:
+ * DCM_ERR_USAGE (another model or policy, a session that failed), DCM_ERR_MEMORY, DCM_ERR_DEVICE; after the last two
+ * both sessions can only be closed or asked for their counters.
+ */
+DCM_API dcm_status dcm_session_copy(dcm_session *to, dcm_session *from);
+
 /* What one unit of the cache stands for. */
 typedef struct dcm_unit {
     uint64_t first, tokens; /* its first token, from 0, and how many */

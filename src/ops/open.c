@@ -23,7 +23,7 @@ static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, 
     if (status != DCM_OK)
         return status;
     if (float_sums)
-        backend_ref_sum_floats(device->ops);
+        backend_ref_sum_floats(device->ops, true);
     device->info = (dcm_device_info){
         .name = float_sums ? "ref-float" : "ref",
         .platform = "C reference",
@@ -102,6 +102,14 @@ void dcm_device_close(dcm_device **device)
 }
 
 void dcm_device_get_info(const dcm_device *device, dcm_device_info *info) { *info = device->info; }
+
+dcm_status dcm_device_sum_floats(dcm_device *device, bool on)
+{
+    if (device->cl)
+        return dcm_fail(DCM_ERR_USAGE, "%s: only the reference can choose how it adds", device->info.name);
+    backend_ref_sum_floats(device->ops, on);
+    return DCM_OK;
+}
 
 dcm_status dcm_device_read_speed(dcm_device *device, size_t bytes, double *gb_s)
 {

@@ -288,8 +288,8 @@ struct backend {
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */
 dcm_status backend_ref_open(backend **out, int threads, size_t max_memory);
 
-/* Let an opened reference add products, norms and attention in float, in the same order. */
-void backend_ref_sum_floats(backend *b);
+/* Let an opened reference add products, norms and attention in float, in the same order, or in double again. */
+void backend_ref_sum_floats(backend *b, bool on);
 
 /* OpenCL on a device that the caller opened and closes after the back end. */
 struct cldev;

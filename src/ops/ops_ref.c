@@ -336,4 +336,4 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     return DCM_OK;
 }
 
-void backend_ref_sum_floats(backend *b) { ((backend_ref *)b)->float_sums = true; }
+void backend_ref_sum_floats(backend *b, bool on) { ((backend_ref *)b)->float_sums = on; }

@@ -2,6 +2,7 @@
 #include <dcm/session.h>
 
 #include "base/error.h"
+#include "cache/copy.h"
 #include "cache/fill.h"
 #include "cache/read.h"
 #include "merge/merge.h"
@@ -175,6 +176,33 @@ const cache *session_cache(const dcm_session *s) { return &s->cache; }
 const dcm_model *session_model(const dcm_session *s) { return s->model; }
 
 activations *session_activations(dcm_session *s) { return &s->act; }
+
+/* The schedule aside, which a copy takes over, do both do the same with the same tokens? */
+static bool same_policy(const dcm_session *a, const dcm_session *b)
+{
+    const cache *x = &a->cache, *y = &b->cache;
+    return a->model->config.info.digest == b->model->config.info.digest && x->kind == y->kind &&
+           x->window == y->window && x->log_r == y->log_r && x->plan.group == y->plan.group &&
+           x->plan.sinks == y->plan.sinks && !a->merge.name == !b->merge.name &&
+           (!a->merge.name || !strcmp(a->merge.name, b->merge.name));
+}
+
+dcm_status dcm_session_copy(dcm_session *to, dcm_session *from)
+{
+    const kv_type given = from->cache.slots.pool.type, wanted = to->cache.slots.pool.type;
+    if (to->failed || from->failed || to == from)
+        return dcm_fail(DCM_ERR_USAGE, "a session that failed, or itself, cannot be copied");
+    if (!same_policy(to, from) || (wanted != given && wanted != KV_F32))
+        return dcm_fail(DCM_ERR_USAGE, "only sessions of one model and one cache policy can be copied");
+    dcm_status status;
+    DCM_TRY(status, done, cache_settle(&from->cache));
+    DCM_TRY(status, done, cache_settle(&to->cache));
+    DCM_TRY(status, done, cache_copy(&to->cache, &from->cache));
+    to->tokens = from->tokens;
+done:
+    to->failed = from->failed = status != DCM_OK;
+    return status;
+}
 
 dcm_status dcm_session_read_layer(dcm_session *s, uint32_t layer, dcm_unit *units, float *values)
 {

@@ -145,6 +145,35 @@ def test_failing_device(cli):
         assert rows[2]["status"] == "ok" and rows[2]["steps"] == 40, rows
 
 
+def run_watched(cli, *args, **environment):
+    return subprocess.run([cli.program, "run", "-m", cli.tiny, "--merge", "mean", "-L", "4", "-n", "40", "--ignore-eos",
+                           "-p", "It was a cold day", "-q", *args], capture_output=True, text=True, timeout=120,
+                          env={**cli.environment, **environment})
+
+
+def test_watch(cli):
+    """dcm run --verify-every: the text is the same, and a device that computes wrongly is found."""
+    for kv in ("f16", "f32"):
+        plain = run_watched(cli, "--device", "0.0", "--kv", kv)
+        assert plain.returncode == 0 and plain.stdout
+        for every, verified in (1, 39), (7, 6), (1000, 1):
+            watched = run_watched(cli, "--device", "0.0", "--kv", kv, "--verify-every", str(every), "--stats")
+            assert watched.returncode == 0 and watched.stdout == plain.stdout, watched.stderr
+            line = re.search(r"verified: +(\d+) of (\d+) steps, differences at most (\S+) of", watched.stderr)
+            assert line and (int(line[1]), int(line[2])) == (verified, 39), watched.stderr
+            assert 0 < float(line[3]) <= 1
+    for broken in ("logit", "nan"):
+        args = ["--device", "0.0", "--kv", "f32", "--verify-every"]
+        watched = run_watched(cli, *args, "1", LD_PRELOAD=cli.broken, BROKEN=broken)
+        assert watched.returncode == 1, watched.stderr
+        assert re.fullmatch(r"dcm run: token \d+: a logit differs by (0.01|inf) from what the reference .*\n",
+                            watched.stderr), watched.stderr
+        # the feed that is wrong is the 12th: the prompt, and 11 tokens, of which the 1st and 9th are verified
+        assert run_watched(cli, *args, "8", LD_PRELOAD=cli.broken, BROKEN=broken).returncode == 0
+    for wrong in ("0", "-1", "x"):
+        assert run_watched(cli, f"--verify-every={wrong}").returncode == 2
+
+
 # ---- Records ----
 
 

@@ -220,6 +220,72 @@ static void layers_are_read_back(void **state)
         }
 }
 
+/* A copy goes on with the same bits, whatever it held before; halves may become floats. */
+static void sessions_are_copied(void **state)
+{
+    (void)state;
+    const dcm_cache_params policies[] = {
+        {.group = 4, .merge = "mean", .chunk = 9},
+        {.group = 8, .sinks = 1, .merge = "newer", .kv = DCM_KV_F32},
+        {.kind = DCM_CACHE_FULL},
+        {.kind = DCM_CACHE_WINDOW, .window = 24},
+    };
+    float *want = malloc(info.vocab * sizeof *want), *got = malloc(info.vocab * sizeof *got);
+    for (size_t p = 0; p < sizeof policies / sizeof *policies; p++)
+        for (size_t n = 0; n < 80; n += 19) {
+            dcm_session *a = open_session(&policies[p]), *b = open_session(&policies[p]);
+            assert_int_equal(dcm_session_feed(a, tokens, n, NULL), DCM_OK);
+            assert_int_equal(dcm_session_feed(b, tokens + 3, 90 - n, NULL), DCM_OK);
+            assert_int_equal(dcm_session_copy(b, a), DCM_OK);
+            for (size_t i = n; i < n + 20; i++) {
+                assert_int_equal(dcm_session_feed(a, tokens + i, 1, want), DCM_OK);
+                assert_int_equal(dcm_session_feed(b, tokens + i, 1, got), DCM_OK);
+                assert_memory_equal(got, want, info.vocab * sizeof *got);
+            }
+            dcm_session_stats x, y;
+            dcm_session_get_stats(a, &x);
+            dcm_session_get_stats(b, &y);
+            assert_int_equal(x.tokens, y.tokens);
+            assert_int_equal(x.units, y.units);
+            assert_int_equal(x.cache_bytes, y.cache_bytes);
+            dcm_session_close(&a);
+            dcm_session_close(&b);
+        }
+    free(want);
+    free(got);
+}
+
+/* Halves into floats: the same values; what cannot be copied is refused. */
+static void copies_of_halves(void **state)
+{
+    (void)state;
+    const dcm_cache_params half = {.group = 4, .merge = "mean"}, other = {.group = 8, .merge = "mean"};
+    const dcm_cache_params newer = {.group = 4, .merge = "newer"};
+    dcm_cache_params single = half;
+    single.kv = DCM_KV_F32;
+    dcm_session *a = open_session(&half), *b = open_session(&single), *c = open_session(&other),
+                *d = open_session(&newer);
+    dcm_unit *units[2];
+    float *values[2];
+    assert_int_equal(dcm_session_feed(a, tokens, 60, NULL), DCM_OK);
+    assert_int_equal(dcm_session_copy(b, a), DCM_OK);
+    const size_t n = (size_t)2 * info.kv_heads * info.head_dim;
+    for (uint32_t layer = 0; layer < info.layers; layer++) {
+        const size_t count = read_layer(a, layer, &units[0], &values[0]);
+        assert_int_equal(read_layer(b, layer, &units[1], &values[1]), count);
+        for (size_t u = 0; u < count; u++)
+            assert_true(units[0][u].first == units[1][u].first && units[0][u].level == units[1][u].level);
+        assert_memory_equal(values[0], values[1], count * n * sizeof **values);
+        free(units[0]), free(units[1]), free(values[0]), free(values[1]);
+    }
+    assert_int_equal(dcm_session_copy(a, b), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_copy(c, a), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_copy(d, a), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_copy(a, a), DCM_ERR_USAGE);
+    assert_int_equal(dcm_session_feed(a, tokens, 1, NULL), DCM_OK);
+    dcm_session_close(&a), dcm_session_close(&b), dcm_session_close(&c), dcm_session_close(&d);
+}
+
 static void sampling(void **state)
 {
     (void)state;
@@ -277,9 +343,10 @@ static void sampling(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(unmerged_is_full), cmocka_unit_test(chunks_change_nothing),
-        cmocka_unit_test(feeds_compose),    cmocka_unit_test(layers_are_read_back),
-        cmocka_unit_test(errors_are_said),  cmocka_unit_test(sampling),
+        cmocka_unit_test(unmerged_is_full),    cmocka_unit_test(chunks_change_nothing),
+        cmocka_unit_test(feeds_compose),       cmocka_unit_test(layers_are_read_back),
+        cmocka_unit_test(errors_are_said),     cmocka_unit_test(sampling),
+        cmocka_unit_test(sessions_are_copied), cmocka_unit_test(copies_of_halves),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

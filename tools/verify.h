@@ -1,0 +1,36 @@
+/* Watching a device while it generates: one step in so many is computed once more by the reference. */
+#ifndef VERIFY_H
+#define VERIFY_H
+
+#include "runtime.h"
+
+/*
+ * Before a step that is due, the device's cache is copied to the reference, so that only this step is compared, with
+ * its merges. The bound is 8 times what the reference itself differs by in that step between sums in double
+ * with the new units as they are, and sums in float with them as they are stored.
+ */
+
+typedef struct verifier {
+    int64_t every; /* 0: nothing is verified */
+    dcm_device *device;
+    dcm_model *model;
+    dcm_session *exact, *rough; /* units in f32; as the device stores them */
+    float *logits;              /* (2, vocab) */
+    uint64_t steps, verified;   /* steps seen; of them verified */
+    double worst;               /* largest difference, as a part of its bound */
+    bool due;
+} verifier;
+
+/* Open the model on the reference; `every` is set. 0, or an exit code after a message; close in any case. */
+int verify_open(verifier *v, const runtime *r, const char *path, const device_options *device,
+                const dcm_cache_params *params, const dcm_session *session);
+void verify_close(verifier *v);
+
+/* Around a step of one token. 0; 1 after a message where the device is wrong; another exit code after a message. */
+int verify_before(verifier *v, dcm_session *session);
+int verify_after(verifier *v, int32_t token, const float *logits, size_t vocab);
+
+/* A line of --stats; nothing where nothing is verified. */
+void verify_print_stats(const verifier *v);
+
+#endif
