@@ -12,7 +12,9 @@ static int open_trainer(train_run *run)
     const train_options *o = run->o;
     const dcm_train_params params = {.tokens = (uint32_t)o->tokens,
                                      .sinks = o->sinks ? (int32_t)o->sinks : -1,
+                                     .arch = (dcm_train_arch)o->arch,
                                      .hidden = (uint32_t)o->hidden,
+                                     .depth = (uint32_t)o->depth,
                                      .seed = (uint64_t)o->seed,
                                      .from = o->from,
                                      .kl = o->kl > 0 ? (float)o->kl : -1,
@@ -62,6 +64,8 @@ static int check_options(const train_options *o)
         return tool_fail(DCM_ERR_USAGE, "--from and --resume exclude each other");
     if (o->plot && !o->csv)
         return tool_fail(DCM_ERR_USAGE, "--plot draws what --csv has: give both");
+    if (o->depth && o->arch == DCM_TRAIN_SCORE)
+        return tool_fail(DCM_ERR_USAGE, "--depth is of --merge-arch gate and direct");
     if (!(o->kl > 0 || o->il > 0))
         return tool_fail(DCM_ERR_USAGE, "--kl 0 without --il leaves nothing to learn");
     return 0;
@@ -83,6 +87,14 @@ static void add_options(args *a, train_options *o)
         {"csv", 0, ARG_TEXT, &o->csv, "FILE", "One row a step."},
         {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg", "Draw the CSV's losses and tests at the end."},
     };
+    const arg_option net[] = {
+        {"merge-arch", 0, ARG_CHOICE, &o->arch, .choices = "score|gate|direct",
+         .help = "A scorer of each unit, or the paper's MLP of both with either of its heads."},
+        {"hidden", 0, ARG_INT, &o->hidden, "N", "Hidden units of each of a scorer's networks, a multiple of 16.", 16,
+         128},
+        {"depth", 0, ARG_INT, &o->depth, "N", "Linear maps of the MLP before its head, a multiple of 3; else 9.", 3, 192},
+        {"seed", 0, ARG_INT, &o->seed, "N", "Of weights, places and positions.", 0, INT64_MAX, .show_zero = true},
+    };
     const arg_option steps[] = {
         {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.",
          2, 4096},
@@ -93,8 +105,6 @@ static void add_options(args *a, train_options *o)
         {"warmup", 0, ARG_INT, &o->warmup, "N", "Steps until it is reached; then it falls by a cosine.", 0,
          INT64_C(1) << 40, .show_zero = true},
         {"sinks", 0, ARG_INT, &o->sinks, "S", "First tokens that are never merged.", 0, 1 << 20, .show_zero = true},
-        {"hidden", 0, ARG_INT, &o->hidden, "N", "Hidden units of each network, a multiple of 16.", 16, 128},
-        {"seed", 0, ARG_INT, &o->seed, "N", "Of weights, places and positions.", 0, INT64_MAX, .show_zero = true},
         {"save-every", 0, ARG_INT, &o->save_every, "N", "Steps between checkpoints.", 1, INT64_C(1) << 40},
         {"test-every", 0, ARG_INT, &o->test_every, "N", "Steps between tests.", 1, INT64_C(1) << 40},
         {"again", 0, ARG_FLAG, &o->again, NULL,
@@ -105,11 +115,12 @@ static void add_options(args *a, train_options *o)
          .show_zero = true},
         {"positions", 0, ARG_INT, &o->positions, "N", "Predictions compared in a sequence.", 1, 1 << 20},
         {"il", 0, ARG_REAL, &o->il, "W", "Weight of L_IL, the squared distance of attention's outputs.", 0, 1000},
-        {"magnitude", 0, ARG_REAL, &o->magnitude, "W", "Weight of merged keys' change of length.", 0, 1000},
+        {"magnitude", 0, ARG_REAL, &o->magnitude, "W", "Weight of merged keys' change of length; a scorer's.", 0, 1000},
         {"boundary", 0, ARG_REAL, &o->boundary, "W", "Weight of BSD, the jump of attention between levels.", 0, 1000},
     };
     input_add_model(a, &o->model);
     args_add(a, "Files", files, sizeof files / sizeof *files);
+    args_add(a, "Merge model", net, sizeof net / sizeof *net);
     args_add(a, "Steps", steps, sizeof steps / sizeof *steps);
     args_add(a, "Loss", losses, sizeof losses / sizeof *losses);
     options_add_device(a, &o->device);

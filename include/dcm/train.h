@@ -8,9 +8,16 @@
 extern "C" {
 #endif
 
+/* What is trained. */
+typedef enum dcm_train_arch {
+    DCM_TRAIN_SCORE, /* one network per layer and KV head that scores each of two units; src/ops/score.h has the formula */
+    DCM_TRAIN_GATE,  /* the paper's: one MLP of both units for all layers, heads, keys and values, whose head is one
+                        weight */
+    DCM_TRAIN_DIRECT /* the same MLP with a head that is the merged unit */
+} dcm_train_arch;
+
 /*
- * A merge model in training: one network per layer and KV head that scores each of two units (src/ops/score.h has the
- * formula). The model itself is frozen. Used by one thread at a time; closed before its model.
+ * A merge model in training. The model itself is frozen. Used by one thread at a time; closed before its model.
  *
  * A step of training is: dcm_trainer_read, then dcm_trainer_learn for one group length or several, repeated for as many
  * sequences as are to be averaged, then dcm_trainer_update. The same calls on the same device give the same bits,
@@ -22,15 +29,17 @@ typedef struct dcm_trainer dcm_trainer;
 typedef struct dcm_train_params {
     uint32_t tokens;  /* longest sequence; 0: 2048 */
     int32_t sinks;    /* as in dcm_cache_params */
-    uint32_t hidden;  /* of each network, a multiple of 16; 0: 32 */
-    uint32_t levels;  /* with parameters of their own; 0: 8 */
+    dcm_train_arch arch;
+    uint32_t hidden;  /* of each of a scorer's networks, a multiple of 16; 0: 32 */
+    uint32_t levels;  /* of a scorer with parameters of their own; 0: 8 */
+    uint32_t depth;   /* linear maps of an MLP before its head, a multiple of 3; 0: 9 */
     uint64_t seed;    /* of the first parameters */
-    const char *from; /* a merge file to begin with instead; NULL: none */
+    const char *from; /* a merge file of this arch to begin with instead, whose shape counts; NULL: none */
     float beta1, beta2, eps, decay; /* of AdamW; 0: 0.9, 0.99, 1e-8, 0.01 */
     float clip;                     /* the gradient's norm is cut to it; 0: 1 */
     float kl;        /* weight of KL(full || compressed), in units of its running mean; 0: 1; negative: none */
     float il;        /* weight of L_IL, the squared distance of attention's outputs */
-    float magnitude; /* weight of (|k| / the sources' mean |k| - 1)^2 */
+    float magnitude; /* weight of (|k| / the sources' mean |k| - 1)^2; a scorer's alone */
     float boundary;  /* weight of BSD, the jump of attention's weights between levels */
     uint32_t positions; /* whose predictions are compared in a sequence; 0: 512 */
     bool again; /* run each layer's forward pass a second time on the way back instead of keeping its activations */
@@ -61,7 +70,7 @@ DCM_API void dcm_trainer_close(dcm_trainer **trainer);
 
 /*
  * Before the first step of a trainer opened without `from`: read a sequence for the mean and the scale of each channel
- * of keys and values. Several calls add up. Ids must be in the vocabulary, here and below (DCM_ERR_USAGE).
+ * of keys and values, which a scorer needs and others ignore. Several calls add up. Ids must be in the vocabulary, here and below (DCM_ERR_USAGE).
  */
 DCM_API dcm_status dcm_trainer_measure(dcm_trainer *trainer, const int32_t *tokens, size_t count);
 

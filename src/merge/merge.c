@@ -4,8 +4,6 @@
 #include "io/safetensors.h"
 #include "merge/shipped.h"
 
-#include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 enum { PIECE_BYTES = 16 << 20 }; /* most bytes of activations, in and out, unless one merge has more */
@@ -14,101 +12,6 @@ static dcm_status upload(backend *ops, const float *data, size_t count, buffer *
 {
     dcm_status status = ops->ops->buffer_new(ops, count * sizeof *data, MEM_WEIGHTS, out);
     return status == DCM_OK ? ops->ops->write(*out, 0, data, count * sizeof *data) : status;
-}
-
-/* One array of the file onto the device; every value must be finite. */
-static dcm_status load_array(backend *ops, const safetensors *file, const st_tensor *t, buffer **out)
-{
-    float *values = NULL;
-    dcm_status status;
-    DCM_TRY(status, done, mem_new(&values, t->items, sizeof *values, "merge weights"));
-    DCM_TRY(status, done, safetensors_to_float(file, t, values));
-    for (size_t i = 0; i < t->items; i++)
-        if (!isfinite(values[i])) {
-            status = dcm_fail(DCM_ERR_FILE, "%s: item %zu is not finite", t->name, i);
-            goto done;
-        }
-    status = upload(ops, values, t->items, out);
-done:
-    mem_free(&values);
-    return status;
-}
-
-static dcm_status load_linear(merge_linear *l, backend *ops, const safetensors *file, const char *name, uint32_t out,
-                              uint32_t in)
-{
-    char key[96];
-    snprintf(key, sizeof key, "%s.weight", name);
-    const st_tensor *w = safetensors_find(file, key);
-    if (!w)
-        return dcm_fail(DCM_ERR_FILE, "no tensor %s", key);
-    if (w->n_dims != 2 || w->dims[0] != out || w->dims[1] != in)
-        return dcm_fail(DCM_ERR_FILE, "%s is (%llu, %llu), but a head size of %u needs (%u, %u)", key,
-                        (unsigned long long)w->dims[0], (unsigned long long)(w->n_dims > 1 ? w->dims[1] : 1), in / 2,
-                        out, in);
-    snprintf(key, sizeof key, "%s.bias", name);
-    const st_tensor *bias = safetensors_find(file, key);
-    if (!bias || bias->n_dims != 1 || bias->dims[0] != out)
-        return dcm_fail(DCM_ERR_FILE, "%s is missing or does not have %u items", key, out);
-    *l = (merge_linear){.in = in, .out = out};
-    const dcm_status status = load_array(ops, file, w, &l->w);
-    return status == DCM_OK ? load_array(ops, file, bias, &l->bias) : status;
-}
-
-/* Refuse what the names of a merge file do not explain: a silent drop would be a wrong answer. */
-static dcm_status check_names(const safetensors *file, uint32_t blocks)
-{
-    for (size_t i = 0; i < safetensors_count(file); i++) {
-        const char *name = safetensors_at(file, i)->name;
-        unsigned layer, lin;
-        int end = 0;
-        if (!strcmp(name, "lin1.weight") || !strcmp(name, "lin1.bias") || !strcmp(name, "merge.weight") ||
-            !strcmp(name, "merge.bias"))
-            continue;
-        if (sscanf(name, "layers.%u.layer_norm.%n", &layer, &end) == 1 && end && layer < blocks)
-            continue;
-        end = 0;
-        if (sscanf(name, "layers.%u.lin%u.%n", &layer, &lin, &end) == 2 && end && layer < blocks && lin >= 1 &&
-            lin <= MERGE_LINEARS && (!strcmp(name + end, "weight") || !strcmp(name + end, "bias")))
-            continue;
-        return dcm_fail(DCM_ERR_FILE, "tensor %s is not part of a merge model", name);
-    }
-    return DCM_OK;
-}
-
-static uint32_t count_blocks(const safetensors *file)
-{
-    char key[64];
-    for (uint32_t b = 0; b < MERGE_MAX_BLOCKS; b++) {
-        snprintf(key, sizeof key, "layers.%u.lin1.weight", b);
-        if (!safetensors_find(file, key))
-            return b;
-    }
-    return MERGE_MAX_BLOCKS;
-}
-
-static dcm_status load_mlp(merge_model *m, const safetensors *file)
-{
-    const uint32_t d = m->head_dim;
-    const bool gate = safetensors_find(file, "lin1.weight") != NULL;
-    const bool direct = safetensors_find(file, "merge.weight") != NULL;
-    m->blocks = count_blocks(file);
-    if (!m->blocks)
-        return dcm_fail(DCM_ERR_FILE, "no tensor layers.0.lin1.weight: not a merge model");
-    if (gate == direct)
-        return dcm_fail(DCM_ERR_FILE, "a merge model has one head, lin1 (gate) or merge (direct); this has %s",
-                        gate ? "both" : "none");
-    dcm_status status = check_names(file, m->blocks);
-    for (uint32_t i = 0; status == DCM_OK && i < m->blocks * MERGE_LINEARS; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "layers.%u.lin%u", i / MERGE_LINEARS, i % MERGE_LINEARS + 1);
-        status = load_linear(&m->linear[i], m->ops, file, name, 2 * d, 2 * d);
-    }
-    if (status != DCM_OK)
-        return status;
-    m->mode = gate ? MERGE_GATE : MERGE_DIRECT;
-    m->name = gate ? "gate" : "direct";
-    return load_linear(&m->head, m->ops, file, gate ? "lin1" : "merge", gate ? 1 : d, 2 * d);
 }
 
 dcm_status merge_set_score(merge_model *m, const float *params)
@@ -121,6 +24,52 @@ dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *fac
 {
     *m = (merge_model){.ops = ops, .name = "score", .head_dim = facts->head_dim, .score = shape};
     return upload(ops, params, (size_t)facts->layers * facts->kv_heads * score_layout_of(shape).row, &m->params);
+}
+
+static dcm_status upload_linear(merge_linear *to, backend *ops, pair_linear l, const float *params)
+{
+    const size_t weights = (size_t)l.out * l.in;
+    *to = (merge_linear){.in = l.in, .out = l.out};
+    const dcm_status status = upload(ops, params + l.at, weights, &to->w);
+    return status == DCM_OK ? upload(ops, params + l.at + weights, l.out, &to->bias) : status;
+}
+
+dcm_status merge_open_pair(merge_model *m, backend *ops, pair_shape shape, const float *params)
+{
+    dcm_status status = DCM_OK;
+    *m = (merge_model){.ops = ops,
+                       .name = pair_name(shape),
+                       .mode = shape.direct ? MERGE_DIRECT : MERGE_GATE,
+                       .head_dim = shape.head_dim,
+                       .blocks = shape.blocks};
+    for (uint32_t i = 0; i < pair_linears(shape) && status == DCM_OK; i++)
+        status = upload_linear(merge_linear_at(m, i), ops, pair_linear_of(shape, i), params);
+    return status;
+}
+
+dcm_status merge_set_pair(merge_model *m, const float *params)
+{
+    const pair_shape shape = {m->head_dim, m->blocks, m->mode == MERGE_DIRECT};
+    dcm_status status = DCM_OK;
+    for (uint32_t i = 0; i < pair_linears(shape) && status == DCM_OK; i++) {
+        const pair_linear l = pair_linear_of(shape, i);
+        const merge_linear *to = merge_linear_at(m, i);
+        status = m->ops->ops->write(to->w, 0, params + l.at, to->w->bytes);
+        if (status == DCM_OK)
+            status = m->ops->ops->write(to->bias, 0, params + l.at + (size_t)l.out * l.in, to->bias->bytes);
+    }
+    return status;
+}
+
+static dcm_status load_pair(merge_model *m, const safetensors *file, const merge_facts *facts)
+{
+    pair_shape shape;
+    float *params = NULL;
+    dcm_status status = pair_file_load(file, facts, &shape, &params);
+    if (status == DCM_OK)
+        status = merge_open_pair(m, m->ops, shape, params);
+    mem_free(&params);
+    return status;
 }
 
 static dcm_status load_score(merge_model *m, const safetensors *file, const merge_facts *facts)
@@ -153,7 +102,7 @@ dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merg
                                                           (size_t)(shipped->end - shipped->data))
                                 : safetensors_open(&file, what);
     if (status == DCM_OK) {
-        status = score_is_ours(file) ? load_score(m, file, facts) : load_mlp(m, file);
+        status = score_is_ours(file) && !pair_is_ours(file) ? load_score(m, file, facts) : load_pair(m, file, facts);
         if (status != DCM_OK)
             status = dcm_fail_in(status, "%s", what);
     }

@@ -1,16 +1,12 @@
 /*
  * Merge models: how two units become one. `mean` and `newer` have no parameters; a pair MLP is read from a safetensors
- * file with the published names: layers.{i}.lin{1,2,3}.{weight,bias} (i = 0 .. B-1, each (2d, 2d) and (2d)), and a head
- * lin1.{weight,bias} of (1, 2d) (gate) or merge.{weight,bias} of (d, 2d) (direct); layers.{i}.layer_norm.* is not used.
- * A scorer (ops/score.h) is read from a file of dcm's own (merge/score_file.h), or comes from memory.
+ * file with the published names (merge/pair_file.h), a scorer (ops/score.h) from a file of dcm's own
+ * (merge/score_file.h), or either comes from memory.
  */
 #ifndef MERGE_MERGE_H
 #define MERGE_MERGE_H
 
-#include "merge/score_file.h"
-#include "ops/ops.h"
-
-enum { MERGE_MAX_BLOCKS = 64, MERGE_LINEARS = 3 };
+#include "merge/pair_file.h"
 
 /* One Linear: w is (out, in), f32. */
 typedef struct merge_linear {
@@ -35,8 +31,8 @@ typedef struct merge_model {
 
 /*
  * Open "mean", "newer", "auto" (the trained weights that are shipped for this very model, else "newer") or a file for
- * the model of `facts`, of which only the head size counts for a pair MLP. Errors:
- * DCM_ERR_FILE (missing names, another head size, a scorer of another model, sizes that do not fit each other, weights
+ * the model of `facts`, of which only the head size counts for a pair MLP whose file names no model. Errors:
+ * DCM_ERR_FILE (missing names, another head size, made for another model, sizes that do not fit each other, weights
  * that are not finite), DCM_ERR_MEMORY. Zero *m first: merge_close accepts what a failed open leaves.
  */
 dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merge_facts *facts);
@@ -47,6 +43,16 @@ void merge_close(merge_model *m);
 dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *facts, score_shape shape,
                             const float *params);
 dcm_status merge_set_score(merge_model *m, const float *params);
+
+/* The same for a pair MLP, its parameters as in merge/pair_file.h. */
+dcm_status merge_open_pair(merge_model *m, backend *ops, pair_shape shape, const float *params);
+dcm_status merge_set_pair(merge_model *m, const float *params);
+
+/* Linear map i of a pair MLP, the head last. */
+static inline merge_linear *merge_linear_at(merge_model *m, uint32_t i)
+{
+    return i < m->blocks * MERGE_LINEARS ? &m->linear[i] : &m->head;
+}
 
 /* Bytes of parameters on the device. */
 size_t merge_bytes(const merge_model *m);

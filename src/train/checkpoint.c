@@ -17,20 +17,22 @@ enum { OPTIONS_SIZE = 512, ARRAYS = 5 };
 static void options_text(const dcm_trainer *t, char *out)
 {
     const dcm_train_params *p = &t->params;
+    char shape[64];
+    t->learner.arch->describe(&t->learner, shape, sizeof shape);
     snprintf(out, OPTIONS_SIZE,
-             "tokens=%u sinks=%d hidden=%u levels=%u beta1=%.9g beta2=%.9g eps=%.9g decay=%.9g clip=%.9g kl=%.9g "
+             "tokens=%u sinks=%d %s beta1=%.9g beta2=%.9g eps=%.9g decay=%.9g clip=%.9g kl=%.9g "
              "il=%.9g magnitude=%.9g boundary=%.9g positions=%u",
-             p->tokens, p->sinks, t->shape.hidden, t->shape.levels, p->beta1, p->beta2, p->eps, p->decay, p->clip,
-             p->kl, p->il, p->magnitude, p->boundary, p->positions);
+             p->tokens, p->sinks, shape, p->beta1, p->beta2, p->eps, p->decay, p->clip, p->kl, p->il, p->magnitude,
+             p->boundary, p->positions);
 }
 
 static void describe(const dcm_trainer *t, st_array *arrays)
 {
     const st_array all[ARRAYS] = {
-        {"param", ST_F32, 1, {t->count}, t->param},
-        {"mean", ST_F32, 1, {t->count}, t->adamw.mean},
-        {"square", ST_F32, 1, {t->count}, t->adamw.square},
-        {"average", ST_F32, 1, {t->count}, t->adamw.average},
+        {"param", ST_F32, 1, {t->learner.count}, t->learner.param},
+        {"mean", ST_F32, 1, {t->learner.count}, t->adamw.mean},
+        {"square", ST_F32, 1, {t->learner.count}, t->adamw.square},
+        {"average", ST_F32, 1, {t->learner.count}, t->adamw.average},
         {"mean_kl", ST_F32, 1, {DCM_LEVELS_MAX}, t->mean_kl},
     };
     memcpy(arrays, all, sizeof all);
@@ -89,7 +91,7 @@ static dcm_status load_array(const safetensors *file, const st_array *a, float *
 
 static dcm_status load(dcm_trainer *t, const safetensors *file, char *state, size_t size)
 {
-    float *const to[ARRAYS] = {t->param, t->adamw.mean, t->adamw.square, t->adamw.average, t->mean_kl};
+    float *const to[ARRAYS] = {t->learner.param, t->adamw.mean, t->adamw.square, t->adamw.average, t->mean_kl};
     const char *steps = safetensors_metadata(file, "steps"), *kept = safetensors_metadata(file, "state");
     st_array arrays[ARRAYS];
     char *end = NULL;
@@ -106,8 +108,7 @@ static dcm_status load(dcm_trainer *t, const safetensors *file, char *state, siz
     t->adamw.step = count;
     snprintf(state, size, "%s", kept ? kept : "");
     memcpy(t->next_kl, t->mean_kl, sizeof t->next_kl);
-    t->averaged = false;
-    status = merge_set_score(&t->merge, t->param);
+    status = learner_use(&t->learner, t->learner.param);
 fail:
     return status;
 }
@@ -127,14 +128,13 @@ dcm_status dcm_trainer_resume(dcm_trainer *t, const char *path, char *state, siz
 
 dcm_status dcm_trainer_save(const dcm_trainer *t, const char *path, const dcm_train_note *notes, size_t n_notes)
 {
-    const merge_facts facts = model_merge_facts(t->model);
     st_note *all = NULL;
     dcm_status status;
     DCM_TRY(status, done, mem_new(&all, n_notes + 1, sizeof *all, "notes"));
     for (size_t i = 0; i < n_notes; i++)
         all[i] = (st_note){notes[i].name, notes[i].text};
     all[n_notes] = (st_note){"model", t->model->config.name};
-    status = score_file_save(path, &facts, t->shape, t->adamw.average, all, n_notes + 1, ST_F16);
+    status = t->learner.arch->save(&t->learner, path, t->adamw.average, all, n_notes + 1);
 done:
     mem_free(&all);
     return status;

@@ -1,7 +1,8 @@
 #include "train/trainer.h"
 
 #include "base/error.h"
-#include "ref/score_net.h"
+
+#include <math.h>
 
 /* Merges looked at, spread over the sequence's. */
 enum { GATE_MERGES = 512 };
@@ -25,42 +26,16 @@ static dcm_status read_pool(const kv_pool *p, rope_kind rope, void **blocks, ref
     return status;
 }
 
-static ref_score score_of(const dcm_trainer *t)
-{
-    const score_layout l = score_layout_of(t->shape);
-    const float *p = t->averaged ? t->adamw.average : t->param;
-    return (ref_score){.hidden = t->shape.hidden,
-                       .levels = t->shape.levels,
-                       .row = l.row,
-                       .mean = p + l.mean,
-                       .scale = p + l.scale,
-                       .w1 = p + l.w1,
-                       .b1 = p + l.b1,
-                       .w2 = p + l.w2,
-                       .u = p + l.u,
-                       .r = p + l.r,
-                       .prior = p + l.prior,
-                       .deviation = p + l.deviation,
-                       .sharp_k = p + l.sharp_k,
-                       .sharp_v = p + l.sharp_v};
-}
-
 /* The older unit's share of the key in merge m, row `row` of layers and KV heads. */
-static double share_of(const dcm_trainer *t, const ref_pool *pool, const ref_score *all, uint32_t m, uint32_t row)
+static double share_of(const dcm_trainer *t, const ref_pool *pool, uint32_t m, uint32_t row)
 {
     const cache *c = &t->sequence.packed;
-    const uint32_t d = pool->head_dim, layer = row / pool->kv_heads, head = row % pool->kv_heads;
-    const ref_score p = score_at(all, row);
-    const float *rotation = (const float *)(c->words + c->step.merge_rot) + (size_t)m * 3 * d;
-    merge_pair pair;
-    score_unit a, b;
-    memcpy(&pair, c->words + c->step.merges + (size_t)m * MERGE_WORDS, sizeof pair);
-    const uint32_t level = score_level(all, pair.level);
-    score_load(pool, layer, head, pair.a, rotation, &a);
-    score_load(pool, layer, head, pair.b, rotation + d, &b);
-    score_run(&p, d, level, &a);
-    score_run(&p, d, level, &b);
-    return score_sigmoid(*p.sharp_k * (a.s - b.s + p.prior[level]));
+    done_merge merge = {.pool = pool,
+                        .rotation = (const float *)(c->words + c->step.merge_rot) + (size_t)m * 3 * pool->head_dim,
+                        .layer = row / pool->kv_heads,
+                        .head = row % pool->kv_heads};
+    memcpy(&merge.pair, c->words + c->step.merges + (size_t)m * MERGE_WORDS, sizeof merge.pair);
+    return t->learner.arch->share(&t->learner, &merge);
 }
 
 dcm_status dcm_trainer_gate(dcm_trainer *t, dcm_train_gate *gate)
@@ -68,7 +43,6 @@ dcm_status dcm_trainer_gate(dcm_trainer *t, dcm_train_gate *gate)
     const cache *c = &t->sequence.packed;
     const uint32_t merges = c->step.n_merges, rows = c->slots.pool.layers * c->slots.pool.kv_heads;
     const uint32_t looked = merges < GATE_MERGES ? merges : GATE_MERGES;
-    const ref_score score = score_of(t);
     void *blocks[KV_BLOCKS] = {0};
     ref_pool pool;
     double sure = 0;
@@ -80,7 +54,7 @@ dcm_status dcm_trainer_gate(dcm_trainer *t, dcm_train_gate *gate)
     for (uint32_t row = 0; row < rows; row++) {
         double sum = 0, square = 0;
         for (uint32_t i = 0; i < looked; i++) {
-            const double m = share_of(t, &pool, &score, (uint32_t)((uint64_t)merges * i / looked), row);
+            const double m = share_of(t, &pool, (uint32_t)((uint64_t)merges * i / looked), row);
             sum += m;
             square += m * m;
             sure += m < 0.1 || m > 0.9;

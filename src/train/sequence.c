@@ -294,20 +294,24 @@ static dcm_status compare(sequence *s, uint32_t group, float weight, loss_positi
 
 /* ---- The whole ---- */
 
-dcm_status sequence_learn(sequence *s, const int32_t *tokens, merge_model *merge, uint32_t group, loss_weights weights,
-                          loss_positions positions, buffer *dparams, loss_terms *terms)
+dcm_status sequence_learn(sequence *s, const int32_t *tokens, learner *l, uint32_t group, loss_weights weights,
+                          loss_positions positions, loss_terms *terms)
 {
     dcm_status status;
     *terms = (loss_terms){0};
-    DCM_TRY(status, fail, read_packed(s, tokens, merge, group));
-    DCM_TRY(status, fail, compare(s, group, weights.kl, positions, dparams != NULL, &terms->kl));
-    if (!dparams)
-        return DCM_OK;
+    DCM_TRY(status, fail, read_packed(s, tokens, &l->merge, group));
+    DCM_TRY(status, fail, compare(s, group, weights.kl, positions, true, &terms->kl));
     DCM_TRY(status, fail, grad_units_open(&s->units, &s->packed));
     for (uint32_t i = s->model->config.info.layers; i-- > 0;)
-        DCM_TRY(status, fail, sequence_layer_back(s, i, merge, &weights, dparams, terms));
+        DCM_TRY(status, fail, sequence_layer_back(s, i, l, &weights, terms));
 fail:
     return status;
+}
+
+dcm_status sequence_test(sequence *s, const int32_t *tokens, learner *l, uint32_t group, double *kl)
+{
+    const dcm_status status = read_packed(s, tokens, &l->merge, group);
+    return status == DCM_OK ? compare(s, group, 0, (loss_positions){0}, false, kl) : status;
 }
 
 dcm_status sequence_test_window(sequence *s, const int32_t *tokens, uint32_t group, double *kl)

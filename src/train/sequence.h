@@ -8,7 +8,7 @@
 
 #include "cache/cache.h"
 #include "model/model.h"
-#include "ops/grad.h"
+#include "train/learner.h"
 #include "train/transposed.h"
 
 /* A layer's activations that its backward pass reads. */
@@ -66,15 +66,6 @@ size_t sequence_bytes(const dcm_model_info *info, uint32_t tokens, bool keep);
 dcm_status sequence_open(sequence *s, const dcm_model *model, uint32_t most, uint32_t sinks, bool keep);
 void sequence_close(sequence *s);
 
-/*
- * Sums over the tokens after the sinks, and their number, of each channel of a layer's keys (without rotation, the
- * cache's order) and values, and of their squares: (layers, 2, kv_heads, head_dim) each, added to.
- */
-typedef struct channel_sums {
-    double *sum, *square;
-    uint64_t count;
-} channel_sums;
-
 /* Read n <= most tokens with the full cache, only for the sums. */
 dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, channel_sums *sums);
 
@@ -82,15 +73,16 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
 dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n);
 
 /*
- * Of the sequence read last, with group length `group` and `merge` (a scorer): the loss, and the gradients of its
- * parameters added to dparams (NULL: the loss alone, KL only). DCM_ERR_USAGE where n tokens are so few that nothing is
- * merged.
+ * Of the sequence read last, with group length `group` and l's merge model: the loss, and the gradients of its parameters
+ * added to l's. DCM_ERR_USAGE where n tokens are so few that nothing is merged.
  */
-dcm_status sequence_learn(sequence *s, const int32_t *tokens, merge_model *merge, uint32_t group, loss_weights weights,
-                          loss_positions positions, buffer *dparams, loss_terms *terms);
+dcm_status sequence_learn(sequence *s, const int32_t *tokens, learner *l, uint32_t group, loss_weights weights,
+                          loss_positions positions, loss_terms *terms);
 
-/* The KL alone, at all positions that see merged units of group length `group`, of a sink and window cache with as many
- * units as the compressed cache has after the last token. */
+/* The KL alone, at all positions that see merged units. */
+dcm_status sequence_test(sequence *s, const int32_t *tokens, learner *l, uint32_t group, double *kl);
+
+/* The same for a sink and window cache with as many units as the compressed cache has after the last token. */
 dcm_status sequence_test_window(sequence *s, const int32_t *tokens, uint32_t group, double *kl);
 
 #endif

@@ -66,8 +66,7 @@ fail:
 }
 
 /* From the units' gradients to those of the units merged into them and of the parameters, the highest level first. */
-static dcm_status merges_back(sequence *s, uint32_t layer, merge_model *merge, float weight, buffer *dparams,
-                              double *loss)
+static dcm_status merges_back(sequence *s, uint32_t layer, learner *l, float weight, double *loss)
 {
     const dcm_model_info *m = &s->model->config.info;
     cache *c = &s->packed;
@@ -76,19 +75,16 @@ static dcm_status merges_back(sequence *s, uint32_t layer, merge_model *merge, f
     dcm_status status = s->ops->ops->write(s->loss, 0, sums, m->kv_heads * sizeof *sums);
     for (uint32_t g = c->plan.top; g-- > 0 && status == DCM_OK;) {
         const step batch = cache_step_batch(c, g, true);
-        const merge_score_back_args args = {.pool = &c->slots.pool,
-                                            .step = &batch,
-                                            .units = &s->units,
-                                            .first = s->n + (uint32_t)c->batch[g].late,
-                                            .layer = layer,
-                                            .rope = s->model->config.rope,
-                                            .shape = merge->score,
-                                            .params = merge->params,
-                                            .dparams = dparams,
-                                            .dunits = s->dunits,
-                                            .magnitude = (float)(weight / rows),
-                                            .loss = s->loss};
-        status = s->ops->ops->grad->merge_score_back(s->ops, &args);
+        const level_merges merges = {.pool = &c->slots.pool,
+                                     .step = &batch,
+                                     .units = &s->units,
+                                     .first = s->n + (uint32_t)c->batch[g].late,
+                                     .layer = layer,
+                                     .rope = s->model->config.rope,
+                                     .dunits = s->dunits,
+                                     .magnitude = (float)(weight / rows),
+                                     .loss = s->loss};
+        status = l->arch->back(l, &merges);
     }
     if (status == DCM_OK && weight > 0)
         status = s->ops->ops->read(s->loss, 0, sums, m->kv_heads * sizeof *sums);
@@ -130,8 +126,7 @@ static dcm_status attention_back(sequence *s, uint32_t layer, activations *a, fl
     return s->ops->ops->grad->attention_back(s->ops, &args);
 }
 
-dcm_status sequence_layer_back(sequence *s, uint32_t layer, merge_model *merge, const loss_weights *w,
-                               buffer *dparams, loss_terms *terms)
+dcm_status sequence_layer_back(sequence *s, uint32_t layer, learner *l, const loss_weights *w, loss_terms *terms)
 {
     const model_config *c = &s->model->config;
     const dcm_model_info *m = &c->info;
@@ -162,7 +157,7 @@ dcm_status sequence_layer_back(sequence *s, uint32_t layer, merge_model *merge, 
     if (w->il > 0)
         DCM_TRY(status, fail, distill_attention(s, layer, &a, w->il, &terms->il));
     DCM_TRY(status, fail, attention_back(s, layer, &a, w->boundary));
-    DCM_TRY(status, fail, merges_back(s, layer, merge, w->magnitude, dparams, &terms->magnitude));
+    DCM_TRY(status, fail, merges_back(s, layer, l, w->magnitude, &terms->magnitude));
     if (!layer)
         return DCM_OK;
     DCM_TRY(status, fail, s->ops->ops->grad->kv_store_back(s->ops, &store));

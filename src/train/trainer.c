@@ -9,6 +9,7 @@ static const dcm_train_params defaults = {.tokens = 2048,
                                           .sinks = 4,
                                           .hidden = 32,
                                           .levels = 8,
+                                          .depth = 9,
                                           .beta1 = 0.9f,
                                           .beta2 = 0.99f,
                                           .eps = 1e-8f,
@@ -26,6 +27,7 @@ static dcm_status fill_params(dcm_train_params *p, const dcm_train_params *given
     p->sinks = p->sinks < 0 ? 0 : p->sinks ? p->sinks : d->sinks;
     p->hidden = p->hidden ? p->hidden : d->hidden;
     p->levels = p->levels ? p->levels : d->levels;
+    p->depth = p->depth ? p->depth : d->depth;
     p->beta1 = p->beta1 ? p->beta1 : d->beta1;
     p->beta2 = p->beta2 ? p->beta2 : d->beta2;
     p->eps = p->eps ? p->eps : d->eps;
@@ -33,11 +35,8 @@ static dcm_status fill_params(dcm_train_params *p, const dcm_train_params *given
     p->clip = p->clip ? p->clip : d->clip;
     p->kl = p->kl < 0 ? 0 : p->kl ? p->kl : d->kl;
     p->positions = p->positions ? p->positions : d->positions;
-    if (p->hidden % 16 || p->hidden > SCORE_HIDDEN_MAX)
-        return dcm_fail(DCM_ERR_USAGE, "%u hidden units: a multiple of 16 up to %d is needed", p->hidden,
-                        SCORE_HIDDEN_MAX);
-    if (p->levels > DCM_LEVELS_MAX)
-        return dcm_fail(DCM_ERR_USAGE, "%u levels: at most %d", p->levels, DCM_LEVELS_MAX);
+    if (p->magnitude > 0 && p->arch != DCM_TRAIN_SCORE)
+        return dcm_fail(DCM_ERR_USAGE, "the magnitude term is a scorer's alone");
     if (p->tokens < 8 || p->tokens > 1 << 20)
         return dcm_fail(DCM_ERR_USAGE, "sequences of %u tokens: 8 to %d are allowed", p->tokens, 1 << 20);
     return DCM_OK;
@@ -59,63 +58,33 @@ static dcm_status check_memory(const dcm_trainer *t)
                     less <= left ? ": running layers a second time would fit" : ": shorter sequences take less");
 }
 
-static dcm_status load_params(dcm_trainer *t, const merge_facts *facts, float **params)
-{
-    safetensors *file = NULL;
-    dcm_status status = safetensors_open(&file, t->params.from);
-    if (status == DCM_OK && !score_is_ours(file))
-        status = dcm_fail(DCM_ERR_FILE, "not a merge model that can be trained");
-    if (status == DCM_OK)
-        status = score_file_load(file, facts, &t->shape, params);
-    safetensors_close(&file);
-    return status == DCM_OK ? DCM_OK : dcm_fail_in(status, "%s", t->params.from);
-}
-
 static dcm_status open_params(dcm_trainer *t)
 {
-    const dcm_model_info *m = &t->model->config.info;
-    const merge_facts facts = model_merge_facts(t->model);
-    float *loaded = NULL;
-    dcm_status status = DCM_OK;
-    if (t->params.from)
-        DCM_TRY(status, fail, load_params(t, &facts, &loaded));
-    else
-        t->shape = (score_shape){m->head_dim, t->params.hidden, t->params.levels};
-    t->count = (size_t)m->layers * m->kv_heads * score_layout_of(t->shape).row;
-    DCM_TRY(status, fail, mem_new(&t->param, t->count, sizeof *t->param, "parameters"));
-    DCM_TRY(status, fail, mem_new(&t->gradient, t->count, sizeof *t->gradient, "gradients"));
-    DCM_TRY(status, fail, mem_new(&t->kind, t->count, 1, "kinds of parameters"));
-    DCM_TRY(status, fail, mem_new(&t->adamw.mean, t->count, sizeof(float), "means of gradients"));
-    DCM_TRY(status, fail, mem_new(&t->adamw.average, t->count, sizeof(float), "the parameters' average"));
-    DCM_TRY(status, fail, mem_new(&t->adamw.square, t->count, sizeof(float), "squares of gradients"));
-    trainer_set_kinds(t);
-    if (loaded)
-        memcpy(t->param, loaded, t->count * sizeof *loaded);
-    else
-        trainer_set_first(t);
     const dcm_train_params *p = &t->params;
-    t->adamw.count = t->count;
-    t->adamw.param = t->param;
-    t->adamw.kind = t->kind;
+    const learner *l = &t->learner;
+    dcm_status status;
+    DCM_TRY(status, fail, learner_open(&t->learner, t->model, p));
+    DCM_TRY(status, fail, mem_new(&t->gradient, l->count, sizeof *t->gradient, "gradients"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.mean, l->count, sizeof(float), "means of gradients"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.average, l->count, sizeof(float), "the parameters' average"));
+    DCM_TRY(status, fail, mem_new(&t->adamw.square, l->count, sizeof(float), "squares of gradients"));
+    t->adamw.count = l->count;
+    t->adamw.param = l->param;
+    t->adamw.kind = l->kind;
     t->adamw.beta1 = p->beta1;
     t->adamw.beta2 = p->beta2;
     t->adamw.eps = p->eps;
     t->adamw.decay = p->decay;
-    memcpy(t->adamw.average, t->param, t->count * sizeof *t->param);
-    DCM_TRY(status, fail,
-            t->model->ops->ops->buffer_new(t->model->ops, t->count * sizeof(float), MEM_SCRATCH, &t->dparams));
-    status = merge_open_score(&t->merge, t->model->ops, &facts, t->shape, t->param);
+    memcpy(t->adamw.average, l->param, l->count * sizeof *l->param);
 fail:
-    mem_free(&loaded);
     return status;
 }
 
 static dcm_status forget(dcm_trainer *t)
 {
-    memset(t->gradient, 0, t->count * sizeof *t->gradient);
     t->learnt = 0;
     memcpy(t->next_kl, t->mean_kl, sizeof t->next_kl);
-    return t->model->ops->ops->write(t->dparams, 0, t->gradient, t->count * sizeof *t->gradient);
+    return t->learner.arch->forget(&t->learner);
 }
 
 dcm_status dcm_trainer_open(dcm_trainer **out, dcm_model *model, const dcm_train_params *params)
@@ -151,11 +120,8 @@ void dcm_trainer_close(dcm_trainer **trainer)
         return;
     dcm_trainer *t = *trainer;
     sequence_close(&t->sequence);
-    merge_close(&t->merge);
-    buffer_free(&t->dparams);
-    mem_free(&t->param);
+    learner_close(&t->learner);
     mem_free(&t->gradient);
-    mem_free(&t->kind);
     mem_free(&t->adamw.mean);
     mem_free(&t->adamw.square);
     mem_free(&t->adamw.average);
@@ -183,18 +149,14 @@ static dcm_status take_tokens(dcm_trainer *t, const int32_t *tokens, size_t coun
 
 dcm_status trainer_begin(dcm_trainer *t)
 {
-    memcpy(t->adamw.average, t->param, t->count * sizeof *t->param);
-    t->averaged = false;
-    return merge_set_score(&t->merge, t->param);
+    memcpy(t->adamw.average, t->learner.param, t->learner.count * sizeof *t->learner.param);
+    return learner_use(&t->learner, t->learner.param);
 }
 
-/* The average onto the device, or the parameters. */
-static dcm_status use(dcm_trainer *t, bool averaged)
+/* The average or the parameters, onto the device. */
+static dcm_status use(dcm_trainer *t, const float *params)
 {
-    if (t->averaged == averaged)
-        return DCM_OK;
-    t->averaged = averaged;
-    return merge_set_score(&t->merge, averaged ? t->adamw.average : t->param);
+    return t->learner.used == params ? DCM_OK : learner_use(&t->learner, params);
 }
 
 dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t count)
@@ -202,10 +164,12 @@ dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t cou
     dcm_status status;
     if (t->params.from || t->adamw.step || t->learnt)
         return dcm_fail(DCM_ERR_USAGE, "channels are measured before a new merge model's first step");
+    if (!t->learner.arch->set_channels)
+        return DCM_OK;
     DCM_TRY(status, fail, take_tokens(t, tokens, count));
     DCM_TRY(status, fail, sequence_measure(&t->sequence, t->tokens, (uint32_t)count, &t->sums));
     if (t->sums.count) {
-        trainer_set_channels(t);
+        t->learner.arch->set_channels(&t->learner, &t->sums);
         status = trainer_begin(t);
     }
 fail:
@@ -238,11 +202,11 @@ dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_
     loss_terms terms;
     dcm_status status;
     DCM_TRY(status, fail, check_group(t, group, &level));
-    DCM_TRY(status, fail, use(t, false));
+    DCM_TRY(status, fail, use(t, t->learner.param));
     const loss_weights weights = {p->kl / t->mean_kl[level], p->il, p->magnitude, p->boundary};
     DCM_TRY(status, fail,
-            sequence_learn(&t->sequence, t->tokens, &t->merge, group, weights,
-                           (loss_positions){p->positions, seed}, t->dparams, &terms));
+            sequence_learn(&t->sequence, t->tokens, &t->learner, group, weights,
+                           (loss_positions){p->positions, seed}, &terms));
     *losses = (dcm_train_losses){terms.kl, terms.il, terms.magnitude};
     if (!isfinite(terms.kl) || !isfinite(terms.il) || !isfinite(terms.magnitude)) {
         DCM_TRY(status, fail, forget(t));
@@ -258,16 +222,10 @@ fail:
 dcm_status dcm_trainer_test(dcm_trainer *t, uint32_t group, double *kl)
 {
     uint32_t level;
-    loss_terms terms;
     dcm_status status = check_group(t, group, &level);
     if (status == DCM_OK)
-        status = use(t, true);
-    if (status == DCM_OK)
-        status = sequence_learn(&t->sequence, t->tokens, &t->merge, group, (loss_weights){0}, (loss_positions){0}, NULL,
-                                &terms);
-    if (status == DCM_OK)
-        *kl = terms.kl;
-    return status;
+        status = use(t, t->adamw.average);
+    return status == DCM_OK ? sequence_test(&t->sequence, t->tokens, &t->learner, group, kl) : status;
 }
 
 dcm_status dcm_trainer_test_window(dcm_trainer *t, uint32_t group, double *kl)
@@ -281,11 +239,11 @@ dcm_status dcm_trainer_test_window(dcm_trainer *t, uint32_t group, double *kl)
 
 dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
 {
-    backend *ops = t->model->ops;
+    learner *l = &t->learner;
     dcm_status status;
     if (!t->learnt)
         return dcm_fail(DCM_ERR_USAGE, "nothing was learnt since the last update");
-    DCM_TRY(status, fail, ops->ops->read(t->dparams, 0, t->gradient, t->count * sizeof *t->gradient));
+    DCM_TRY(status, fail, l->arch->read(l, t->gradient));
     const double length = adamw_norm(&t->adamw, t->gradient) / t->learnt, share = 1.0 / t->learnt;
     if (norm)
         *norm = length;
@@ -297,8 +255,7 @@ dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
     adamw_update(&t->adamw, t->gradient, length > t->params.clip ? share * t->params.clip / length : share, rate);
     memcpy(t->mean_kl, t->next_kl, sizeof t->mean_kl);
     DCM_TRY(status, fail, forget(t));
-    t->averaged = false;
-    status = merge_set_score(&t->merge, t->param);
+    status = learner_use(l, l->param);
 fail:
     return status;
 }

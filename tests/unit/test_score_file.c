@@ -232,9 +232,9 @@ static void test_wrong_files(void **state)
     p.count = 12;
     put(&p);
     refuse(&facts, "more", "not part");
-    make_parts(&p), p.note[1].value = "gate";
+    make_parts(&p), p.note[1].value = "other";
     put(&p);
-    refuse(&facts, "gate", "score");
+    refuse(&facts, "other", "score");
     make_parts(&p), p.note[2].value = "2";
     put(&p);
     refuse(&facts, "\"2\"", "\"1\"");

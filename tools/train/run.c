@@ -57,7 +57,9 @@ static int test(train_run *run, double *kl, double *ratio, dcm_train_gate *gate)
 /* The merge file, with its card. */
 static int save(train_run *run, double ratio)
 {
-    char steps[32], seed[32], held[96];
+    char steps[32], seed[32], held[96], groups[512] = "";
+    for (size_t i = 0, at = 0; i < run->o->groups.count && at < sizeof groups; i++)
+        at += (size_t)snprintf(groups + at, sizeof groups - at, "%s%" PRId64, i ? "," : "", run->o->groups.item[i]);
     snprintf(steps, sizeof steps, "%" PRIu64, dcm_trainer_steps(run->trainer));
     snprintf(seed, sizeof seed, "%" PRId64, run->o->seed);
     snprintf(held, sizeof held, "%.4f of the KL of sink + window with as many units, held-out texts", ratio);
@@ -65,7 +67,7 @@ static int save(train_run *run, double ratio)
     const char *commit = json_string_value(json_object_get(meta, "commit"));
     const dcm_train_note notes[] = {{"trained_by", tool_command_line()}, {"commit", commit ? commit : "unknown"},
                                     {"steps", steps},                    {"seed", seed},
-                                    {"held_out", held}};
+                                    {"groups", groups},                  {"held_out", held}};
     const dcm_status status =
         dcm_trainer_save(run->trainer, run->o->out, notes, sizeof notes / sizeof *notes - (isnan(ratio) ? 1 : 0));
     json_decref(meta);

@@ -10,7 +10,9 @@ typedef struct train_options {
     const char *model, *out, *checkpoint, *resume, *from, *csv, *plot;
     arg_texts texts, held;
     arg_ints groups;
-    int64_t tokens, steps, sequences, warmup, hidden, sinks, positions, seed, save_every, test_every;
+    int64_t tokens, steps, sequences, warmup, hidden, sinks, positions, seed, save_every, test_every,
+        depth;
+    int arch;
     double rate, kl, il, magnitude, boundary;
     bool again;
     device_options device;
