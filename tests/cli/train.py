@@ -63,6 +63,18 @@ class Cli:
         assert lines and all(line.startswith("dcm train: ") for line in lines), result.stderr
         assert message in result.stderr, f"{args}: {message!r} is not in {result.stderr!r}"
 
+    def stopped(self, *args, out):
+        """Interrupted after the first checkpoint; False where it had ended before."""
+        process = subprocess.Popen(self.command(*args, out=out), env=self.environment, stderr=subprocess.PIPE,
+                                   text=True)
+        while not (self.folder / f"{out}.checkpoint").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode in (0, 130), (process.returncode, errors)
+        assert process.returncode == 0 or "--resume" in errors, errors
+        return process.returncode == 130
+
     def evaluate(self, merge, model=None):
         return subprocess.run([self.program, "eval", "ppl", "-m", model or self.tiny, "-f",
                                str(self.folder / "held.txt"), "-n", "48", "-L", "4", "--merge", str(merge), "--kv",
@@ -125,16 +137,7 @@ def test_again(cli):
 def test_resume(cli):
     """A stopped and resumed training ends with the bits of one that ran through."""
     cli.ok("--steps", "6", "--save-every", "2", "--csv", cli.folder / "whole.csv", out="whole.safetensors")
-    command = cli.command("--steps", "6", "--save-every", "1", "--csv", cli.folder / "part.csv",
-                          out="part.safetensors")
-    process = subprocess.Popen(command, env=cli.environment, stderr=subprocess.PIPE, text=True)
-    while not (cli.folder / "part.safetensors.checkpoint").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode in (0, 130), (process.returncode, errors)
-    if process.returncode == 130:
-        assert "--resume" in errors, errors
+    if cli.stopped("--steps", "6", "--save-every", "1", "--csv", cli.folder / "part.csv", out="part.safetensors"):
         cli.ok("--steps", "6", "--resume", cli.folder / "part.safetensors.checkpoint", "--csv",
                cli.folder / "part.csv", out="part.safetensors")
     whole, part = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("whole", "part"))
@@ -155,6 +158,42 @@ def test_from(cli):
         assert [x for x, in struct.iter_unpack(kind, data)] == [x for x, in struct.iter_unpack(kind, more[name])], name
 
 
+def test_pair_learns(cli):
+    """The paper's MLP with either head: held-out KL falls, the gate is told, the file has the published names."""
+    for arch, rate in (("gate", "0.003"), ("direct", "0.003")):
+        journal, out = cli.folder / f"{arch}.csv", f"{arch}.safetensors"
+        cli.ok("--merge-arch", arch, "--depth", "3", "--steps", "30", "--rate", rate, "--held-out",
+               cli.folder / "held.txt", "--test-every", "10", "--csv", journal, out=out)
+        rows = list(csv.DictReader(journal.open()))
+        held = [float(r["held_kl"]) for r in rows if r["held_kl"]]
+        assert len(held) == 3 and held[-1] < held[0], held
+        assert all(float(r["gate_spread"]) > 0 for r in rows if r["gate_spread"])
+        items, notes = arrays(cli.folder / out)
+        maps = [f"layers.0.lin{i}" for i in (1, 2, 3)] + [{"gate": "lin1", "direct": "merge"}[arch]]
+        assert sorted(items) == sorted(f"{m}.{part}" for m in maps for part in ("weight", "bias")), sorted(items)
+        assert notes["arch"] == arch and notes["groups"] == "4,8" and len(notes["model_digest"]) == 16, notes
+        result = cli.evaluate(cli.folder / out)
+        assert result.returncode == 0 and json.loads(result.stdout)["rows"][0]["kl"] > 0, result
+        result = cli.evaluate(cli.folder / out, model=cli.wider)
+        assert result.returncode == 3 and "digest" in result.stderr, result.stderr
+
+
+def test_pair_resume(cli):
+    """As test_resume, and the file can be gone on with."""
+    options = ("--merge-arch", "gate", "--depth", "6")
+    cli.ok(*options, "--steps", "4", out="whole.safetensors")
+    cli.stopped(*options, "--steps", "4", "--save-every", "1", out="part.safetensors")
+    cli.ok(*options, "--steps", "4", "--resume", cli.folder / "part.safetensors.checkpoint", out="part.safetensors")
+    whole, part = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("whole", "part"))
+    assert whole == part
+    cli.fails(3, "options", "--merge-arch", "direct", "--depth", "6", "--steps", "5", "--resume",
+              cli.folder / "whole.safetensors.checkpoint")
+    cli.ok("--merge-arch", "gate", "--steps", "1", "--rate", "0", "--from", cli.folder / "whole.safetensors",
+           out="more.safetensors")
+    assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "more.safetensors")[0]
+    cli.fails(3, "\"gate\"", "--steps", "1", "--from", cli.folder / "whole.safetensors")
+
+
 def test_wrong_texts(cli):
     (cli.folder / "empty.txt").write_text("")
     (cli.folder / "short.txt").write_text("A few words.")
@@ -171,6 +210,9 @@ def test_wrong_usage(cli):
     cli.fails(2, "no power of two", "-L", "12")
     cli.fails(2, "leaves nothing to learn", "--kl", "0")
     cli.fails(2, "hidden", "--hidden", "24")
+    cli.fails(2, "multiple of 3", "--merge-arch", "gate", "--depth", "7")
+    cli.fails(2, "--depth is of", "--depth", "9")
+    cli.fails(2, "magnitude", "--merge-arch", "direct", "--magnitude", "1")
     cli.fails(5, "are left", "--max-memory", "700000")
 
 

@@ -1,7 +1,7 @@
 /*
- * A training step of the scorer on tiny random models (tests/golden/train) against PyTorch's autograd, on `ref` and on
- * every OpenCL device: the loss's terms, and the gradient of every parameter through the frozen layers, attention and
- * all levels of merges, for each term alone and for all of them with weights.
+ * A training step of the scorer and of pair MLPs on tiny random models (tests/golden/train) against PyTorch's autograd,
+ * on `ref` and on every OpenCL device: the loss's terms, and the gradient of every parameter through the frozen layers,
+ * attention and all levels of merges, for each term alone and for all of them with weights.
  */
 #include "golden.h"
 
@@ -21,7 +21,7 @@
  * array's largest gradient: the same roundings in another order. A loss, of which few sums are taken, by LOSS_BOUND of
  * itself.
  */
-enum { TERMS = 4, ARRAYS = 9, SLACK = 4 };
+enum { TERMS = 4, MAGNITUDE = 2, ARRAYS_MAX = 32, SLACK = 4 };
 #define LOSS_BOUND 1e-5
 
 static const char *const term_names[TERMS] = {"kl", "il", "magnitude", "boundary"};
@@ -32,8 +32,10 @@ static const char *const cases[] = {"llama", "qwen2"};
 
 typedef struct train_golden {
     uint32_t group, sinks;
-    score_shape shape;
-    size_t rows, count; /* rows of parameters; floats of all of them */
+    dcm_train_params params_of; /* what makes a learner of this shape */
+    size_t rows, row;           /* rows of parameters; floats of one */
+    size_t count;               /* of all of them */
+    size_t arrays, start[ARRAYS_MAX + 1]; /* where a row's trained arrays begin, and where the last one ends */
     float *params, *kl, *terms, *rounding, *grad[TERMS];
 } train_golden;
 
@@ -52,7 +54,35 @@ static bool read_array(const safetensors *file, const char *name, size_t items, 
     return true;
 }
 
-static bool golden_read(train_golden *g, const char *path, const dcm_model_info *m, size_t tokens)
+static void score_arrays(train_golden *g, const dcm_model_info *m, const float *facts)
+{
+    const score_shape shape = {m->head_dim, (uint32_t)facts[2], (uint32_t)facts[3]};
+    const score_layout l = score_layout_of(shape);
+    const size_t all[] = {l.w1, l.b1, l.w2, l.u, l.r, l.prior, l.deviation, l.sharp_k, l.sharp_v, l.sharp_v + 1};
+    g->params_of = (dcm_train_params){.hidden = shape.hidden, .levels = shape.levels};
+    g->rows = (size_t)m->layers * m->kv_heads;
+    g->row = l.row;
+    g->arrays = sizeof all / sizeof *all - 1;
+    memcpy(g->start, all, sizeof all);
+}
+
+static void pair_arrays(train_golden *g, const dcm_model_info *m, const float *facts)
+{
+    const pair_shape shape = {m->head_dim, (uint32_t)facts[2], facts[3] > 0};
+    g->params_of = (dcm_train_params){.arch = shape.direct ? DCM_TRAIN_DIRECT : DCM_TRAIN_GATE,
+                                      .depth = shape.blocks * MERGE_LINEARS};
+    g->rows = 1;
+    g->row = pair_count(shape);
+    for (uint32_t i = 0; i < pair_linears(shape) && g->arrays + 2 <= ARRAYS_MAX; i++) {
+        const pair_linear map = pair_linear_of(shape, i);
+        g->start[g->arrays++] = map.at;
+        g->start[g->arrays++] = map.at + (size_t)map.out * map.in;
+    }
+    g->start[g->arrays] = g->row;
+}
+
+/* Facts: L, sinks, and of a scorer its hidden units and levels, of a pair MLP its blocks and 1 for a direct head. */
+static bool golden_read(train_golden *g, const char *path, const dcm_model_info *m, size_t tokens, bool pair)
 {
     safetensors *file = NULL;
     float *facts = NULL;
@@ -63,15 +93,15 @@ static bool golden_read(train_golden *g, const char *path, const dcm_model_info 
     if (ok) {
         g->group = (uint32_t)facts[0];
         g->sinks = (uint32_t)facts[1];
-        g->shape = (score_shape){m->head_dim, (uint32_t)facts[2], (uint32_t)facts[3]};
-        g->rows = (size_t)m->layers * m->kv_heads;
-        g->count = g->rows * score_layout_of(g->shape).row;
+        (pair ? pair_arrays : score_arrays)(g, m, facts);
+        g->params_of.tokens = (uint32_t)tokens;
+        g->count = g->rows * g->row;
     }
     ok = ok && read_array(file, "params", g->count, &g->params) && read_array(file, "kl", tokens, &g->kl) &&
          read_array(file, "terms", TERMS, &g->terms) && read_array(file, "rounding", TERMS, &g->rounding);
     for (size_t i = 0; i < TERMS; i++) {
         snprintf(name, sizeof name, "grad.%s", term_names[i]);
-        ok = ok && read_array(file, name, g->count, &g->grad[i]);
+        ok = ok && ((pair && i == MAGNITUDE) || read_array(file, name, g->count, &g->grad[i]));
     }
     mem_free(&facts);
     safetensors_close(&file);
@@ -88,23 +118,12 @@ static void golden_close(train_golden *g)
         mem_free(&g->grad[i]);
 }
 
-/* Where the trained arrays of a row begin, and where the last one ends. */
-static void array_starts(score_shape shape, size_t *start)
-{
-    const score_layout l = score_layout_of(shape);
-    const size_t all[ARRAYS + 1] = {l.w1,    l.b1,        l.w2,      l.u,      l.r,
-                                    l.prior, l.deviation, l.sharp_k, l.sharp_v, l.sharp_v + 1};
-    memcpy(start, all, sizeof all);
-}
-
 /* The largest part of its bound that a gradient is off; infinity for NaN. */
 static double worst_of(const train_golden *g, const expected *e, const float *got)
 {
-    const size_t row = score_layout_of(g->shape).row;
-    size_t start[ARRAYS + 1];
+    const size_t row = g->row, *start = g->start;
     double worst = 0;
-    array_starts(g->shape, start);
-    for (size_t a = 0; a < ARRAYS; a++) {
+    for (size_t a = 0; a < g->arrays; a++) {
         double largest = 0;
         for (size_t i = 0; i < g->rows; i++)
             for (size_t c = start[a]; c < start[a + 1]; c++)
@@ -121,13 +140,12 @@ static double worst_of(const train_golden *g, const expected *e, const float *go
 }
 
 /* One pass over one sequence: the terms and the gradient. */
-static bool learn(sequence *s, merge_model *merge, const train_golden *g, const int32_t *ids, loss_weights weights,
-                  buffer *dparams, float *got, loss_terms *terms)
+static bool learn(sequence *s, learner *l, const train_golden *g, const int32_t *ids, loss_weights weights, float *got,
+                  loss_terms *terms)
 {
-    memset(got, 0, g->count * sizeof *got);
-    return s->ops->ops->write(dparams, 0, got, g->count * sizeof *got) == DCM_OK &&
-           sequence_learn(s, ids, merge, g->group, weights, (loss_positions){0}, dparams, terms) == DCM_OK &&
-           s->ops->ops->read(dparams, 0, got, g->count * sizeof *got) == DCM_OK;
+    return l->arch->forget(l) == DCM_OK &&
+           sequence_learn(s, ids, l, g->group, weights, (loss_positions){0}, terms) == DCM_OK &&
+           l->arch->read(l, got) == DCM_OK;
 }
 
 static bool close_to(double got, double wanted, double bound) { return fabs(got - wanted) <= bound; }
@@ -146,12 +164,12 @@ static bool check_terms(const train_golden *g, const loss_weights *w, const loss
 }
 
 /* KL at each token that sees merged units. */
-static bool check_kl(sequence *s, merge_model *merge, const train_golden *g, const int32_t *ids)
+static bool check_kl(sequence *s, learner *l, const train_golden *g, const int32_t *ids)
 {
     float kl[GOLDEN_TOKENS];
     const uint32_t first = 2 * g->group - 1 + g->sinks, n = s->n - first;
-    loss_terms terms;
-    if (sequence_learn(s, ids, merge, g->group, (loss_weights){0}, (loss_positions){0}, NULL, &terms) != DCM_OK ||
+    double mean;
+    if (sequence_test(s, ids, l, g->group, &mean) != DCM_OK ||
         s->ops->ops->read(s->loss, 0, kl, n * sizeof *kl) != DCM_OK)
         return golden_fail("%s", dcm_error());
     for (uint32_t i = 0; i < n; i++)
@@ -161,24 +179,27 @@ static bool check_kl(sequence *s, merge_model *merge, const train_golden *g, con
 }
 
 /* Each term alone, then all; results into got (TERMS + 1, count). */
-static bool check_passes(sequence *s, merge_model *merge, const train_golden *g, const int32_t *ids, buffer *dparams,
-                         const char *label, float *got)
+static bool check_passes(sequence *s, learner *l, const train_golden *g, const int32_t *ids, const char *label,
+                         float *got)
 {
-    const double weight[TERMS] = {together.kl, together.il, together.magnitude, together.boundary};
+    const bool magnitude = g->grad[MAGNITUDE] != NULL;
+    const double weight[TERMS] = {together.kl, together.il, magnitude ? together.magnitude : 0, together.boundary};
     expected e = {0};
     bool ok = mem_new(&e.gradient, g->count, sizeof *e.gradient, "gradients") == DCM_OK;
     for (size_t i = 0; ok && i <= TERMS; i++) {
         const loss_weights *w = i < TERMS ? &alone[i] : &together;
         loss_terms terms;
+        if (i == MAGNITUDE && !magnitude)
+            continue;
         memset(e.gradient, 0, g->count * sizeof *e.gradient);
         e.part = 0;
         for (size_t t = 0; t < TERMS; t++) {
             const double by = i < TERMS ? (double)(i == t) : weight[t];
-            for (size_t c = 0; c < g->count; c++)
+            for (size_t c = 0; c < g->count && by > 0; c++)
                 e.gradient[c] += by * g->grad[t][c];
             e.part = fmax(e.part, by > 0 ? (double)g->rounding[t] : 0);
         }
-        if (!learn(s, merge, g, ids, *w, dparams, got + i * g->count, &terms)) {
+        if (!learn(s, l, g, ids, *w, got + i * g->count, &terms)) {
             ok = golden_fail("%s: %s", label, dcm_error());
             break;
         }
@@ -192,35 +213,33 @@ static bool check_passes(sequence *s, merge_model *merge, const train_golden *g,
     return ok;
 }
 
-/* With activations kept and with layers run again; both are the same bits. */
+/* With activations kept and with layers run again, both the same bits; and a pair MLP's merges in pieces. */
 static bool check_case(dcm_model *model, const train_golden *g, const int32_t *ids, size_t n, const char *label)
 {
-    const merge_facts facts = model_merge_facts(model);
-    backend *ops = model->ops;
     const size_t results = (TERMS + 1) * g->count;
-    merge_model merge = {0};
-    buffer *dparams = NULL;
+    learner l = {0};
     float *got = NULL;
-    bool ok = mem_new(&got, 2 * results, sizeof *got, "gradients") == DCM_OK &&
-              ops->ops->buffer_new(ops, g->count * sizeof *got, MEM_SCRATCH, &dparams) == DCM_OK &&
-              merge_open_score(&merge, ops, &facts, g->shape, g->params) == DCM_OK;
+    const int passes = g->params_of.arch == DCM_TRAIN_SCORE ? 2 : 3;
+    bool ok = mem_new(&got, 3 * results, sizeof *got, "gradients") == DCM_OK &&
+              learner_open(&l, model, &g->params_of) == DCM_OK && learner_use(&l, g->params) == DCM_OK;
     if (!ok)
         golden_fail("%s: %s", label, dcm_error());
-    for (int again = 0; ok && again < 2; again++) {
+    for (int pass = 0; ok && pass < passes; pass++) {
+        static const char *const kinds[] = {"", " again", " in pieces"};
         sequence s = {0};
         char name[160];
-        snprintf(name, sizeof name, "%s%s", label, again ? " again" : "");
-        ok = (sequence_open(&s, model, (uint32_t)n, g->sinks, !again) == DCM_OK &&
+        snprintf(name, sizeof name, "%s%s", label, kinds[pass]);
+        l.pair.merges = pass == 2 ? 5 : l.pair.merges;
+        ok = (sequence_open(&s, model, (uint32_t)n, g->sinks, pass != 1) == DCM_OK &&
               sequence_read(&s, ids, (uint32_t)n) == DCM_OK) ||
              golden_fail("%s: %s", name, dcm_error());
-        ok = ok && check_kl(&s, &merge, g, ids);
-        ok = ok && check_passes(&s, &merge, g, ids, dparams, name, got + again * results);
+        ok = ok && check_kl(&s, &l, g, ids);
+        ok = ok && check_passes(&s, &l, g, ids, name, got + (size_t)pass * results);
         sequence_close(&s);
     }
     if (ok && memcmp(got, got + results, results * sizeof *got))
         ok = golden_fail("%s: other bits where layers are run again", label);
-    merge_close(&merge);
-    buffer_free(&dparams);
+    learner_close(&l);
     mem_free(&got);
     return ok;
 }
@@ -232,7 +251,7 @@ static bool test_case(dcm_device *device, const char *device_name, const char *n
     size_t n;
     dcm_model_info info;
     dcm_model *model = NULL;
-    train_golden g = {0};
+    bool ok = true;
     snprintf(path, sizeof path, "%s/%s", FOLDER, name);
     if (!golden_read_ids(path, ids, &n))
         return false;
@@ -241,9 +260,13 @@ static bool test_case(dcm_device *device, const char *device_name, const char *n
     if (dcm_model_open(&model, device, path) != DCM_OK)
         return golden_fail("%s: %s", label, dcm_error());
     dcm_model_get_info(model, &info);
-    snprintf(path, sizeof path, "%s/%s/train.safetensors", FOLDER, name);
-    const bool ok = golden_read(&g, path, &info, n) && check_case(model, &g, ids, n, label);
-    golden_close(&g);
+    for (int pair = 0; pair < 2; pair++) {
+        train_golden g = {0};
+        snprintf(path, sizeof path, "%s/%s/%s.safetensors", FOLDER, name, pair ? "pair" : "train");
+        snprintf(label, sizeof label, "%s %s%s", device_name, name, pair ? " pair" : "");
+        ok = golden_read(&g, path, &info, n, pair) && check_case(model, &g, ids, n, label) && ok;
+        golden_close(&g);
+    }
     dcm_model_close(&model);
     return ok;
 }
