@@ -13,6 +13,7 @@ static int open_trainer(train_run *run)
     const dcm_train_params params = {.tokens = (uint32_t)o->tokens,
                                      .sinks = o->sinks ? (int32_t)o->sinks : -1,
                                      .arch = (dcm_train_arch)o->arch,
+                                     .mode = (dcm_train_mode)o->mode,
                                      .hidden = (uint32_t)o->hidden,
                                      .depth = (uint32_t)o->depth,
                                      .seed = (uint64_t)o->seed,
@@ -98,6 +99,8 @@ static void add_options(args *a, train_options *o)
     const arg_option steps[] = {
         {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.",
          2, 4096},
+        {"mode", 0, ARG_CHOICE, &o->mode, .choices = "tai|chunked",
+         .help = "Merge by inference's schedule, or pairwise once after each chunk of L tokens; tests are by the first."},
         {"tokens", 'n', ARG_INT, &o->tokens, "N", "Tokens of a sequence.", 8, 1 << 20},
         {"steps", 0, ARG_INT, &o->steps, "N", "Updates in all.", 1, INT64_C(1) << 40},
         {"sequences", 0, ARG_INT, &o->sequences, "N", "Passes (a text, a group length) of a step.", 1, 1 << 20},

@@ -16,6 +16,13 @@ typedef enum dcm_train_arch {
     DCM_TRAIN_DIRECT /* the same MLP with a head that is the merged unit */
 } dcm_train_arch;
 
+/* The schedule of merges while training. Tests, and what is saved, are for that of inference in any case. */
+typedef enum dcm_train_mode {
+    DCM_TRAIN_AS_INFERENCE, /* the exact one: what a token sees is what it sees at inference */
+    DCM_TRAIN_CHUNKED       /* the paper's approximation: tokens come in chunks of the group length, and once between
+                               two chunks all neighbours of one ratio in the near queue become one */
+} dcm_train_mode;
+
 /*
  * A merge model in training. The model itself is frozen. Used by one thread at a time; closed before its model.
  *
@@ -30,6 +37,7 @@ typedef struct dcm_train_params {
     uint32_t tokens;  /* longest sequence; 0: 2048 */
     int32_t sinks;    /* as in dcm_cache_params */
     dcm_train_arch arch;
+    dcm_train_mode mode;
     uint32_t hidden;  /* of each of a scorer's networks, a multiple of 16; 0: 32 */
     uint32_t levels;  /* of a scorer with parameters of their own; 0: 8 */
     uint32_t depth;   /* linear maps of an MLP before its head, a multiple of 3; 0: 9 */

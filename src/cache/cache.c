@@ -40,10 +40,28 @@ static void plan_merge(cache *c, uint32_t level, planned_merge *m)
     c->merges++;
 }
 
-/* Before token i is appended: the schedule's merge, or the window's eviction. */
+/* Before the first token of a chunk: all neighbours of one level below the top become one, the highest level first, so
+ * that no unit is merged twice. */
+static void plan_chunk(cache *c, planned_merge *merges, uint32_t *n_merges)
+{
+    dcm_plan *p = &c->plan;
+    if (p->tokens <= p->sinks || (p->tokens - p->sinks) % p->group)
+        return;
+    for (uint32_t g = p->top; g-- > 0;)
+        while (p->count[g]) {
+            plan_merge(c, g, &merges[(*n_merges)++]);
+            p->first[g] += 2;
+            p->count[g] -= 2;
+            p->count[g + 1]++;
+        }
+}
+
+/* Before token i is appended: the schedule's merges, or the window's eviction. */
 static void plan_action(cache *c, planned_merge *merges, uint32_t *n_merges)
 {
-    if (c->kind == DCM_CACHE_DCM) {
+    if (c->in_chunks) {
+        plan_chunk(c, merges, n_merges);
+    } else if (c->kind == DCM_CACHE_DCM) {
         const dcm_action action = dcm_plan_peek(&c->plan);
         if (action.kind == DCM_ACTION_MERGE)
             plan_merge(c, (uint32_t)action.level, &merges[(*n_merges)++]);
@@ -63,7 +81,7 @@ static void plan_append(cache *c, uint32_t slot)
         ring_put(c, RING_SINKS, p->tokens, slot);
     else
         ring_put(c, 0, p->tokens - p->sinks, slot);
-    if (c->kind == DCM_CACHE_DCM) {
+    if (c->kind == DCM_CACHE_DCM && !c->in_chunks) {
         dcm_plan_step(p);
     } else {
         p->count[0] += !sink;

@@ -5,6 +5,11 @@
  * schedule fills: a merge is written into a slot of its own, nothing is ever shifted. All three policies use it: `full`
  * is level 0 alone, `window` is level 0 whose oldest unit is evicted before each append, sinks are a ring of their own.
  * While a prompt is read there is room for `chunk` units more, in a block that is given back afterwards.
+ *
+ * `in_chunks` is the paper's approximate schedule, METHOD section 7, for training alone: tokens after the sinks come in
+ * chunks of L, and once before each further chunk the whole near queue is merged pairwise, every two neighbours of one
+ * ratio below L, none twice. So a token of chunk c sees its own chunk's tokens up to itself, chunk c - j as L / 2^j
+ * units of level j for j < k, and older chunks as one unit each; nodes of the tree are those of the exact schedule.
  */
 #ifndef CACHE_CACHE_H
 #define CACHE_CACHE_H
@@ -41,6 +46,7 @@ typedef struct cache {
     uint32_t chunk; /* most tokens of a step, and most units more than the step leaves while it runs */
     bool yields;    /* where there is no memory for that, chunk becomes smaller */
     float log_r;
+    bool in_chunks; /* dcm: the schedule of chunked training instead of inference's; for steps from an empty cache */
     rope rope;
     dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
     slot_pool slots;

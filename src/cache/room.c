@@ -7,10 +7,23 @@ enum {
     BLOCKS_SMALL = 48 /* from here on blocks are as large as may be, lest there be too many */
 };
 
+/* After n tokens in chunks: those of the last one, the chunks before it in ever fewer units, at last one each. */
+static size_t units_in_chunks(const dcm_plan *p, uint64_t n)
+{
+    const uint64_t sinks = n < p->sinks ? n : p->sinks, rest = n - sinks;
+    const uint64_t chunks = rest ? (rest - 1) / p->group : 0; /* behind the last one */
+    uint64_t units = sinks + rest - chunks * p->group;
+    for (uint64_t j = 1; j <= chunks && j < p->top; j++)
+        units += p->group >> j;
+    return (size_t)(units + (chunks >= p->top ? chunks - p->top + 1 : 0));
+}
+
 static size_t units_after(const cache *c, uint32_t n)
 {
     const dcm_plan *p = &c->plan;
     const size_t units = cache_units(c) + n;
+    if (c->in_chunks)
+        return units_in_chunks(p, p->tokens + n);
     if (c->kind == DCM_CACHE_DCM)
         return (size_t)dcm_units_after(p->group, p->sinks, p->tokens + n);
     return c->kind == DCM_CACHE_WINDOW && units > c->window ? c->window : units;

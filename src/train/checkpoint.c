@@ -21,9 +21,9 @@ static void options_text(const dcm_trainer *t, char *out)
     t->learner.arch->describe(&t->learner, shape, sizeof shape);
     snprintf(out, OPTIONS_SIZE,
              "tokens=%u sinks=%d %s beta1=%.9g beta2=%.9g eps=%.9g decay=%.9g clip=%.9g kl=%.9g "
-             "il=%.9g magnitude=%.9g boundary=%.9g positions=%u",
+             "il=%.9g magnitude=%.9g boundary=%.9g positions=%u%s",
              p->tokens, p->sinks, shape, p->beta1, p->beta2, p->eps, p->decay, p->clip, p->kl, p->il, p->magnitude,
-             p->boundary, p->positions);
+             p->boundary, p->positions, p->mode == DCM_TRAIN_CHUNKED ? " mode=chunked" : "");
 }
 
 static void describe(const dcm_trainer *t, st_array *arrays)

@@ -112,12 +112,14 @@ void sequence_close(sequence *s)
 /* ---- Forward ---- */
 
 /* An empty cache that takes all the tokens in one step: until it ends, it holds every unit that it ever made. */
-static dcm_status begin_step(sequence *s, cache *c, const dcm_cache_params *params, const int32_t *tokens, uint32_t n)
+static dcm_status begin_step(sequence *s, cache *c, const dcm_cache_params *params, bool in_chunks,
+                             const int32_t *tokens, uint32_t n)
 {
     const model_config *config = &s->model->config;
     const rope turn = {config->rope, config->info.head_dim / 2, config->rope_frequency};
     cache_close(c);
     dcm_status status = cache_open(c, s->ops, &config->info, params, turn);
+    c->in_chunks = in_chunks;
     if (status == DCM_OK)
         status = cache_step_begin(c, tokens, n);
     if (status == DCM_OK && c->step.n != n)
@@ -146,7 +148,7 @@ dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n)
     const dcm_cache_params params = {.kind = DCM_CACHE_FULL, .kv = DCM_KV_F32, .chunk = n};
     const late_merges none = {0};
     s->n = n;
-    const dcm_status status = begin_step(s, &s->full, &params, tokens, n);
+    const dcm_status status = begin_step(s, &s->full, &params, false, tokens, n);
     return status == DCM_OK ? run_layers(s, &s->full, &none, s->target_x, false) : status;
 }
 
@@ -172,7 +174,7 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
     dcm_status status;
     s->n = n;
     DCM_TRY(status, done, mem_new(&qkv, n * qkv_columns(m), sizeof *qkv, "keys and values"));
-    DCM_TRY(status, done, begin_step(s, &s->full, &params, tokens, n));
+    DCM_TRY(status, done, begin_step(s, &s->full, &params, false, tokens, n));
     const embed_args embed = {s->model->embedding, &s->full.step, s->target_x};
     DCM_TRY(status, done, s->ops->ops->embed(s->ops, &embed));
     for (uint32_t i = 0; i < m->layers; i++) {
@@ -195,14 +197,14 @@ static dcm_status check_room_to_merge(const sequence *s, uint32_t group)
 }
 
 /* The compressed cache's forward pass; with an empty cache all merges are late. */
-static dcm_status read_packed(sequence *s, const int32_t *tokens, merge_model *merge, uint32_t group)
+static dcm_status read_packed(sequence *s, const int32_t *tokens, merge_model *merge, uint32_t group, bool in_chunks)
 {
     dcm_cache_params params = {.kind = DCM_CACHE_DCM, .group = group, .kv = DCM_KV_F32, .chunk = 2 * s->n};
     cache *c = &s->packed;
     dcm_status status;
     params.sinks = (int32_t)s->sinks;
     DCM_TRY(status, fail, check_room_to_merge(s, group));
-    DCM_TRY(status, fail, begin_step(s, c, &params, tokens, s->n));
+    DCM_TRY(status, fail, begin_step(s, c, &params, in_chunks, tokens, s->n));
     s->late = (late_merges){.merge = merge};
     for (uint32_t g = 0; g < c->plan.top; g++) {
         s->late.batch[s->late.count] = cache_step_batch(c, g, true);
@@ -269,12 +271,12 @@ done:
 }
 
 /*
- * KL at positions that see merged units, in pieces of neighbours, one piece at a random place of each of equal parts;
- * all positions where there are no more than asked for.
+ * KL at positions from `first` on, those that see merged units, in pieces of neighbours, one piece at a random place of
+ * each of equal parts; all positions where there are no more than asked for.
  */
-static dcm_status compare(sequence *s, uint32_t group, float weight, loss_positions positions, bool back, double *kl)
+static dcm_status compare(sequence *s, uint32_t first, float weight, loss_positions positions, bool back, double *kl)
 {
-    const uint32_t first = 2 * group - 1 + s->sinks, seeing = s->n - first;
+    const uint32_t seeing = s->n - first;
     const uint32_t count = positions.count && positions.count < seeing ? positions.count : seeing;
     const uint32_t pieces = (count + PIECE - 1) / PIECE;
     const float scale = weight / (float)count;
@@ -299,8 +301,9 @@ dcm_status sequence_learn(sequence *s, const int32_t *tokens, learner *l, uint32
 {
     dcm_status status;
     *terms = (loss_terms){0};
-    DCM_TRY(status, fail, read_packed(s, tokens, &l->merge, group));
-    DCM_TRY(status, fail, compare(s, group, weights.kl, positions, true, &terms->kl));
+    const uint32_t first = s->sinks + (s->in_chunks ? group : 2 * group - 1);
+    DCM_TRY(status, fail, read_packed(s, tokens, &l->merge, group, s->in_chunks));
+    DCM_TRY(status, fail, compare(s, first, weights.kl, positions, true, &terms->kl));
     DCM_TRY(status, fail, grad_units_open(&s->units, &s->packed));
     for (uint32_t i = s->model->config.info.layers; i-- > 0;)
         DCM_TRY(status, fail, sequence_layer_back(s, i, l, &weights, terms));
@@ -310,8 +313,8 @@ fail:
 
 dcm_status sequence_test(sequence *s, const int32_t *tokens, learner *l, uint32_t group, double *kl)
 {
-    const dcm_status status = read_packed(s, tokens, &l->merge, group);
-    return status == DCM_OK ? compare(s, group, 0, (loss_positions){0}, false, kl) : status;
+    const dcm_status status = read_packed(s, tokens, &l->merge, group, false);
+    return status == DCM_OK ? compare(s, 2 * group - 1 + s->sinks, 0, (loss_positions){0}, false, kl) : status;
 }
 
 dcm_status sequence_test_window(sequence *s, const int32_t *tokens, uint32_t group, double *kl)
@@ -324,9 +327,9 @@ dcm_status sequence_test_window(sequence *s, const int32_t *tokens, uint32_t gro
                                      .chunk = s->n};
     dcm_status status;
     DCM_TRY(status, fail, check_room_to_merge(s, group));
-    DCM_TRY(status, fail, begin_step(s, &s->packed, &params, tokens, s->n));
+    DCM_TRY(status, fail, begin_step(s, &s->packed, &params, false, tokens, s->n));
     DCM_TRY(status, fail, run_layers(s, &s->packed, &none, s->x, false));
-    status = compare(s, group, 0, (loss_positions){0}, false, kl);
+    status = compare(s, 2 * group - 1 + s->sinks, 0, (loss_positions){0}, false, kl);
 fail:
     return status;
 }

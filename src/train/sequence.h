@@ -22,6 +22,7 @@ typedef struct sequence {
     transposed turned;
     uint32_t most; /* tokens */
     uint32_t sinks;
+    bool in_chunks; /* learn by the schedule of cache.in_chunks; tests are always those of inference */
     uint32_t n; /* tokens of the sequence at hand */
     cache full, packed;
     late_merges late;
@@ -74,7 +75,7 @@ dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n);
 
 /*
  * Of the sequence read last, with group length `group` and l's merge model: the loss, and the gradients of its parameters
- * added to l's. DCM_ERR_USAGE where n tokens are so few that nothing is merged.
+ * added to l's. DCM_ERR_USAGE where n tokens are so few that inference merges nothing.
  */
 dcm_status sequence_learn(sequence *s, const int32_t *tokens, learner *l, uint32_t group, loss_weights weights,
                           loss_positions positions, loss_terms *terms);

@@ -107,6 +107,7 @@ dcm_status dcm_trainer_open(dcm_trainer **out, dcm_model *model, const dcm_train
     DCM_TRY(status, fail, mem_new(&t->tokens, t->params.tokens, sizeof *t->tokens, "a sequence"));
     DCM_TRY(status, fail,
             sequence_open(&t->sequence, model, t->params.tokens, (uint32_t)t->params.sinks, !t->params.again));
+    t->sequence.in_chunks = t->params.mode == DCM_TRAIN_CHUNKED;
     *out = t;
     return DCM_OK;
 fail:

@@ -178,6 +178,19 @@ def test_pair_learns(cli):
         assert result.returncode == 3 and "digest" in result.stderr, result.stderr
 
 
+def test_chunked(cli):
+    """The approximate schedule learns something else, from the same start; its checkpoints are its own."""
+    for mode in ("tai", "chunked"):
+        cli.ok("--mode", mode, "--steps", "20", "--rate", "0.01", "--held-out", cli.folder / "held.txt", "--test-every",
+               "10", "--csv", cli.folder / f"{mode}.csv", out=f"{mode}.safetensors")
+    tai, chunked = (list(csv.DictReader((cli.folder / f"{m}.csv").open())) for m in ("tai", "chunked"))
+    assert tai[0]["kl"] != chunked[0]["kl"]
+    held = [float(r["held_kl"]) for r in chunked if r["held_kl"]]
+    assert len(held) == 2 and held[1] < held[0], held
+    assert arrays(cli.folder / "chunked.safetensors")[1]["mode"] == "chunked"
+    cli.fails(3, "options", "--steps", "30", "--resume", cli.folder / "chunked.safetensors.checkpoint")
+
+
 def test_pair_resume(cli):
     """As test_resume, and the file can be gone on with."""
     options = ("--merge-arch", "gate", "--depth", "6")

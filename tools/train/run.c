@@ -67,7 +67,8 @@ static int save(train_run *run, double ratio)
     const char *commit = json_string_value(json_object_get(meta, "commit"));
     const dcm_train_note notes[] = {{"trained_by", tool_command_line()}, {"commit", commit ? commit : "unknown"},
                                     {"steps", steps},                    {"seed", seed},
-                                    {"groups", groups},                  {"held_out", held}};
+                                    {"groups", groups},                  {"mode", run->o->mode ? "chunked" : "tai"},
+                                    {"held_out", held}};
     const dcm_status status =
         dcm_trainer_save(run->trainer, run->o->out, notes, sizeof notes / sizeof *notes - (isnan(ratio) ? 1 : 0));
     json_decref(meta);

@@ -12,7 +12,7 @@ typedef struct train_options {
     arg_ints groups;
     int64_t tokens, steps, sequences, warmup, hidden, sinks, positions, seed, save_every, test_every,
         depth;
-    int arch;
+    int arch, mode;
     double rate, kl, il, magnitude, boundary;
     bool again;
     device_options device;
