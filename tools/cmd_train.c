@@ -93,14 +93,15 @@ static void add_options(args *a, train_options *o)
          .help = "A scorer of each unit, or the paper's MLP of both with either of its heads."},
         {"hidden", 0, ARG_INT, &o->hidden, "N", "Hidden units of each of a scorer's networks, a multiple of 16.", 16,
          128},
-        {"depth", 0, ARG_INT, &o->depth, "N", "Linear maps of the MLP before its head, a multiple of 3; else 9.", 3, 192},
+        {"depth", 0, ARG_INT, &o->depth, "N", "Linear maps of the MLP before its head, a multiple of 3; else 9.", 3,
+         192},
         {"seed", 0, ARG_INT, &o->seed, "N", "Of weights, places and positions.", 0, INT64_MAX, .show_zero = true},
     };
     const arg_option steps[] = {
         {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.",
          2, 4096},
         {"mode", 0, ARG_CHOICE, &o->mode, .choices = "tai|chunked",
-         .help = "Merge by inference's schedule, or pairwise once after each chunk of L tokens; tests are by the first."},
+         .help = "Merge by inference's schedule, or pairwise once after each chunk of L tokens; tests use the first."},
         {"tokens", 'n', ARG_INT, &o->tokens, "N", "Tokens of a sequence.", 8, 1 << 20},
         {"steps", 0, ARG_INT, &o->steps, "N", "Updates in all.", 1, INT64_C(1) << 40},
         {"sequences", 0, ARG_INT, &o->sequences, "N", "Passes (a text, a group length) of a step.", 1, 1 << 20},

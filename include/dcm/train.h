@@ -10,7 +10,7 @@ extern "C" {
 
 /* What is trained. */
 typedef enum dcm_train_arch {
-    DCM_TRAIN_SCORE, /* one network per layer and KV head that scores each of two units; src/ops/score.h has the formula */
+    DCM_TRAIN_SCORE, /* one network per layer and KV head that scores each of two units: src/ops/score.h */
     DCM_TRAIN_GATE,  /* the paper's: one MLP of both units for all layers, heads, keys and values, whose head is one
                         weight */
     DCM_TRAIN_DIRECT /* the same MLP with a head that is the merged unit */
@@ -78,7 +78,8 @@ DCM_API void dcm_trainer_close(dcm_trainer **trainer);
 
 /*
  * Before the first step of a trainer opened without `from`: read a sequence for the mean and the scale of each channel
- * of keys and values, which a scorer needs and others ignore. Several calls add up. Ids must be in the vocabulary, here and below (DCM_ERR_USAGE).
+ * of keys and values, which a scorer needs and others ignore. Several calls add up. Ids must be in the vocabulary, here
+ * and below (DCM_ERR_USAGE).
  */
 DCM_API dcm_status dcm_trainer_measure(dcm_trainer *trainer, const int32_t *tokens, size_t count);
 

@@ -46,9 +46,9 @@ static inline const char *pair_name(pair_shape s) { return s.direct ? "direct" :
 bool pair_is_ours(const safetensors *file);
 
 /*
- * Parameters, freed by mem_free. Of `facts` the head size counts, and the digest where the file names one. DCM_ERR_FILE:
- * of another model, an array missing, unknown or of another shape (both values are told), a value not finite.
- * DCM_ERR_MEMORY.
+ * Parameters, freed by mem_free. Of `facts` the head size counts, and the digest where the file names one.
+ * DCM_ERR_FILE: of another model, an array missing, unknown or of another shape (both values are told), a value not
+ * finite. DCM_ERR_MEMORY.
  */
 dcm_status pair_file_load(const safetensors *file, const merge_facts *facts, pair_shape *shape, float **params);
 

@@ -74,8 +74,8 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
 dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n);
 
 /*
- * Of the sequence read last, with group length `group` and l's merge model: the loss, and the gradients of its parameters
- * added to l's. DCM_ERR_USAGE where n tokens are so few that inference merges nothing.
+ * Of the sequence read last, with group length `group` and l's merge model: the loss, and the gradients of its
+ * parameters added to l's. DCM_ERR_USAGE where n tokens are so few that inference merges nothing.
  */
 dcm_status sequence_learn(sequence *s, const int32_t *tokens, learner *l, uint32_t group, loss_weights weights,
                           loss_positions positions, loss_terms *terms);
