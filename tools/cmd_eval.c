@@ -14,6 +14,7 @@ static const struct {
     {"ppl", "dcm eval ppl", "perplexity of a text, and the divergence from the full cache", eval_ppl},
     {"recall", "dcm eval recall", "how well a passage is predicted that was read before, some distance back",
      eval_recall},
+    {"table", "dcm eval table", "the paper's tables 1, 2 and 3, of merge files on the model at hand", eval_table},
 };
 enum { MEASURES = sizeof measures / sizeof *measures };
 

@@ -5,10 +5,12 @@
 #include <dcm/device.h>
 #include <dcm/eval.h>
 #include <dcm/log.h>
+#include <dcm/merge.h>
 #include <dcm/model.h>
 #include <dcm/plan.h>
 #include <dcm/session.h>
 #include <dcm/status.h>
 #include <dcm/tokenizer.h>
+#include <dcm/train.h>
 
 #endif

@@ -68,7 +68,7 @@ static dcm_status check_names(const safetensors *file, uint32_t blocks)
     return DCM_OK;
 }
 
-static uint32_t count_blocks(const safetensors *file)
+uint32_t pair_file_blocks(const safetensors *file)
 {
     char key[NAME_SIZE];
     for (uint32_t b = 0; b < MERGE_MAX_BLOCKS; b++) {
@@ -93,7 +93,7 @@ static dcm_status read_shape(const safetensors *file, const merge_facts *facts, 
 {
     const bool gate = safetensors_find(file, "lin1.weight") != NULL;
     const bool direct = safetensors_find(file, "merge.weight") != NULL;
-    *shape = (pair_shape){facts->head_dim, count_blocks(file), direct};
+    *shape = (pair_shape){facts->head_dim, pair_file_blocks(file), direct};
     if (!shape->blocks)
         return dcm_fail(DCM_ERR_FILE, "no tensor layers.0.lin1.weight: not a merge model");
     if (gate == direct)
@@ -154,8 +154,8 @@ static void describe(pair_shape shape, st_type type, const char *data, array_nam
         snprintf(names[2 * i].text, sizeof names->text, "%s.weight", name);
         snprintf(names[2 * i + 1].text, sizeof names->text, "%s.bias", name);
         arrays[2 * i] = (st_array){names[2 * i].text, type, 2, {l.out, l.in}, data + l.at * item};
-        arrays[2 * i + 1] = (st_array){names[2 * i + 1].text, type, 1, {l.out},
-                                       data + (l.at + (size_t)l.out * l.in) * item};
+        arrays[2 * i + 1] =
+            (st_array){names[2 * i + 1].text, type, 1, {l.out}, data + (l.at + (size_t)l.out * l.in) * item};
     }
 }
 

@@ -42,6 +42,9 @@ static inline size_t pair_count(pair_shape s)
 
 static inline const char *pair_name(pair_shape s) { return s.direct ? "direct" : "gate"; }
 
+/* Blocks of the trunk by the published names; 0: not a pair MLP. */
+uint32_t pair_file_blocks(const safetensors *file);
+
 /* The file's metadata claim to be a pair MLP of dcm. */
 bool pair_is_ours(const safetensors *file);
 

@@ -46,11 +46,11 @@ typedef struct learner_arch {
     void (*close)(learner *l);
     /* Means and scales of channels among the parameters; NULL: it has none. */
     void (*set_channels)(learner *l, const channel_sums *sums);
-    dcm_status (*upload)(learner *l, const float *params); /* to the merge model */
-    dcm_status (*forget)(learner *l);                 /* the gradient becomes 0 */
-    dcm_status (*read)(learner *l, float *gradient);  /* (count) */
-    dcm_status (*back)(learner *l, const level_merges *merges); /* adds to the gradient and to the sources' dunits */
-    double (*share)(const learner *l, const done_merge *merge); /* of the older unit in the key */
+    dcm_status (*upload)(learner *l, const float *params);       /* to the merge model */
+    dcm_status (*forget)(learner *l);                            /* the gradient becomes 0 */
+    dcm_status (*read)(learner *l, float *gradient);             /* (count) */
+    dcm_status (*back)(learner *l, const level_merges *merges);  /* adds to the gradient and to the sources' dunits */
+    double (*share)(const learner *l, const done_merge *merge);  /* of the older unit in the key */
     void (*describe)(const learner *l, char *text, size_t size); /* its shape: "NAME=VALUE ..." */
     dcm_status (*save)(const learner *l, const char *path, const float *params, const st_note *notes, size_t n_notes);
 } learner_arch;
@@ -71,9 +71,9 @@ struct learner {
     backend *ops;
     merge_facts facts;
     merge_model merge;
-    size_t count;  /* floats of all parameters */
-    float *param;  /* (count) */
-    uint8_t *kind; /* (count) adamw_kind */
+    size_t count;      /* floats of all parameters */
+    float *param;      /* (count) */
+    uint8_t *kind;     /* (count) adamw_kind */
     const float *used; /* what the merge model has: param, or another array as long */
     score_shape score;
     buffer *dparams; /* of a scorer */

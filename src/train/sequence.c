@@ -7,8 +7,8 @@
 #include <string.h>
 
 enum {
-    PIECE = 64,    /* neighbouring positions whose predictions are compared together */
-    UNIT_ROOM = 2  /* units of a sequence: one a token, and less than one merge a token */
+    PIECE = 64,   /* neighbouring positions whose predictions are compared together */
+    UNIT_ROOM = 2 /* units of a sequence: one a token, and less than one merge a token */
 };
 
 /* ---- Room ---- */

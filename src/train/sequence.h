@@ -23,7 +23,7 @@ typedef struct sequence {
     uint32_t most; /* tokens */
     uint32_t sinks;
     bool in_chunks; /* learn by the schedule of cache.in_chunks; tests are always those of inference */
-    uint32_t n; /* tokens of the sequence at hand */
+    uint32_t n;     /* tokens of the sequence at hand */
     cache full, packed;
     late_merges late;
     grad_units units;

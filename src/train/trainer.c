@@ -206,8 +206,8 @@ dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_
     DCM_TRY(status, fail, use(t, t->learner.param));
     const loss_weights weights = {p->kl / t->mean_kl[level], p->il, p->magnitude, p->boundary};
     DCM_TRY(status, fail,
-            sequence_learn(&t->sequence, t->tokens, &t->learner, group, weights,
-                           (loss_positions){p->positions, seed}, &terms));
+            sequence_learn(&t->sequence, t->tokens, &t->learner, group, weights, (loss_positions){p->positions, seed},
+                           &terms));
     *losses = (dcm_train_losses){terms.kl, terms.il, terms.magnitude};
     if (!isfinite(terms.kl) || !isfinite(terms.il) || !isfinite(terms.magnitude)) {
         DCM_TRY(status, fail, forget(t));

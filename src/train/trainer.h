@@ -12,8 +12,8 @@ struct dcm_trainer {
     dcm_train_params params; /* defaults filled in */
     sequence sequence;
     learner learner;
-    float *gradient; /* of its parameters, read from the device */
-    adamw adamw;     /* its average is what is tested and saved */
+    float *gradient;               /* of its parameters, read from the device */
+    adamw adamw;                   /* its average is what is tested and saved */
     uint32_t learnt;               /* sequences since the last update */
     float mean_kl[DCM_LEVELS_MAX]; /* running, by log2 of the group length */
     float next_kl[DCM_LEVELS_MAX]; /* the same after the next update */

@@ -32,9 +32,9 @@ static const char *const cases[] = {"llama", "qwen2"};
 
 typedef struct train_golden {
     uint32_t group, sinks;
-    dcm_train_params params_of; /* what makes a learner of this shape */
-    size_t rows, row;           /* rows of parameters; floats of one */
-    size_t count;               /* of all of them */
+    dcm_train_params params_of;           /* what makes a learner of this shape */
+    size_t rows, row;                     /* rows of parameters; floats of one */
+    size_t count;                         /* of all of them */
     size_t arrays, start[ARRAYS_MAX + 1]; /* where a row's trained arrays begin, and where the last one ends */
     float *params, *kl, *terms, *rounding, *grad[TERMS];
 } train_golden;

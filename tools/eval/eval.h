@@ -15,6 +15,7 @@ int eval_metrics(int argc, char **argv);
 int eval_needle(int argc, char **argv);
 int eval_ppl(int argc, char **argv);
 int eval_recall(int argc, char **argv);
+int eval_table(int argc, char **argv);
 
 /* ---- Set-up (setup.c) ---- */
 

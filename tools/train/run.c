@@ -65,9 +65,12 @@ static int save(train_run *run, double ratio)
     snprintf(held, sizeof held, "%.4f of the KL of sink + window with as many units, held-out texts", ratio);
     json_t *meta = runtime_meta(&run->r);
     const char *commit = json_string_value(json_object_get(meta, "commit"));
-    const dcm_train_note notes[] = {{"trained_by", tool_command_line()}, {"commit", commit ? commit : "unknown"},
-                                    {"steps", steps},                    {"seed", seed},
-                                    {"groups", groups},                  {"mode", run->o->mode ? "chunked" : "tai"},
+    const dcm_train_note notes[] = {{"trained_by", tool_command_line()},
+                                    {"commit", commit ? commit : "unknown"},
+                                    {"steps", steps},
+                                    {"seed", seed},
+                                    {"groups", groups},
+                                    {"mode", run->o->mode ? "chunked" : "tai"},
                                     {"held_out", held}};
     const dcm_status status =
         dcm_trainer_save(run->trainer, run->o->out, notes, sizeof notes / sizeof *notes - (isnan(ratio) ? 1 : 0));
@@ -103,8 +106,9 @@ static int look(train_run *run, journal_row *row)
     }
     run->rises = row->held_ratio > 1.1 * run->best ? run->rises + 1 : 0;
     if (run->rises >= RISES_MAX)
-        return tool_fail(1, "step %" PRIu64 ": the held-out loss rose to %.3f of the window's, where it was %.3f: %s "
-                            "has the best; a smaller --rate may help",
+        return tool_fail(1,
+                         "step %" PRIu64 ": the held-out loss rose to %.3f of the window's, where it was %.3f: %s "
+                         "has the best; a smaller --rate may help",
                          row->step, row->held_ratio, run->best, run->o->out);
     return 0;
 }
@@ -147,8 +151,8 @@ static int learn(train_run *run, uint64_t step, journal_row *row)
         const int code = read_text(run, number / o->groups.count);
         if (code)
             return code;
-        const dcm_status status = dcm_trainer_learn(run->trainer, (uint32_t)o->groups.item[g],
-                                                    draw(run, ~step, (uint64_t)i), &losses);
+        const dcm_status status =
+            dcm_trainer_learn(run->trainer, (uint32_t)o->groups.item[g], draw(run, ~step, (uint64_t)i), &losses);
         if (status != DCM_OK)
             return tool_fail_library(status);
         row->losses.kl += share * losses.kl;
@@ -188,8 +192,7 @@ static int step(train_run *run)
     const train_options *o = run->o;
     const double start = runtime_seconds();
     const uint64_t done = dcm_trainer_steps(run->trainer);
-    journal_row row = {
-        .step = done + 1, .held_kl = NAN, .held_ratio = NAN, .gate_mean = NAN, .gate_spread = NAN};
+    journal_row row = {.step = done + 1, .held_kl = NAN, .held_ratio = NAN, .gate_mean = NAN, .gate_spread = NAN};
     int code = learn(run, done, &row);
     if (code)
         return code;

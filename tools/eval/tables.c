@@ -1,0 +1,437 @@
+/* `dcm eval table 1|2|3`: the paper's tables in their own rows and columns, of merge files on the model at hand. */
+#include <dcm/eval.h>
+#include <dcm/merge.h>
+
+#include "eval.h"
+#include "score.h"
+#include "tool.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* TOKENS_MAX of table 3: two of a session's units a token, at most 65536. */
+enum { FILES_MAX = 16, GROUPS_MAX = 12, ROWS = 256, TOKENS_MAX = 32768, QUERIES = 64, NAME_SIZE = 24 };
+
+typedef struct tables_options {
+    eval_options common;
+    eval_source source;
+    const char *merges;
+    arg_ints groups;
+    int64_t skip;
+} tables_options;
+
+/* One merge file with one group length, and its sums over the tokens scored. */
+typedef struct table_cache {
+    dcm_cache_params params;
+    dcm_session *session;
+    double kl, nll;
+} table_cache;
+
+typedef struct tables_run {
+    tables_options *o;
+    eval e;
+    int number;
+    char *merges; /* o->merges, cut into paths */
+    const char *path[FILES_MAX];
+    dcm_merge_info info[FILES_MAX];
+    size_t files, groups;
+    eval_text text;
+    size_t first;
+    table_cache cache[FILES_MAX * GROUPS_MAX]; /* (files, groups) */
+    dcm_session *full;
+    double full_nll;
+    float *logits, *full_logits; /* (ROWS, vocab) */
+    dcm_attention_metrics metrics[FILES_MAX];
+} tables_run;
+
+/* ---- Measuring ---- */
+
+static int library(dcm_status status) { return status == DCM_OK ? 0 : tool_fail_library(status); }
+
+static int open_sessions(tables_run *run)
+{
+    const size_t vocab = run->e.r.info.vocab;
+    const dcm_cache_params full = eval_full_params(&run->e);
+    int code = library(dcm_session_open(&run->full, run->e.r.model, &full));
+    for (size_t i = 0; i < run->files * run->groups && code == 0; i++) {
+        table_cache *c = &run->cache[i];
+        c->params = (dcm_cache_params){.kind = DCM_CACHE_DCM,
+                                       .group = (uint32_t)run->o->groups.item[i % run->groups],
+                                       .sinks = run->o->common.cache.sinks ? (int32_t)run->o->common.cache.sinks : -1,
+                                       .merge = run->path[i / run->groups],
+                                       .kv = (dcm_kv_type)run->o->common.cache.kv};
+        code = library(dcm_session_open(&c->session, run->e.r.model, &c->params));
+    }
+    run->logits = malloc(ROWS * vocab * sizeof *run->logits);
+    run->full_logits = malloc(ROWS * vocab * sizeof *run->full_logits);
+    if (code == 0 && (!run->logits || !run->full_logits))
+        code = tool_fail(DCM_ERR_MEMORY, "no room for the logits of %d tokens", ROWS);
+    return code;
+}
+
+/* Every cache reads tokens at .. at + count - 1, the full one first, and predicts those behind. */
+static int feed_piece(tables_run *run, size_t at, size_t count)
+{
+    const size_t vocab = run->e.r.info.vocab;
+    const int32_t *ids = run->text.ids + at;
+    int code = library(dcm_session_feed_each(run->full, ids, count, run->full_logits));
+    for (size_t i = 0; i < run->files * run->groups && code == 0; i++) {
+        table_cache *c = &run->cache[i];
+        code = library(dcm_session_feed_each(c->session, ids, count, run->logits));
+        for (size_t t = 0; t < count && code == 0; t++) {
+            const float *logits = run->logits + t * vocab, *full = run->full_logits + t * vocab;
+            if (at + t + 1 < run->first || at + t + 1 >= run->text.count)
+                continue;
+            const double sum = score_log_sum(logits, vocab), full_sum = score_log_sum(full, vocab);
+            c->kl += score_kl(full, full_sum, logits, sum, vocab);
+            c->nll += sum - logits[ids[t + 1]];
+            run->full_nll += i ? 0 : full_sum - full[ids[t + 1]];
+        }
+    }
+    return code ? code : tool_stopped();
+}
+
+/* Attention of file i's cache, in the mean over layers; BSD over all boundaries. */
+static int measure_attention(tables_run *run, size_t i)
+{
+    const size_t layers = run->e.r.info.layers;
+    dcm_attention_metrics *m = &run->metrics[i], *layer = calloc(layers, sizeof *layer);
+    dcm_cache_params params = run->cache[i].params;
+    dcm_session *session = NULL;
+    params.chunk = 2 * (uint32_t)run->text.count;
+    int code = layer ? library(dcm_session_open(&session, run->e.r.model, &params))
+                     : tool_fail(DCM_ERR_MEMORY, "no room for %zu layers' metrics", layers);
+    if (code == 0)
+        code = library(dcm_session_measure(session, run->text.ids, run->text.count, run->first - 1, QUERIES, layer));
+    for (size_t l = 0; l < layers && code == 0; l++) {
+        m->il += layer[l].il / (double)layers;
+        m->sdi += layer[l].sdi / (double)layers;
+        m->bsd += layer[l].bsd * (double)layer[l].boundaries;
+        m->bsd_log += layer[l].bsd_log * (double)layer[l].boundaries;
+        m->boundaries += layer[l].boundaries;
+    }
+    m->bsd /= m->boundaries ? (double)m->boundaries : 1;
+    m->bsd_log /= m->boundaries ? (double)m->boundaries : 1;
+    dcm_session_close(&session);
+    free(layer);
+    return code;
+}
+
+static int measure(tables_run *run)
+{
+    progress line;
+    int code = open_sessions(run);
+    tool_catch(true);
+    progress_begin(&line, run->o->common.words.quiet, run->text.count);
+    for (size_t at = 0, count; at < run->text.count && code == 0; at += count) {
+        count = run->text.count - at < ROWS ? run->text.count - at : ROWS;
+        code = feed_piece(run, at, count);
+        progress_at(&line, at + count);
+    }
+    for (size_t i = 0; i < run->files && run->number == 3 && code == 0; i++)
+        code = measure_attention(run, i);
+    progress_end(&line);
+    tool_catch(false);
+    return code;
+}
+
+/* ---- Rows ---- */
+
+static double per_token(const tables_run *run, double sum) { return sum / (double)(run->text.count - run->first); }
+
+static table_cell kl_cell(const tables_run *run, size_t cache)
+{
+    return cell_real(per_token(run, run->cache[cache].kl));
+}
+
+static table_cell ppl_cell(const tables_run *run, size_t cache)
+{
+    return cell_real(exp(per_token(run, run->cache[cache].nll)));
+}
+
+static table_cell full_ppl(const tables_run *run) { return cell_real(exp(per_token(run, run->full_nll))); }
+
+#define NO_TASKS "Accuracy is null: the paper's tasks (LongBench) are data sets that do not come with this program. "
+
+/* Accuracy by depth, as printed in the paper. */
+static void print_depths(const tables_run *run, table_format format, json_t *meta)
+{
+    static const table_column columns[] = {{"depth", 0},
+                                           {"arch", 0},
+                                           {"merge", 0},
+                                           {"qasper", 1},
+                                           {"multifieldqa_en", 1},
+                                           {"2wikimultihopqa", 1},
+                                           {"kl", 4},
+                                           {"ppl", 3},
+                                           {"ppl_full", 3},
+                                           {"paper_qasper", 1},
+                                           {"paper_multifieldqa_en", 1},
+                                           {"paper_2wikimultihopqa", 1}};
+    static const double paper[][3] = {{38.5, 28.5, 42.0}, {44.0, 34.0, 48.5}, {46.5, 35.5, 50.0},
+                                      {47.0, 37.0, 51.5}, {48.5, 38.5, 53.0}, {47.0, 39.0, 52.0}};
+    const size_t known = sizeof paper / sizeof *paper;
+    table t;
+    table_begin(&t, format, columns, sizeof columns / sizeof *columns, meta);
+    for (size_t i = 0; i < run->files; i++) {
+        const size_t depth = run->info[i].depth, row = depth / 3 - 1;
+        const double *p = depth && depth % 3 == 0 && row < known ? paper[row] : NULL;
+        const table_cell cells[] = {depth ? cell_int((int64_t)depth) : cell_none(),
+                                    cell_text(run->info[i].arch),
+                                    cell_text(run->path[i]),
+                                    cell_none(),
+                                    cell_none(),
+                                    cell_none(),
+                                    kl_cell(run, i),
+                                    ppl_cell(run, i),
+                                    full_ppl(run),
+                                    p ? cell_real(p[0]) : cell_none(),
+                                    p ? cell_real(p[1]) : cell_none(),
+                                    p ? cell_real(p[2]) : cell_none()};
+        table_row(&t, cells);
+    }
+    table_end(&t);
+    table_note(format, NO_TASKS "kl: mean divergence from the full cache in nats; the paper's model is another one: "
+                                "compare orders, not figures.");
+}
+
+/* Training L down, test L across. */
+static void print_groups(const tables_run *run, table_format format, json_t *meta)
+{
+    static const char *const kinds[] = {"accuracy", "kl", "ppl"};
+    const size_t groups = run->groups, n = 2 + 3 * groups + 1;
+    char name[3 * GROUPS_MAX][NAME_SIZE];
+    table_column columns[TABLE_COLUMNS_MAX] = {{"train_l", 0}, {"merge", 0}};
+    for (size_t i = 0; i < 3 * groups; i++) {
+        snprintf(name[i], NAME_SIZE, "%s_%lld", kinds[i / groups], (long long)run->o->groups.item[i % groups]);
+        columns[2 + i] = (table_column){name[i], i / groups == 2 ? 3 : 4};
+    }
+    columns[n - 1] = (table_column){"ppl_full", 3};
+    table t;
+    table_begin(&t, format, columns, n, meta);
+    for (size_t f = 0; f < run->files; f++) {
+        table_cell cells[TABLE_COLUMNS_MAX] = {*run->info[f].groups ? cell_text(run->info[f].groups) : cell_none(),
+                                               cell_text(run->path[f])};
+        for (size_t g = 0; g < groups; g++) {
+            cells[2 + g] = cell_none();
+            cells[2 + groups + g] = kl_cell(run, f * groups + g);
+            cells[2 + 2 * groups + g] = ppl_cell(run, f * groups + g);
+        }
+        cells[n - 1] = full_ppl(run);
+        table_row(&t, cells);
+    }
+    table_end(&t);
+    table_note(format, NO_TASKS "Columns: test L; train_l: what the file says of its training; kl: mean divergence "
+                                "from the full cache in nats.");
+}
+
+static void print_methods(const tables_run *run, table_format format, json_t *meta)
+{
+    static const table_column columns[] = {{"method", 0},   {"merge", 0},    {"mode", 0},     {"il", -4},
+                                           {"sdi", 4},      {"bsd", 4},      {"bsd_log", 4},  {"kl", 4},
+                                           {"ppl", 3},      {"ppl_full", 3}, {"paper_il", 2}, {"paper_sdi", 2},
+                                           {"paper_bsd", 3}};
+    static const struct {
+        const char *name;
+        double il, sdi, bsd;
+    } paper[] = {{"baseline", .13, .10, .065}, {"TAI", .12, .10, .048}, {"TAI + boundary", .11, .08, .041}};
+    table t;
+    table_begin(&t, format, columns, sizeof columns / sizeof *columns, meta);
+    for (size_t i = 0; i < run->files; i++) {
+        const dcm_attention_metrics *m = &run->metrics[i];
+        const table_cell cells[] = {cell_text(paper[i].name),
+                                    cell_text(run->path[i]),
+                                    *run->info[i].mode ? cell_text(run->info[i].mode) : cell_none(),
+                                    cell_real(m->il),
+                                    cell_real(m->sdi),
+                                    m->boundaries ? cell_real(m->bsd) : cell_none(),
+                                    m->boundaries ? cell_real(m->bsd_log) : cell_none(),
+                                    kl_cell(run, i),
+                                    ppl_cell(run, i),
+                                    full_ppl(run),
+                                    cell_real(paper[i].il),
+                                    cell_real(paper[i].sdi),
+                                    cell_real(paper[i].bsd)};
+        table_row(&t, cells);
+    }
+    table_end(&t);
+    table_note(format,
+               "il, sdi, bsd, bsd_log: as `dcm eval metrics` has them, in the mean over layers; the paper's are of "
+               "another model at L = 512 and in scales of its own: compare orders, not figures.");
+}
+
+static void print_table(const tables_run *run)
+{
+    static void (*const print[])(const tables_run *, table_format, json_t *) = {print_depths, print_groups,
+                                                                                print_methods};
+    json_t *meta = runtime_meta(&run->e.r), *groups = json_array();
+    for (size_t g = 0; g < run->groups; g++)
+        json_array_append_new(groups, json_integer(run->o->groups.item[g]));
+    json_object_set_new(meta, "test", json_string("table"));
+    json_object_set_new(meta, "table", json_integer(run->number));
+    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
+    json_object_set_new(meta, "offset", json_integer(run->o->source.offset));
+    json_object_set_new(meta, "tokens", json_integer((json_int_t)run->text.count));
+    json_object_set_new(meta, "skip", json_integer(run->o->skip));
+    json_object_set_new(meta, "groups", groups);
+    json_object_set_new(meta, "sinks", json_integer(run->o->common.cache.sinks));
+    if (run->number < 3)
+        json_object_set_new(meta, "accuracy", json_string(NO_TASKS));
+    print[run->number - 1](run, (table_format)run->o->common.format, meta);
+}
+
+/* ---- Set-up ---- */
+
+static int take_merges(tables_run *run)
+{
+    run->merges = strdup(run->o->merges);
+    if (!run->merges)
+        return tool_fail(DCM_ERR_MEMORY, "no room for the files' names");
+    for (char *at = run->merges, *end; at; at = end) {
+        end = strchr(at, ',');
+        if (end)
+            *end++ = '\0';
+        if (run->files == FILES_MAX)
+            return tool_fail(DCM_ERR_USAGE, "--merges: more than %d files", FILES_MAX);
+        const dcm_status status = dcm_merge_get_info(at, &run->info[run->files]);
+        if (status != DCM_OK)
+            return tool_fail_library(status);
+        run->path[run->files++] = at;
+    }
+    if (run->number == 3 && run->files != 3)
+        return tool_fail(DCM_ERR_USAGE, "table 3 takes three --merges: baseline, TAI, TAI + boundary; not %zu",
+                         run->files);
+    return 0;
+}
+
+/* Table 3's rows are told apart by how their files were trained. */
+static int check_modes(const tables_run *run)
+{
+    static const char *const modes[] = {"chunked", "tai", "tai"};
+    for (size_t i = 0; i < run->files && run->number == 3; i++)
+        if (*run->info[i].mode && strcmp(run->info[i].mode, modes[i]) != 0)
+            return tool_fail(DCM_ERR_USAGE, "%s was trained with --mode %s, row %zu of table 3 is of --mode %s",
+                             run->path[i], run->info[i].mode, i + 1, modes[i]);
+    return 0;
+}
+
+static int check_groups(tables_run *run, const args *a)
+{
+    static const arg_ints across = {{4, 8, 16, 32, 64, 128, 256, 512}, 8};
+    arg_ints *groups = &run->o->groups;
+    if (run->number == 2 && !args_seen(a, "group"))
+        *groups = across;
+    if (run->number != 2 && groups->count != 1)
+        return tool_fail(DCM_ERR_USAGE, "table %d has one -L, not %zu", run->number, groups->count);
+    if (groups->count > GROUPS_MAX)
+        return tool_fail(DCM_ERR_USAGE, "-L: more than %d group lengths", GROUPS_MAX);
+    for (size_t g = 0; g < groups->count; g++)
+        if (groups->item[g] & (groups->item[g] - 1))
+            return tool_fail(DCM_ERR_USAGE, "-L %lld is no power of two", (long long)groups->item[g]);
+    run->groups = groups->count;
+    return 0;
+}
+
+static int check_text(tables_run *run)
+{
+    const size_t count = run->text.count;
+    run->first = run->o->skip ? (size_t)run->o->skip : 1;
+    if (count <= run->first)
+        return tool_fail(DCM_ERR_FILE, "nothing to predict: %zu tokens, --skip %lld", count, (long long)run->o->skip);
+    for (size_t g = 0; g < run->groups; g++) {
+        const size_t seen = 2 * (size_t)run->o->groups.item[g] - 1 + (size_t)run->o->common.cache.sinks;
+        if (count <= seen)
+            return tool_fail(DCM_ERR_USAGE, "%zu tokens are too few for -L %lld: nothing is merged before token %zu",
+                             count, (long long)run->o->groups.item[g], seen + 1);
+    }
+    if (run->number == 3 && count > TOKENS_MAX)
+        return tool_fail(DCM_ERR_USAGE, "%zu tokens, of which table 3 can measure at most %d: choose --tokens", count,
+                         TOKENS_MAX);
+    return 0;
+}
+
+static void add_options(args *a, tables_options *o)
+{
+    const arg_option options[] = {
+        {"merges", 0, ARG_TEXT, &o->merges, "FILE,...",
+         "Merge files: a row each; table 3 takes those of its three rows, in their order.", .required = true},
+        {"group", 'L', ARG_INTS, &o->groups, "N,...",
+         "Group length at test; in table 2 all of them, a column each (without it 4 to 512).", DCM_GROUP_MIN,
+         DCM_GROUP_MAX},
+        {"sinks", 0, ARG_INT, &o->common.cache.sinks, "S", "First tokens that are never merged.", 0, 1 << 20,
+         .show_zero = true},
+        {"skip", 0, ARG_INT, &o->skip, "K", "Do not score the first K tokens that are read.", 0, INT64_C(1) << 40},
+        options_kv(&o->common.cache.kv),
+        table_format_option(&o->common.format),
+    };
+    eval_add_model(a, &o->common);
+    eval_add_source(a, &o->source);
+    args_add(a, "Table", options, sizeof options / sizeof *options);
+    options_add_device(a, &o->common.device);
+    options_add_verbosity(a, &o->common.words);
+}
+
+static void close_run(tables_run *run)
+{
+    for (size_t i = 0; i < run->files * run->groups; i++)
+        dcm_session_close(&run->cache[i].session);
+    dcm_session_close(&run->full);
+    free(run->logits);
+    free(run->full_logits);
+    free(run->text.ids);
+    free(run->merges);
+    eval_close(&run->e);
+}
+
+static int open_all(tables_run *run, const args *a, text_reader *reader)
+{
+    tables_options *o = run->o;
+    int code = options_apply_verbosity(&o->common.words);
+    if (code == 0)
+        code = check_groups(run, a);
+    if (code == 0)
+        code = take_merges(run);
+    if (code == 0)
+        code = check_modes(run);
+    if (code == 0)
+        code = reader_open(reader, a, &o->source.input);
+    if (code == 0)
+        code = runtime_open(&run->e.r, &o->common.device, o->common.model);
+    if (code == 0)
+        code = eval_read_text(&run->text, &run->e, reader, (uint64_t)o->source.offset, (uint64_t)o->source.tokens);
+    return code ? code : check_text(run);
+}
+
+int eval_table(int argc, char **argv)
+{
+    tables_options o = {.common = EVAL_OPTIONS_DEFAULT, .groups = {{64}, 1}};
+    args a = {.usage = "1|2|3 -m MODEL (-f FILE | -p TEXT | -) --merges FILE,... [options]",
+              .stdin_dash = true,
+              .about = "The paper's tables, of merge files on the model at hand: 1, by depth of the merge model; 2, "
+                       "by the group length of training and of test; 3, by how it was trained: in chunks, as "
+                       "inference, as inference with the boundary term."};
+    text_reader reader = {0};
+    tables_run *run = calloc(1, sizeof *run);
+    int64_t number = 0;
+    if (!run)
+        return tool_fail(DCM_ERR_MEMORY, "no room for a table");
+    run->o = &o;
+    run->e.o = &o.common;
+    add_options(&a, &o);
+    const bool told = argc > 1 && args_read_int(argv[1], 1, 3, &number);
+    run->number = (int)number;
+    int code = args_parse(&a, argc - told, argv + told);
+    if (code == ARGS_GO) {
+        code = told ? open_all(run, &a, &reader) : tool_fail(DCM_ERR_USAGE, "which table? 1, 2 or 3");
+        if (code == 0)
+            code = measure(run);
+        if (code == 0)
+            print_table(run);
+    }
+    reader_close(&reader);
+    close_run(run);
+    free(run);
+    return code;
+}
