@@ -12,6 +12,16 @@
 #define KV_F32 0
 #endif
 
+#ifndef STRICT
+#define STRICT 0 /* 1: the same bits from every compiler, with strict_math.cl behind this file */
+#endif
+#if STRICT
+#pragma OPENCL FP_CONTRACT OFF
+#endif
+#ifndef EXP
+#define EXP exp /* or strict_exp */
+#endif
+
 #ifndef CPU
 #define CPU 0 /* 1: the device is a CPU */
 #endif

@@ -82,7 +82,7 @@ __kernel void merge_apply(KV_PARAMS, const __global uint *data, ulong merges, ul
         const __global float *row = head + it.row * HEAD_DIM;
         x = it.key ? (float2)(row[it.i], row[it.i + HEAD_DIM / 2]) : (float2)(row[it.first], row[it.second]);
     } else {
-        x = merge_mix(it.a, it.b, mode == MERGE_GATE ? 1.0f / (1.0f + exp(-head[it.row])) : weight);
+        x = merge_mix(it.a, it.b, mode == MERGE_GATE ? 1.0f / (1.0f + EXP(-head[it.row])) : weight);
     }
     if (it.key && mode != MERGE_COPY)
         x = rope_turn(x, as_float2(vload2(0, data + merge_rot + (it.m * 3 + 2) * HEAD_DIM + 2 * it.i)));

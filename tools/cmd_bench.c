@@ -79,6 +79,7 @@ static void add_options(args *a, bench_options *o)
     args_add(a, "Cache", cache, sizeof cache / sizeof *cache);
     args_add(a, "Result", result, sizeof result / sizeof *result);
     options_add_device(a, &o->device);
+    options_add_strict(a, &o->device);
     options_add_verbosity(a, &o->words);
 }
 

@@ -228,6 +228,7 @@ static void add_options(args *a, run_options *o)
     args_add(a, "Sampling", sampling, sizeof sampling / sizeof *sampling);
     options_add_cache(a, &o->cache);
     options_add_device(a, &o->device);
+    options_add_strict(a, &o->device);
     options_add_verbosity(a, &o->words);
 }
 

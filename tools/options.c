@@ -48,6 +48,19 @@ void options_add_device(args *a, device_options *o)
 
 void options_add_limits(args *a, device_options *o) { add_device(a, o, NULL); }
 
+void options_add_strict(args *a, device_options *o)
+{
+    const arg_option option = {
+        "strict",
+        0,
+        ARG_FLAG,
+        &o->strict,
+        NULL,
+        "Compute with own arithmetic in one order, so that every device that does so has the same bits, ref included: "
+        "several times slower, with weights as floats. A device that cannot is refused, with the operation."};
+    args_add(a, NULL, &option, 1);
+}
+
 static size_t share_of(size_t bytes, double percent) { return (size_t)((double)bytes * percent / 100); }
 
 int options_open_device(const device_options *o, dcm_device **device)
@@ -56,6 +69,7 @@ int options_open_device(const device_options *o, dcm_device **device)
     dcm_device_params params = {.name = name && *name ? name : "auto",
                                 .threads = (int)o->threads,
                                 .max_memory = o->max_memory.bytes,
+                                .strict = o->strict,
                                 .no_tuning = o->no_tuning || (tuning && !strcmp(tuning, "off"))};
     if (tuning && *tuning && strcmp(tuning, "off") && strcmp(tuning, "on"))
         return tool_fail(DCM_ERR_USAGE, "DCM_TUNING is \"%s\", neither on nor off", tuning);

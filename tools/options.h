@@ -14,12 +14,16 @@ typedef struct device_options {
     int64_t threads;
     arg_memory max_memory;
     bool no_tuning; /* or $DCM_TUNING is "off" */
+    bool strict;
 } device_options;
 
 void options_add_device(args *a, device_options *o);
 
 /* The same without --device. */
 void options_add_limits(args *a, device_options *o);
+
+/* --strict. */
+void options_add_strict(args *a, device_options *o);
 
 /* Open the device that the options name. 0, or the exit code after a message. */
 int options_open_device(const device_options *o, dcm_device **device);

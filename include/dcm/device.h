@@ -32,6 +32,13 @@ typedef struct dcm_device_params {
      * results.
      */
     bool no_tuning;
+    /*
+     * Compute with the same bits as every other strict device, "ref" included, whatever the chunk: own arithmetic in
+     * one order (docs/method.md, "What keeps the bits"). Several times slower, with the weights stored as floats; no
+     * tuning. A device whose compiler does not keep to it is refused with DCM_ERR_DEVICE; "ref-float" is wrong usage.
+     * Training stays as it is.
+     */
+    bool strict;
 } dcm_device_params;
 
 /* What an opened device is. Strings are owned by the device. */

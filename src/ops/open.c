@@ -24,6 +24,8 @@ static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, 
         return status;
     if (float_sums)
         backend_ref_sum_floats(device->ops, true);
+    if (params->strict)
+        backend_ref_strict(device->ops);
     device->info = (dcm_device_info){
         .name = float_sums ? "ref-float" : "ref",
         .platform = "C reference",
@@ -42,10 +44,13 @@ static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dc
     dcm_status status = cldev_open(&device->cl, entry, false);
     if (status == DCM_OK)
         status = backend_cl_open(&device->ops, device->cl, params->max_memory);
+    if (status == DCM_OK && params->strict)
+        status = backend_cl_strict(device->ops);
     if (status != DCM_OK)
         return status;
     const cldev_limits *l = &device->cl->limits;
-    if (!params->no_tuning)
+    device->tunes = !params->strict;
+    if (!params->no_tuning && device->tunes)
         tune_begin(device->ops);
     device->info = (dcm_device_info){
         .name = l->name,
@@ -70,8 +75,10 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
     *out = NULL;
     if (params->threads < 0)
         return dcm_fail(DCM_ERR_USAGE, "threads: %d is less than 0", params->threads);
-    DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
     const bool float_sums = params->name && strcmp(params->name, "ref-float") == 0;
+    if (float_sums && params->strict)
+        return dcm_fail(DCM_ERR_USAGE, "ref-float shows what the order of sums does, which strict fixes: take ref");
+    DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
     if (float_sums || (params->name && strcmp(params->name, "ref") == 0)) {
         DCM_TRY(status, fail, open_ref(device, params, float_sums));
     } else {
@@ -155,10 +162,10 @@ dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *co
 {
     *rows = NULL;
     *count = 0;
-    return device->cl ? tune_all(device->ops, rows, count) : DCM_OK;
+    return device->tunes ? tune_all(device->ops, rows, count) : DCM_OK;
 }
 
 size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES])
 {
-    return device->cl ? tune_list(device->ops, out) : 0;
+    return device->tunes ? tune_list(device->ops, out) : 0;
 }

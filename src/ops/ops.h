@@ -291,6 +291,15 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory);
 /* Let an opened reference add products, norms and attention in float, in the same order, or in double again. */
 void backend_ref_sum_floats(backend *b, bool on);
 
+/*
+ * Let an opened back end compute strictly, before anything is made on it: the same bits from both kinds and from every
+ * OpenCL device, whatever the number of tokens of a step, at the cost of speed; an OpenCL back end's weights are stored
+ * as floats. DCM_ERR_DEVICE where an operation tried by itself has other bits on the device than in C: the message has
+ * its name and a case. The gradients of ops/grad.h stay as they are.
+ */
+void backend_ref_strict(backend *b);
+dcm_status backend_cl_strict(backend *b);
+
 /* OpenCL on a device that the caller opened and closes after the back end. */
 struct cldev;
 dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memory);

@@ -39,7 +39,8 @@ struct backend_cl {
     cldev *device;
     clop_shape shape;
     clop_dense dense;
-    bool no_dot4;
+    bool no_dot4, is_strict;
+    ops strict; /* the table of a strict back end */
     clop_tuned tuned;
     program *programs;
     buffer *scratch[CLOP_SCRATCHES];
@@ -286,7 +287,8 @@ static dcm_status program_open(backend_cl *cl, const char *family, const char *o
     DCM_TRY(status, fail, mem_new(out, 1, sizeof **out, "a program's record"));
     DCM_TRY(status, fail, copy_string(&(*out)->family, family));
     DCM_TRY(status, fail, copy_string(&(*out)->options, options));
-    DCM_TRY(status, fail, cldev_build(cl->device, family, options, &(*out)->handle));
+    DCM_TRY(status, fail,
+            (cl->is_strict ? cl_strict_build : cldev_build)(cl->device, family, options, &(*out)->handle));
     const char *last = strrchr(family, '+');
     snprintf((*out)->label, sizeof(*out)->label, "%s", last ? last + 1 : family);
     (*out)->label[strcspn((*out)->label, "_")] = 0;
@@ -435,4 +437,14 @@ fail:
     if (cl)
         close_backend(&cl->base);
     return status;
+}
+
+dcm_status backend_cl_strict(backend *b)
+{
+    backend_cl *cl = self(b);
+    cl->strict = table;
+    cl_strict_ops(&cl->strict);
+    cl->is_strict = true;
+    b->ops = &cl->strict;
+    return cl_strict_try(b);
 }

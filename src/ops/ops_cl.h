@@ -139,6 +139,12 @@ dcm_status cl_merge_score(backend *b, const merge_score_args *args);
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out);
 void cl_matrix_free(matrix **m);
 
+/* What a strict back end differs in: its operations, cldev_build with its arithmetic before the family and no
+ * contraction; and the trial of that arithmetic on the device. strict_cl.c, strict_try_cl.c. */
+void cl_strict_ops(ops *table);
+dcm_status cl_strict_build(cldev *device, const char *family, const char *options, cl_program *program);
+dcm_status cl_strict_try(backend *b);
+
 /* The ops of training: grad_cl.c. */
 extern const struct grad_ops cl_grad_ops;
 

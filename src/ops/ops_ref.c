@@ -247,13 +247,15 @@ static dcm_status op_merge_score(backend *b, const merge_score_args *a)
 
 static dcm_status ref_profile(backend *b, profile *to);
 
+static const ops *used_by(const backend *b) { return ((const backend_ref *)b)->used; }
+
 static dcm_status timed_linear(backend *b, const linear_args *a)
 {
     profile *p = b->profile;
     p->rows = a->w->rows;
     p->cols = a->w->cols;
     const uint64_t begin = clock_ns();
-    const dcm_status status = op_linear(b, a);
+    const dcm_status status = used_by(b)->linear(b, a);
     profile_add(p, profile_find(p, "linear", "linear", 0), begin, clock_ns());
     p->rows = p->cols = 0;
     return status;
@@ -263,7 +265,7 @@ static dcm_status timed_linear(backend *b, const linear_args *a)
     static dcm_status timed_##OP(backend *b, const OP##_args *a)                                                       \
     {                                                                                                                  \
         const uint64_t begin = clock_ns();                                                                             \
-        const dcm_status status = op_##OP(b, a);                                                                       \
+        const dcm_status status = used_by(b)->OP(b, a);                                                                \
         profile_add(b->profile, profile_find(b->profile, FAMILY, #OP, 0), begin, clock_ns());                          \
         return status;                                                                                                 \
     }
@@ -308,7 +310,7 @@ static const ops timed_ops = {
 
 static dcm_status ref_profile(backend *b, profile *to)
 {
-    b->ops = to ? &timed_ops : &ref_ops;
+    b->ops = to ? &timed_ops : used_by(b);
     b->profile = to;
     return DCM_OK;
 }
@@ -327,7 +329,7 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     *out = NULL;
     if (status != DCM_OK)
         return status;
-    made->base.ops = &ref_ops;
+    made->base.ops = made->used = &ref_ops;
     made->base.max_memory = max_memory ? max_memory : host_memory();
     made->base.max_alloc = made->base.max_memory;
     made->base.chunk = REF_CHUNK;
@@ -337,3 +339,11 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
 }
 
 void backend_ref_sum_floats(backend *b, bool on) { ((backend_ref *)b)->float_sums = on; }
+
+void backend_ref_strict(backend *b)
+{
+    backend_ref *ref = (backend_ref *)b;
+    ref->strict = ref_ops;
+    ref_strict_ops(&ref->strict);
+    b->ops = ref->used = &ref->strict;
+}

@@ -10,6 +10,8 @@ typedef struct backend_ref {
     backend base;
     int threads;
     bool float_sums;
+    ops strict;      /* the table of a strict back end */
+    const ops *used; /* the table while nothing is profiled */
 } backend_ref;
 
 typedef struct matrix_ref {
@@ -72,6 +74,9 @@ static inline ref_score score_of(score_shape shape, const float *params)
                        .sharp_k = params + l.sharp_k,
                        .sharp_v = params + l.sharp_v};
 }
+
+/* Put the strict operations into a table: strict_ref.c. */
+void ref_strict_ops(ops *table);
 
 /* The ops of training: grad_ref.c. */
 extern const struct grad_ops ref_grad_ops;

@@ -1,16 +1,9 @@
 #include "ref/ref.h"
 
 #include "base/half.h"
+#include "ref/clones.h"
 
 #include <omp.h>
-
-/* The same source for several instruction sets: element-wise, without contraction, hence the same bits. Clang before 17
- * gives clones a name that calls do not find. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && (!defined(__clang__) || __clang_major__ >= 17)
-#define CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define CLONES
-#endif
 
 enum { LANES = 16 };
 

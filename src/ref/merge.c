@@ -1,33 +1,12 @@
-#include "ref/pool.h"
+#include "ref/merge_row.h"
 
 #include <math.h>
-
-/* One row of a batch of merges: a KV head's keys or values of one layer of one merge. */
-typedef struct merge_row {
-    const ref_merge *merge;
-    const float *rotation; /* (3, head_dim): of a, b and the result */
-    uint32_t layer, head;
-    int which;
-} merge_row;
-
-static merge_row row_at(const ref_pool *pool, const ref_merges *merges, size_t row)
-{
-    const size_t m = row / pool->kv_heads / 2 / merges->layers;
-    return (merge_row){
-        .merge = merges->merge + m,
-        .rotation = merges->rotations + m * 3 * pool->head_dim,
-        .layer = merges->layer + (uint32_t)(row / pool->kv_heads / 2 % merges->layers),
-        .head = (uint32_t)(row % pool->kv_heads),
-        .which = (int)(row / pool->kv_heads % 2),
-    };
-}
 
 /* Unit a (source 0) or b (1) of a row. */
 static void load_stored(const ref_pool *pool, const merge_row *row, int source, double *x)
 {
-    const uint32_t slot = source ? row->merge->b : row->merge->a;
     float stored[REF_HEAD_MAX];
-    pool_load(pool, pool_at(pool, row->layer, row->which, row->head, slot), stored);
+    merge_load(pool, row, source, stored);
     for (uint32_t c = 0; c < pool->head_dim; c++)
         x[c] = stored[c];
 }
@@ -40,31 +19,17 @@ static void load_source(const ref_pool *pool, const merge_row *row, int source, 
         pool_rotate(pool, x, row->rotation + source * (size_t)pool->head_dim, -1);
 }
 
-/* Channel of a stored vector that stands at place c of a row. */
-static uint32_t channel(const ref_pool *pool, int which, uint32_t c)
-{
-    const uint32_t half = pool->head_dim / 2;
-    if (which == REF_VALUES)
-        return c;
-    return c < half ? pair_first(pool, c) : pair_second(pool, c - half);
-}
-
-static size_t count_rows(const ref_pool *pool, const ref_merges *merges)
-{
-    return (size_t)merges->n * merges->layers * 2 * pool->kv_heads;
-}
-
 void ref_merge_gather(const ref_pool *pool, const ref_merges *merges, float *x, int threads)
 {
-    const size_t rows = count_rows(pool, merges), d = pool->head_dim;
+    const size_t rows = merge_rows(pool, merges), d = pool->head_dim;
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
-        const merge_row row = row_at(pool, merges, r);
+        const merge_row row = merge_row_of(pool, merges, r);
         for (int source = 0; source < 2; source++) {
             double unit[REF_HEAD_MAX];
             load_source(pool, &row, source, unit);
             for (uint32_t c = 0; c < d; c++)
-                x[(r * 2 + (size_t)source) * d + c] = (float)unit[channel(pool, row.which, c)];
+                x[(r * 2 + (size_t)source) * d + c] = (float)unit[merge_channel(pool, row.which, c)];
         }
     }
 }
@@ -78,7 +43,7 @@ static void merge_row_at(const ref_pool *pool, const merge_row *row, size_t r, r
     double b[REF_HEAD_MAX];
     if (mode == REF_DIRECT) {
         for (uint32_t c = 0; c < d; c++)
-            a[channel(pool, row->which, c)] = head[r * d + c];
+            a[merge_channel(pool, row->which, c)] = head[r * d + c];
     } else {
         load_source(pool, row, 0, a);
         load_source(pool, row, 1, b);
@@ -92,10 +57,10 @@ static void merge_row_at(const ref_pool *pool, const merge_row *row, size_t r, r
 void ref_merge_apply(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
                      const float *head, int threads)
 {
-    const size_t rows = count_rows(pool, merges), d = pool->head_dim;
+    const size_t rows = merge_rows(pool, merges), d = pool->head_dim;
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
-        const merge_row row = row_at(pool, merges, r);
+        const merge_row row = merge_row_of(pool, merges, r);
         double a[REF_HEAD_MAX];
         if (mode == REF_COPY)
             load_stored(pool, &row, 0, a);

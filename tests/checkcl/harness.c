@@ -281,7 +281,12 @@ void ck_run(ck *c, ck_op op, ck_bounds bounds, const void *what)
     if (op(c, CK_REF, what) != DCM_OK) {
         snprintf(why, sizeof why, "reference: %s", dcm_error());
         ck_fail(c, why);
-    } else if (bounds(c, what), op(c, CK_CL, what) != DCM_OK) {
+        ck_release(c);
+        return;
+    }
+    if (!c->strict)
+        bounds(c, what);
+    if (op(c, CK_CL, what) != DCM_OK) {
         ck_fail(c, dcm_error());
     } else if (!ck_read_back(c, why, sizeof why) || !ck_compare(c, &worst, why, sizeof why)) {
         ck_fail(c, why);
@@ -291,6 +296,34 @@ void ck_run(ck *c, ck_op op, ck_bounds bounds, const void *what)
         ck_pass(c, worst, note);
     }
     ck_release(c);
+}
+
+/* The family with strict back ends, whose results have to be the same bit for bit. */
+static void run_strict(ck *c, const ck_family *family)
+{
+    backend *const side[CK_SIDES] = {c->side[CK_REF], c->side[CK_CL]};
+    dcm_status status = DCM_OK;
+    c->variant = "strict";
+    c->strict = true;
+    if (!c->list) {
+        status = backend_ref_open(&c->side[CK_REF], 0, 0);
+        if (status == DCM_OK)
+            status = backend_cl_open(&c->side[CK_CL], c->device, 0);
+        if (status == DCM_OK) {
+            backend_ref_strict(c->side[CK_REF]);
+            status = backend_cl_strict(c->side[CK_CL]);
+        }
+        snprintf(c->name, sizeof c->name, "%s/strict", family->name);
+    }
+    if (status == DCM_OK)
+        family->run(c);
+    else
+        ck_fail(c, dcm_error());
+    for (int s = 0; !c->list && s < CK_SIDES; s++) {
+        backend_close(&c->side[s]);
+        c->side[s] = side[s];
+    }
+    c->strict = false;
 }
 
 void ck_run_family(ck *c, const ck_family *family)
@@ -309,7 +342,7 @@ void ck_run_family(ck *c, const ck_family *family)
     c->variant = "";
     if (family->variants & CK_MMA && !c->list)
         cldev_probe_mma(c->device);
-    if (family->variants == CK_ONE)
+    if ((family->variants & ~CK_STRICT) == CK_ONE)
         family->run(c);
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         if (!(family->variants & 1u << i) || (!variants[i].dot4 && !c->list && !c->device->limits.dot4) ||
@@ -324,4 +357,6 @@ void ck_run_family(ck *c, const ck_family *family)
         }
         family->run(c);
     }
+    if (family->variants & CK_STRICT)
+        run_strict(c, family);
 }

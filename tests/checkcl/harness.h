@@ -47,6 +47,7 @@ typedef struct ck {
     const char *variant; /* appended to case names; "" where the family has one form */
     uint64_t seed;
     bool list, bench;
+    bool strict;      /* both sides compute strictly: the same bits are asked for */
     double read_gb_s; /* bandwidth of this run, for --bench */
     double launch_us;
 
@@ -111,8 +112,9 @@ typedef enum ck_variants {
     CK_ONE = 0,    /* one form of kernels */
     CK_SHAPES = 3, /* wide (1) and group (2) */
     CK_CLBLAST = 4,
-    CK_FLOAT = 8, /* wide without integer products, where the device has them */
-    CK_MMA = 16   /* group, on matrix units, where the device has them */
+    CK_FLOAT = 8,  /* wide without integer products, where the device has them */
+    CK_MMA = 16,   /* group, on matrix units, where the device has them */
+    CK_STRICT = 32 /* after all others: strict back ends */
 } ck_variants;
 
 typedef struct ck_family {

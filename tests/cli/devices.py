@@ -119,6 +119,26 @@ def test_shape(cli):
         assert rows[1]["status"] == "ok" and rows[1]["max_abs"] > 0
 
 
+def test_strict(cli):
+    """The same bits, or the first token that has others; and records of strict runs are their own kind."""
+    args = ["-m", cli.tiny, "--devices", "ref,0.0", "-n", "60", "-L", "8", "--strict"]
+    for policy in (["--merge", "mean", "--kv", "f16"], ["--merge", "newer"]):
+        rows = cli.rows(0, *args, *policy)
+        assert [r["device"] for r in rows] == ["ref", "0.0"], rows
+        assert rows[1]["status"] == "ok" and rows[1]["same_bits"] == 60 and rows[1]["bound"] is None, rows
+        assert rows[1]["max_abs"] == rows[1]["cache_max_abs"] == 0, rows
+    for broken, status in (("logit", "other bits from token 12 on"), ("cache", "cache differs")):
+        rows = cli.rows(1, *args, "--merge", "newer", LD_PRELOAD=cli.broken, BROKEN=broken)
+        assert rows[1]["status"] == status, rows
+    cli.fails(2, "ref-float", "-m", cli.tiny, "--devices", "ref-float,ref", "--strict")
+    path = cli.folder / "strict.dcmcheck"
+    model = ["-m", cli.tiny, "--merge", "newer", "-L", "4", "--strict"]
+    cli.exits(0, *model, "-n", "24", "--devices", "ref", "--save", path)
+    rows = cli.rows(0, *model, "--against", path, "--devices", "0.0")
+    assert rows[1]["same_bits"] == 24 and rows[1]["status"] == "ok", rows
+    cli.fails(3, "its strict is true, here it is false", *against(cli, path), "--devices", "0.0")
+
+
 # ---- Devices that are not ----
 
 

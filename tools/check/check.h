@@ -44,6 +44,7 @@ typedef struct check_model {
 /* What is summed up about one device, against the baseline. */
 typedef struct check_totals {
     uint64_t steps, same_bits;    /* same_bits: steps whose logits are equal bit for bit */
+    uint64_t other_bits;          /* the first step whose are not, from 1; 0: none */
     double max_abs, bound, ratio; /* at the step where ratio = max_abs / bound was largest */
     uint64_t worst_step;          /* from 1 */
     double nmse, kl;              /* largest of any step */
@@ -175,8 +176,8 @@ const record_cache *check_record_cache(const check_run *run, uint64_t step);
 /* Print the table. `meta`: the reference is taken. */
 void check_print(const check_run *run, table_format format, json_t *meta);
 
-/* "ok", or what is wrong; and the exit code of the whole run. */
-const char *check_verdict(const check_side *s);
+/* "ok", or what is wrong; and the exit code of the whole run. `room` holds CHECK_TEXT characters. */
+const char *check_verdict(const check_run *run, const check_side *s, char *room);
 int check_code(const check_run *run);
 
 #endif

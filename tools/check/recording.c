@@ -22,7 +22,7 @@ void check_record_step(check_run *run, uint64_t step, int32_t token, const float
 {
     record_step *s = &run->made.step[step - 1];
     s->token = token;
-    s->bound = (float)bound;
+    s->bound = run->job.device.strict ? FLT_MIN : (float)bound; /* a record has none of 0 */
     record_sketch(s, logits, run->side->model.vocab);
 }
 
@@ -65,8 +65,8 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
             for (size_t i = 0; i < n; i++)
                 largest = fmax(largest, fabs(base->values[at + i]));
         }
-        c->bound[2 * layer + kind] =
-            (float)fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(&run->job));
+        const double bound = fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(&run->job));
+        c->bound[2 * layer + kind] = run->job.device.strict ? 0 : (float)bound;
     }
 }
 
@@ -75,9 +75,9 @@ json_t *check_record_options(const check_run *run, const check_model *model)
     char digest[32], policy[POLICY_TEXT];
     snprintf(digest, sizeof digest, "%016" PRIx64, model->digest);
     policy_text(&run->job.cache, "auto", policy, sizeof policy);
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:s}", "model_digest", digest, "vocab", (json_int_t)model->vocab, "layers",
-                     (json_int_t)model->layers, "kv_heads", (json_int_t)model->kv_heads, "head_dim",
-                     (json_int_t)model->head_dim, "policy", policy);
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:s,s:b}", "model_digest", digest, "vocab", (json_int_t)model->vocab,
+                     "layers", (json_int_t)model->layers, "kv_heads", (json_int_t)model->kv_heads, "head_dim",
+                     (json_int_t)model->head_dim, "policy", policy, "strict", run->job.device.strict);
 }
 
 int check_record_write(check_run *run, json_t *facts, FILE *out)

@@ -7,10 +7,14 @@
 
 static bool within(double ratio) { return ratio <= 1; }
 
-const char *check_verdict(const check_side *s)
+const char *check_verdict(const check_run *run, const check_side *s, char *room)
 {
     if (*s->trouble)
         return s->trouble;
+    if (run->job.device.strict && s->sum.other_bits) {
+        snprintf(room, CHECK_TEXT, "other bits from token %" PRIu64 " on", s->sum.other_bits);
+        return room;
+    }
     if (!within(s->sum.ratio))
         return "logits differ";
     return within(s->sum.cache_ratio) ? "ok" : "cache differs";
@@ -23,6 +27,8 @@ int check_code(const check_run *run)
         const check_side *s = &run->side[i];
         if (*s->trouble)
             return s->code ? s->code : DCM_ERR_DEVICE;
+        if (s->asked_for && i && run->job.device.strict && s->sum.other_bits)
+            code = 1;
         if (s->asked_for && i && (!within(s->sum.ratio) || !within(s->sum.cache_ratio)))
             code = 1;
     }
@@ -31,12 +37,15 @@ int check_code(const check_run *run)
 
 static table_cell step_cell(uint64_t step) { return step ? cell_int((int64_t)step) : cell_none(); }
 
-static void print_side(table *t, const check_side *s, bool is_baseline)
+static void print_side(table *t, const check_run *run, size_t index)
 {
+    const check_side *s = &run->side[index];
     const check_totals *sum = &s->sum;
-    if (is_baseline) {
+    const bool bounded = !run->job.device.strict;
+    char room[CHECK_TEXT];
+    if (index == 0) {
         const table_cell cells[] = {cell_text(s->name),
-                                    cell_int((int64_t)sum->steps), [15] = cell_text(check_verdict(s))};
+                                    cell_int((int64_t)sum->steps), [15] = cell_text(check_verdict(run, s, room))};
         table_row(t, cells);
         return;
     }
@@ -44,8 +53,8 @@ static void print_side(table *t, const check_side *s, bool is_baseline)
         cell_text(s->name),
         cell_int((int64_t)sum->steps),
         cell_real(sum->max_abs),
-        cell_real(sum->bound),
-        cell_real(sum->ratio),
+        bounded ? cell_real(sum->bound) : cell_none(),
+        bounded ? cell_real(sum->ratio) : cell_none(),
         step_cell(sum->worst_step),
         cell_int((int64_t)sum->same_bits),
         cell_real(sum->nmse),
@@ -54,9 +63,9 @@ static void print_side(table *t, const check_side *s, bool is_baseline)
         sum->parted ? cell_real(sum->margin) : cell_none(),
         sum->parted ? cell_bool(sum->margin <= sum->allowed) : cell_none(),
         cell_real(sum->cache_max_abs),
-        cell_real(sum->cache_ratio),
+        bounded ? cell_real(sum->cache_ratio) : cell_none(),
         cell_text(sum->cache_worst),
-        cell_text(check_verdict(s)),
+        cell_text(check_verdict(run, s, room)),
     };
     table_row(t, cells);
 }
@@ -75,6 +84,13 @@ static void print_note(const check_run *run, table_format format)
 {
     const bool halves = run->job.cache.kv == DCM_KV_F16;
     char note[1024];
+    if (run->job.device.strict) {
+        snprintf(note, sizeof note,
+                 "Strict: the logits after each of %" PRIu64 " tokens and the caches have to have the bits of %s.",
+                 run->side->sum.steps, run->side->name);
+        table_note(format, note);
+        return;
+    }
     snprintf(note, sizeof note,
              "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums in "
              "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least. "
@@ -101,7 +117,7 @@ void check_print(const check_run *run, table_format format, json_t *meta)
         json_object_set(meta, "record", run->against->header);
     table_begin(&t, format, columns, COLUMNS, meta);
     for (size_t i = 0; i < run->sides; i++)
-        print_side(&t, &run->side[i], i == 0);
+        print_side(&t, run, i);
     table_end(&t);
     print_note(run, format);
 }

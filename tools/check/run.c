@@ -26,7 +26,7 @@ static void lost(check_run *run, check_side *s, uint64_t step)
  * both references may agree at a step where a device does not. The bound is then that of the step where they differ
  * most.
  */
-static bool rounds_halves(const check_run *run) { return run->job.cache.kv == DCM_KV_F16; }
+static bool rounds_halves(const check_run *run) { return run->job.cache.kv == DCM_KV_F16 && !run->job.device.strict; }
 
 /* When the largest bound is known. */
 static void judge_halves(check_run *run)
@@ -50,10 +50,16 @@ static void write_step(FILE *out, const char *device, uint64_t step, const check
     json_decref(line);
 }
 
+/* Without a bound nothing is within it. */
+static double ratio_of(double difference, double bound)
+{
+    return bound > 0 ? difference / bound : difference > 0 ? INFINITY : 0;
+}
+
 static void take_step(check_run *run, check_side *s, uint64_t step, const check_difference *d, double bound)
 {
     check_totals *t = &s->sum;
-    const double ratio = d->max_abs / bound;
+    const double ratio = ratio_of(d->max_abs, bound);
     const bool further = rounds_halves(run) ? d->max_abs > t->max_abs : !(ratio <= t->ratio);
     if (d->max_abs > 0 && (!t->worst_step || further)) {
         t->max_abs = d->max_abs;
@@ -63,6 +69,8 @@ static void take_step(check_run *run, check_side *s, uint64_t step, const check_
     }
     t->steps = step;
     t->same_bits += d->same_bits;
+    if (!d->same_bits && !t->other_bits)
+        t->other_bits = step;
     t->nmse = fmax(t->nmse, isnan(d->nmse) ? INFINITY : d->nmse);
     t->kl = fmax(t->kl, isnan(d->kl) ? INFINITY : d->kl);
     if (d->top_a != d->top_b && !t->parted) {
@@ -81,8 +89,9 @@ static void compare_step(check_run *run, uint64_t step, size_t at)
     const float *base = run->side->logits + from;
     const record_step *recorded = run->against ? &run->against->step[step - 1] : NULL;
     const double bound =
-        recorded ? (double)recorded->bound
-                 : check_bound(run->side[run->ref].logits + from, run->side[run->with_floats].logits + from, vocab);
+        run->job.device.strict ? 0
+        : recorded             ? (double)recorded->bound
+                   : check_bound(run->side[run->ref].logits + from, run->side[run->with_floats].logits + from, vocab);
     run->largest_bound = fmax(run->largest_bound, bound);
     run->side->sum.steps = step;
     if (run->save)
@@ -114,7 +123,7 @@ static void take_unit(check_side *s, size_t unit, uint32_t layer, size_t kind, u
                       double bound)
 {
     check_totals *t = &s->sum;
-    const double ratio = max_abs / bound;
+    const double ratio = ratio_of(max_abs, bound);
     if (!(max_abs > 0) || (*t->cache_worst && ratio <= t->cache_ratio))
         return;
     const dcm_unit *u = &s->units[unit];
@@ -133,8 +142,8 @@ static void compare_unit(const check_run *run, check_side *s, size_t unit, uint3
     double largest = 0;
     for (size_t i = 0; i < n; i++)
         largest = fmax(largest, fabs(a[i]));
-    take_unit(s, unit, layer, kind, step, check_max_abs(a, s->values + at, n),
-              fmax(CHECK_FACTOR * noise, largest * check_rounding(&run->job)));
+    const double bound = fmax(CHECK_FACTOR * noise, largest * check_rounding(&run->job));
+    take_unit(s, unit, layer, kind, step, check_max_abs(a, s->values + at, n), run->job.device.strict ? 0 : bound);
 }
 
 /* One unit's digest beside the record's. */
@@ -178,7 +187,7 @@ static void compare_layer(check_run *run, uint32_t layer, uint64_t step)
     if (run->save && !run->stopped)
         check_record_layer(run, step, layer);
     for (size_t kind = 0; kind < 2 && !run->stopped; kind++) {
-        const double noise = run->against ? 0 : noise_of(run, kind);
+        const double noise = run->against || run->job.device.strict ? 0 : noise_of(run, kind);
         for (size_t i = 1; i < run->sides; i++)
             for (size_t u = 0; works(&run->side[i]) && u < run->side[i].n_units; u++)
                 if (run->against)

@@ -17,6 +17,7 @@ void eval_add_plain_options(args *a, eval_options *o)
     args_add(a, "Policies and result", options, sizeof options / sizeof *options);
     options_add_cache(a, &o->cache);
     options_add_device(a, &o->device);
+    options_add_strict(a, &o->device);
     options_add_verbosity(a, &o->words);
 }
 
