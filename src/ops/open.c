@@ -49,8 +49,7 @@ static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dc
     if (status != DCM_OK)
         return status;
     const cldev_limits *l = &device->cl->limits;
-    device->tunes = !params->strict;
-    if (!params->no_tuning && device->tunes)
+    if (!params->no_tuning && !params->strict)
         tune_begin(device->ops);
     device->info = (dcm_device_info){
         .name = l->name,
@@ -79,6 +78,7 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
     if (float_sums && params->strict)
         return dcm_fail(DCM_ERR_USAGE, "ref-float shows what the order of sums does, which strict fixes: take ref");
     DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
+    device->strict = params->strict;
     if (float_sums || (params->name && strcmp(params->name, "ref") == 0)) {
         DCM_TRY(status, fail, open_ref(device, params, float_sums));
     } else {
@@ -112,8 +112,9 @@ void dcm_device_get_info(const dcm_device *device, dcm_device_info *info) { *inf
 
 dcm_status dcm_device_sum_floats(dcm_device *device, bool on)
 {
-    if (device->cl)
-        return dcm_fail(DCM_ERR_USAGE, "%s: only the reference can choose how it adds", device->info.name);
+    if (device->cl || device->strict)
+        return dcm_fail(DCM_ERR_USAGE, "%s: only the reference can choose how it adds, and not when it is strict",
+                        device->info.name);
     backend_ref_sum_floats(device->ops, on);
     return DCM_OK;
 }
@@ -162,10 +163,10 @@ dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *co
 {
     *rows = NULL;
     *count = 0;
-    return device->tunes ? tune_all(device->ops, rows, count) : DCM_OK;
+    return device->cl && !device->strict ? tune_all(device->ops, rows, count) : DCM_OK;
 }
 
 size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES])
 {
-    return device->tunes ? tune_list(device->ops, out) : 0;
+    return device->cl && !device->strict ? tune_list(device->ops, out) : 0;
 }

@@ -11,7 +11,7 @@ struct cldev;
 struct dcm_device {
     backend *ops;     /* where ops run: device->ops->ops->linear(device->ops, ...) */
     struct cldev *cl; /* NULL for the reference */
-    bool tunes;       /* an OpenCL device that is not strict */
+    bool strict;
     dcm_device_info info;
     struct device_profile *profile; /* NULL: never asked for */
 };

@@ -97,15 +97,15 @@ static double back_mixed(const ref_pool *pool, const merge_row *row, double weig
 void ref_merge_apply_back(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
                           const float *head, float *dhead, const ref_merge_grads *grads, int threads)
 {
-    const size_t rows = count_rows(pool, merges), d = pool->head_dim, parts = 2 * (size_t)pool->kv_heads;
+    const size_t rows = merge_rows(pool, merges), d = pool->head_dim, parts = 2 * (size_t)pool->kv_heads;
 #pragma omp parallel for num_threads(threads) if (rows * d > REF_SHARED_MIN)
     for (size_t r = 0; r < rows; r++) {
-        const merge_row row = row_at(pool, merges, r);
+        const merge_row row = merge_row_of(pool, merges, r);
         const ref_sources *source = grads->source + r / parts;
         const float *result = grad_at(pool, grads, grads->first + (uint32_t)(r / parts), r);
         float *da = grad_at(pool, grads, source->a, r), *db = grad_at(pool, grads, source->b, r);
         for (uint32_t c = 0; mode == REF_DIRECT && c < d; c++)
-            dhead[r * d + c] = result[channel(pool, row.which, c)];
+            dhead[r * d + c] = result[merge_channel(pool, row.which, c)];
         if (mode == REF_GATE) {
             const double open = 1 / (1 + exp(-(double)head[r])), shut = 1 / (1 + exp((double)head[r]));
             dhead[r] = (float)(open * shut * back_mixed(pool, &row, open, result, da, db));
@@ -124,8 +124,8 @@ void ref_merge_gather_back(const ref_pool *pool, uint32_t n, const float *dx, co
         const int which = (int)(r / pool->kv_heads % 2);
         float *da = grad_at(pool, grads, source->a, r), *db = grad_at(pool, grads, source->b, r);
         for (uint32_t c = 0; c < d; c++) {
-            da[channel(pool, which, c)] += dx[r * 2 * d + c];
-            db[channel(pool, which, c)] += dx[(r * 2 + 1) * d + c];
+            da[merge_channel(pool, which, c)] += dx[r * 2 * d + c];
+            db[merge_channel(pool, which, c)] += dx[(r * 2 + 1) * d + c];
         }
     }
 }
