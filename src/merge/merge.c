@@ -91,12 +91,13 @@ dcm_status merge_open(merge_model *m, backend *ops, const char *what, const merg
         m->weight = 0.5f;
         return DCM_OK;
     }
-    if (!strcmp(what, "newer") || (!strcmp(what, "auto") && !merge_shipped_for(facts->digest))) {
+    const bool automatic = !strcmp(what, "auto");
+    const merge_file *shipped = automatic ? merge_shipped_for(facts->digest) : NULL;
+    if (!strcmp(what, "newer") || (automatic && !shipped)) {
         m->name = "newer";
         m->weight = 0.0f;
         return DCM_OK;
     }
-    const merge_file *shipped = strcmp(what, "auto") ? NULL : merge_shipped_for(facts->digest);
     safetensors *file = NULL;
     dcm_status status = shipped ? safetensors_open_memory(&file, shipped->name, shipped->data,
                                                           (size_t)(shipped->end - shipped->data))
