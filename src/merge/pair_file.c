@@ -47,24 +47,33 @@ static dcm_status check_linear(const safetensors *file, pair_shape shape, uint32
     return DCM_OK;
 }
 
+/* A name that the model of so many blocks has. Numbers must stand as they are printed: "00", or one that wraps around,
+ * would be taken for another layer's. */
+static bool known_name(const char *name, uint32_t blocks)
+{
+    unsigned layer, lin;
+    int end = 0;
+    char again[NAME_SIZE];
+    if (!strcmp(name, "lin1.weight") || !strcmp(name, "lin1.bias") || !strcmp(name, "merge.weight") ||
+        !strcmp(name, "merge.bias"))
+        return true;
+    if (sscanf(name, "layers.%u.layer_norm.%n", &layer, &end) == 1 && end) {
+        snprintf(again, sizeof again, "layers.%u.layer_norm.", layer);
+        return layer < blocks && !strncmp(name, again, strlen(again));
+    }
+    if (sscanf(name, "layers.%u.lin%u.%n", &layer, &lin, &end) != 2 || !end)
+        return false;
+    snprintf(again, sizeof again, "layers.%u.lin%u.", layer, lin);
+    return layer < blocks && lin >= 1 && lin <= MERGE_LINEARS && !strncmp(name, again, strlen(again)) &&
+           (!strcmp(name + end, "weight") || !strcmp(name + end, "bias"));
+}
+
 /* Refuse what the names of a merge file do not explain: a silent drop would be a wrong answer. */
 static dcm_status check_names(const safetensors *file, uint32_t blocks)
 {
-    for (size_t i = 0; i < safetensors_count(file); i++) {
-        const char *name = safetensors_at(file, i)->name;
-        unsigned layer, lin;
-        int end = 0;
-        if (!strcmp(name, "lin1.weight") || !strcmp(name, "lin1.bias") || !strcmp(name, "merge.weight") ||
-            !strcmp(name, "merge.bias"))
-            continue;
-        if (sscanf(name, "layers.%u.layer_norm.%n", &layer, &end) == 1 && end && layer < blocks)
-            continue;
-        end = 0;
-        if (sscanf(name, "layers.%u.lin%u.%n", &layer, &lin, &end) == 2 && end && layer < blocks && lin >= 1 &&
-            lin <= MERGE_LINEARS && (!strcmp(name + end, "weight") || !strcmp(name + end, "bias")))
-            continue;
-        return dcm_fail(DCM_ERR_FILE, "tensor %s is not part of a merge model", name);
-    }
+    for (size_t i = 0; i < safetensors_count(file); i++)
+        if (!known_name(safetensors_at(file, i)->name, blocks))
+            return dcm_fail(DCM_ERR_FILE, "tensor %s is not part of a merge model", safetensors_at(file, i)->name);
     return DCM_OK;
 }
 

@@ -20,6 +20,14 @@ static gw_bytes make(const char *header, size_t data)
     return b;
 }
 
+/* A header of another length than it says. */
+static void put_length(const char *target, const char *name, uint64_t length)
+{
+    gw_bytes b = make("{}", 0);
+    memcpy(b.data, &length, sizeof length);
+    corpus_put(target, name, b);
+}
+
 static void arrays(void)
 {
     static const struct {
@@ -44,6 +52,7 @@ static void arrays(void)
         {"place-past-end", ONE("F32", "[1]", "[9223372036854775803,9223372036854775807]"), 4},
         {"half-a-byte", ONE("F4", "[3]", "[0,1]"), 1},
         {"overlap", "{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[1]", "[4,8]") "}", 8},
+        {"misaligned", "{\"a\":" T("U8", "[1]", "[0,1]") ",\"b\":" T("F32", "[1]", "[1,5]") "}", 5},
         {"gap", ONE("F32", "[1]", "[4,8]"), 8},
         {"duplicate", "{\"a\":" T("F32", "[1]", "[0,4]") ",\"\\u0061\":" T("F32", "[1]", "[4,8]") "}", 8},
         {"duplicate-metadata", "{\"__metadata__\":{},\"__metadata__\":{}}", 0},
@@ -60,9 +69,8 @@ static void arrays(void)
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
         corpus_put("safetensors", list[i].name, make(list[i].header, list[i].data));
-    gw_bytes b = make("{}", 0);
-    memset(b.data, 0xff, 8);
-    corpus_put("safetensors", "length-absurd", b);
+    put_length("safetensors", "length-absurd", UINT64_MAX);
+    put_length("safetensors", "length-wraps", UINT64_MAX - 7);
 }
 
 /* Weights for a head size of 8. */
@@ -122,8 +130,30 @@ static gw_bytes scorer(const char *digest, const char *version, size_t hidden, s
     return b;
 }
 
+/* Files that lie in their header: the reader of safetensors refuses them, and the merge model stays closed. */
+static void merge_headers(void)
+{
+    char blocks[8192] = "{";
+    for (size_t i = 0, n = 1; i < 65; i++)
+        n += (size_t)snprintf(blocks + n, sizeof blocks - n, "%s\"layers.%zu.lin1.weight\":" T("F32", "[0,0]", "[0,0]"),
+                              i ? "," : "", i);
+    strcat(blocks, "}");
+    corpus_put("merge", "blocks-absurd", make(blocks, 0));
+    put_length("merge", "length-wraps", UINT64_MAX - 7);
+    corpus_put("merge", "string-without-end", make("{\"layers.0.lin1.weight", 0));
+    corpus_put("merge", "size-product-overflows",
+               make("{\"layers.0.lin1.weight\":" T("F32", "[4611686018427387904,4]", "[0,0]") "}", 0));
+    corpus_put("merge", "overlap",
+               make("{\"lin1.weight\":" T("F32", "[2]", "[0,8]") ",\"lin1.bias\":" T("F32", "[1]", "[4,8]") "}", 8));
+    corpus_put(
+        "merge", "duplicate",
+        make("{\"lin1.bias\":" T("F32", "[1]", "[0,4]") ",\"lin\\u0031.bias\":" T("F32", "[1]", "[4,8]") "}", 8));
+    corpus_put("merge", "version-a-number", make("{\"__metadata__\":{\"format\":\"dcm-merge\",\"version\":1}}", 0));
+}
+
 static void merges(void)
 {
+    merge_headers();
     corpus_put("merge", "scorer", scorer("0123456789abcdef", "1", 16, 2));
     corpus_put("merge", "scorer-of-other-model", scorer("fedcba9876543210", "1", 16, 2));
     corpus_put("merge", "scorer-of-other-version", scorer("0123456789abcdef", "-1", 16, 2));
@@ -137,6 +167,9 @@ static void merges(void)
                weights("lin1", ",\"layers.4294967296.lin1.weight\":" T("F32", "[0]", "[0,0]")));
     corpus_put("merge", "layer-number-negative",
                weights("lin1", ",\"layers.-1.lin1.weight\":" T("F32", "[0]", "[0,0]")));
+    corpus_put("merge", "layer-number-of-two-digits",
+               weights("lin1", ",\"layers.00.lin1.weight\":" T("F32", "[0]", "[0,0]")));
+    corpus_put("merge", "misaligned", weights("lin1", " "));
     gw_bytes b = weights("lin1", "");
     memset(b.data + b.size - 4, 0xff, 4);
     corpus_put("merge", "not-a-number", b);

@@ -125,6 +125,11 @@ static void wrong_types(void)
     write_facts(&w, &bytes);
     gw_array(&w, "tokenizer.ggml.scores", GW_STRING, UINT64_C(1) << 61, NULL, 0);
     corpus_put("tokenizer", "scores-absurd", gw_finish(&w));
+    facts f = bytes;
+    f.n_merges = 0;
+    write_facts(&w, &f);
+    gw_array(&w, "tokenizer.ggml.merges", GW_STRING, UINT32_MAX, "\3\0\0\0\0\0\0\0a b", 11);
+    corpus_put("tokenizer", "merges-absurd", gw_finish(&w));
     gw_open(&w);
     gw_string(&w, "tokenizer.ggml.model", "gpt2");
     gw_string(&w, "tokenizer.ggml.pre", "gpt-2");
@@ -133,8 +138,6 @@ static void wrong_types(void)
     gw_open(&w);
     gw_u32(&w, "tokenizer.ggml.model", 2);
     corpus_put("tokenizer", "model-a-number", gw_finish(&w));
-    facts f = bytes;
-    f.n_merges = 0;
     write_facts(&w, &f);
     gw_string(&w, "tokenizer.ggml.merges", "a b");
     corpus_put("tokenizer", "merges-one-text", gw_finish(&w));

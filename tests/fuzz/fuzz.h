@@ -20,13 +20,7 @@ void fuzz_check(bool held, const char *what);
 /* The status of a reader: DCM_OK, or a failure of a file (or of memory) with one clear line; aborts on any other. */
 void fuzz_check_status(dcm_status status);
 
-/* Path of a file in memory with these bytes, for readers that take a path; ends with fuzz_file_close. */
-typedef struct fuzz_file {
-    int fd;
-    char path[64];
-} fuzz_file;
-
-void fuzz_file_open(fuzz_file *file, const void *data, size_t size);
-void fuzz_file_close(fuzz_file *file);
+/* The path of a file in memory with these bytes, for readers that take one: valid until the next call. */
+const char *fuzz_file(const void *data, size_t size);
 
 #endif

@@ -8,12 +8,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static backend *ops;
     static merge_model model;
     const merge_facts facts = {.layers = 1, .kv_heads = 1, .head_dim = 8, .digest = 0x0123456789abcdef};
-    fuzz_file file;
     buffer *head;
     if (!ops)
         fuzz_check(backend_ref_open(&ops, 1, 64 << 20) == DCM_OK, "the reference does not open");
-    fuzz_file_open(&file, data, size);
-    const dcm_status status = merge_open(&model, ops, file.path, &facts);
+    const dcm_status status = merge_open(&model, ops, fuzz_file(data, size), &facts);
     fuzz_check_status(status);
     if (model.params)
         fuzz_check(merge_bytes(&model) <= 2 * size, "more parameters than the file has");
@@ -23,6 +21,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_check_status(merge_rows(&model, 3, &head));
     }
     merge_close(&model);
-    fuzz_file_close(&file);
     return 0;
 }

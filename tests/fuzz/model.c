@@ -26,17 +26,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static dcm_device *device;
     const dcm_device_params params = {.name = "ref", .threads = 1, .max_memory = 64 << 20};
-    fuzz_file file;
     dcm_model *model;
     dcm_log_set_level(DCM_LOG_QUIET);
     if (!device)
         fuzz_check(dcm_device_open(&device, &params) == DCM_OK, "the reference does not open");
-    fuzz_file_open(&file, data, size);
-    const dcm_status status = dcm_model_open(&model, device, file.path);
+    const dcm_status status = dcm_model_open(&model, device, fuzz_file(data, size));
     fuzz_check_status(status);
     if (status == DCM_OK)
         feed(model);
     dcm_model_close(&model);
-    fuzz_file_close(&file);
     return 0;
 }

@@ -29,7 +29,6 @@ static void check(const record *r)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     record r = {0};
-    fuzz_file file;
     uint8_t *copy = malloc(size ? size : 1);
     fuzz_check(copy != NULL, "no memory");
     memcpy(copy, data, size);
@@ -37,13 +36,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const uint64_t sum = hash_bytes(HASH_START, copy + HEAD, size - HEAD);
         memcpy(copy + CHECKSUM, &sum, sizeof sum);
     }
-    fuzz_file_open(&file, copy, size);
-    const int code = record_read(&r, file.path);
+    const int code = record_read(&r, fuzz_file(copy, size));
     fuzz_check(code == 0 || code == DCM_ERR_FILE || code == DCM_ERR_MEMORY, "an unknown exit code");
     if (code == 0)
         check(&r);
     record_release(&r);
-    fuzz_file_close(&file);
     free(copy);
     return 0;
 }
