@@ -39,7 +39,7 @@ uint32_t tuning_number(const tuning *t, tuning_what what) { return (uint32_t)ato
 
 bool tuning_set(tuning *t, tuning_what what, const char *text, tuning_origin origin)
 {
-    for (uint8_t i = 0; i < TUNING_VALUES && tuning_choices[what].value[i]; i++)
+    for (uint8_t i = 0; tuning_choices[what].value[i]; i++)
         if (!strcmp(tuning_choices[what].value[i], text)) {
             t->choice[what].value = i;
             t->choice[what].origin = (uint8_t)origin;

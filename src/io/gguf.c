@@ -9,6 +9,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "weights are used in place, as the little-endian bytes of the file");
+_Static_assert(sizeof(size_t) > sizeof(uint32_t), "a place in memory and an alignment of 32 bits have a sum");
 
 enum {
     MIN_ENTRY = 8 + 1 + 4 + 1,          /* bytes of the shortest metadata entry: a key of one byte, one uint8 */
@@ -306,7 +307,7 @@ static dcm_status check_pairs(const gguf *file)
 static dcm_status read_tensors(reader *r, uint64_t count, size_t alignment)
 {
     gguf *file = r->file;
-    size_t capacity = 0, start;
+    size_t capacity = 0;
     dcm_status status;
     for (uint64_t i = 0; i < count; i++) {
         DCM_TRY(status, fail,
@@ -314,9 +315,7 @@ static dcm_status read_tensors(reader *r, uint64_t count, size_t alignment)
         DCM_TRY(status, fail, read_tensor(r, &file->tensors[file->tensor_count]));
         file->tensor_count++;
     }
-    if (!size_add(r->at, alignment - 1, &start))
-        return gguf_fail_at(file, r->at, "tensor data: the alignment %zu overflows", alignment);
-    start &= ~(alignment - 1);
+    const size_t start = (r->at + alignment - 1) & ~(alignment - 1);
     file->header_bytes = start < file->size ? start : file->size;
     DCM_TRY(status, fail, mem_new(&file->by_name, file->tensor_count, sizeof *file->by_name, "GGUF tensor names"));
     for (size_t i = 0; i < file->tensor_count; i++) {

@@ -152,7 +152,7 @@ dcm_status gguf_get_f32(const gguf *file, const char *key, float *out)
     if (e->type != GGUF_F64)
         return wrong_type(file, e, key, "a float32");
     memcpy(&value, e->value, sizeof value);
-    if (fabs(value) > (double)FLT_MAX && !isinf(value))
+    if (isfinite(value) && fabs(value) > (double)FLT_MAX)
         return gguf_fail_at(file, (size_t)(e->value - file->data), "key \"%s\": %g is outside the range of float32",
                             key, value);
     *out = (float)value;

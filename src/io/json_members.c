@@ -56,10 +56,10 @@ static dcm_status parse(json_members *m, size_t end, json_t **member)
     memcpy(m->piece + 1, m->text + m->at, size);
     m->piece[size + 1] = '}';
     *member = json_loadb(m->piece, size + 2, JSON_REJECT_DUPLICATES, &error);
-    if (!*member && json_error_code(&error) == json_error_out_of_memory)
+    if (!*member && !error.text[0]) /* of memory jansson says nothing */
         return dcm_fail(DCM_ERR_MEMORY, "host memory: no room for a JSON member of %zu bytes", size);
     if (!*member)
-        return wrong(m, m->at + (error.position > 0 ? (size_t)error.position - 1 : 0), error.text);
+        return wrong(m, m->at + (size_t)error.position - 1, error.text);
     if (json_object_size(*member) == 1)
         return DCM_OK;
     json_decref(*member);
@@ -74,11 +74,12 @@ static dcm_status finish(json_members *m)
     return m->at == m->size ? DCM_OK : wrong(m, m->at, "text behind the object's end");
 }
 
+/* Behind a member m->at is the comma or brace that ends it. */
 dcm_status json_members_next(json_members *m, json_t **member)
 {
     *member = NULL;
-    skip_space(m);
     if (!m->begun) {
+        skip_space(m);
         if (m->at == m->size || m->text[m->at] != '{')
             return wrong(m, m->at, "no JSON object");
         m->at++;
@@ -86,8 +87,8 @@ dcm_status json_members_next(json_members *m, json_t **member)
         if (m->at < m->size && m->text[m->at] == '}')
             return finish(m);
     } else {
-        if (m->at == m->size || m->text[m->at] != ',')
-            return m->at < m->size ? finish(m) : wrong(m, m->at, "the object has no end");
+        if (m->text[m->at] != ',')
+            return finish(m);
         m->at++;
     }
     m->begun = 1;

@@ -144,20 +144,18 @@ static void from_q6_k(const uint8_t *b, float *y)
 
 void quant_to_float(quant_type type, const void *src, float *dst, size_t n)
 {
-    const uint8_t *b = src;
-    void (*block)(const uint8_t *, float *) = NULL;
-    switch (type) {
-    case QUANT_F32: memcpy(dst, src, n * sizeof *dst); return;
-    case QUANT_F16: from_half(src, dst, n); return;
-    case QUANT_BF16: from_bf16(src, dst, n); return;
-    case QUANT_Q8_0: block = from_q8_0; break;
-    case QUANT_Q4_0: block = from_q4_0; break;
-    case QUANT_Q4_1: block = from_q4_1; break;
-    case QUANT_Q4_K: block = from_q4_k; break;
-    case QUANT_Q5_K: block = from_q5_k; break;
-    case QUANT_Q6_K: block = from_q6_k; break;
-    }
+    static void (*const blocks[])(const uint8_t *, float *) = {
+        [QUANT_Q8_0] = from_q8_0, [QUANT_Q4_0] = from_q4_0, [QUANT_Q4_1] = from_q4_1,
+        [QUANT_Q4_K] = from_q4_k, [QUANT_Q5_K] = from_q5_k, [QUANT_Q6_K] = from_q6_k,
+    };
     const quant_info *info = quant_get(type);
-    for (size_t i = 0; i < n / info->items; i++)
-        block(b + i * info->bytes, dst + i * info->items);
+    if (type == QUANT_F32)
+        memcpy(dst, src, n * sizeof *dst);
+    else if (type == QUANT_F16)
+        from_half(src, dst, n);
+    else if (type == QUANT_BF16)
+        from_bf16(src, dst, n);
+    else
+        for (size_t i = 0; i < n / info->items; i++)
+            blocks[type]((const uint8_t *)src + i * info->bytes, dst + i * info->items);
 }

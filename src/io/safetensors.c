@@ -91,7 +91,7 @@ static dcm_status read_shape(const safetensors *file, const json_t *entry, st_te
     t->items = 1;
     for (size_t i = 0; i < n; i++) {
         const json_t *dim = json_array_get(shape, i);
-        if (!json_is_integer(dim) || json_integer_value(dim) < 0)
+        if (json_typeof(dim) != JSON_INTEGER || json_integer_value(dim) < 0)
             return fail_tensor(file, t->name, "dimension %zu of \"shape\" is no count", i);
         t->dims[i] = (uint64_t)json_integer_value(dim);
         if (!size_mul(t->items, t->dims[i], &t->items))
@@ -104,7 +104,7 @@ static dcm_status read_place(const safetensors *file, const json_t *entry, st_te
 {
     const json_t *offsets = json_object_get(entry, "data_offsets");
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
-    if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last) ||
+    if (json_array_size(offsets) != 2 || json_typeof(first) != JSON_INTEGER || json_typeof(last) != JSON_INTEGER ||
         json_integer_value(first) < 0 || json_integer_value(last) < json_integer_value(first))
         return fail_tensor(file, t->name, "\"data_offsets\" is no pair of places [begin, end]");
     const size_t begin = (size_t)json_integer_value(first), end = (size_t)json_integer_value(last);
@@ -121,7 +121,7 @@ static dcm_status read_tensor(const safetensors *file, const char *name, const j
     dcm_status status;
     size_t bits;
     *t = (st_tensor){.name = name};
-    if (!json_is_object(entry))
+    if (json_typeof(entry) != JSON_OBJECT)
         return fail_tensor(file, name, "its entry is no object");
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!dtype)
@@ -171,17 +171,14 @@ static dcm_status check_cover(const safetensors *file)
     return DCM_OK;
 }
 
-static dcm_status check_metadata(const safetensors *file, const json_t *metadata)
+static dcm_status check_metadata(const safetensors *file, json_t *metadata)
 {
-    const char *key;
-    const json_t *value;
-    if (!json_is_object(metadata))
+    if (json_typeof(metadata) != JSON_OBJECT)
         return fail_at(file, LENGTH_BYTES, "\"__metadata__\" is no object");
-    json_object_foreach((json_t *)(size_t)metadata, key, value)
-    {
-        if (!json_is_string(value))
-            return fail_at(file, LENGTH_BYTES, "\"__metadata__\": the value of \"%.64s\" is no string", key);
-    }
+    for (void *i = json_object_iter(metadata); i; i = json_object_iter_next(metadata, i))
+        if (json_typeof(json_object_iter_value(i)) != JSON_STRING)
+            return fail_at(file, LENGTH_BYTES, "\"__metadata__\": the value of \"%.64s\" is no string",
+                           json_object_iter_key(i));
     return DCM_OK;
 }
 
@@ -350,16 +347,14 @@ dcm_status safetensors_to_float(const safetensors *file, const st_tensor *tensor
 {
     const unsigned char *p = tensor->data;
     uint16_t bits;
-    switch (tensor->type) {
-    case ST_F32: memcpy(out, p, tensor->bytes); break;
-    case ST_F16:
-    case ST_BF16:
+    if (tensor->type == ST_OTHER)
+        return fail_tensor(file, tensor->name, "its dtype is none of F32, F16, BF16");
+    if (tensor->type == ST_F32)
+        memcpy(out, p, tensor->bytes);
+    else
         for (size_t i = 0; i < tensor->items; i++) {
             memcpy(&bits, p + 2 * i, sizeof bits);
             out[i] = tensor->type == ST_F16 ? half_to_float(bits) : bf16_to_float(bits);
         }
-        break;
-    case ST_OTHER: return fail_tensor(file, tensor->name, "its dtype is none of F32, F16, BF16");
-    }
     return DCM_OK;
 }

@@ -11,7 +11,7 @@
 
 enum { LENGTH_BYTES = 8, ALIGN = 8 /* of the data: the header is padded with spaces */ };
 
-size_t st_item_bytes(st_type type) { return type == ST_F32 ? 4 : type == ST_OTHER ? 0 : 2; }
+size_t st_item_bytes(st_type type) { return type == ST_F32 ? 4 : 2; }
 
 static uint16_t float_to_bf16(float f)
 {
@@ -49,15 +49,21 @@ static dcm_status put(json_t *object, const char *name, json_t *value)
         return DCM_OK;
     }
     json_decref(value);
-    return dcm_fail(DCM_ERR_FILE, "\"%s\" cannot be written: the name is there twice, or its text is not UTF-8", name);
+    return dcm_fail(DCM_ERR_FILE, "\"%s\" cannot be written: there twice, not UTF-8, or no memory for it", name);
 }
 
+/* NULL where there is no memory. */
 static json_t *describe(const st_array *a, size_t begin, size_t end)
 {
     static const char *const names[] = {[ST_F32] = "F32", [ST_F16] = "F16", [ST_BF16] = "BF16"};
     json_t *shape = json_array();
+    int lacking = 0;
     for (uint32_t i = 0; i < a->n_dims; i++)
-        json_array_append_new(shape, json_integer((json_int_t)a->dims[i]));
+        lacking |= json_array_append_new(shape, json_integer((json_int_t)a->dims[i]));
+    if (lacking) {
+        json_decref(shape);
+        return NULL;
+    }
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", names[a->type], "shape", shape, "data_offsets", (json_int_t)begin,
                      (json_int_t)end);
 }
@@ -66,7 +72,7 @@ static json_t *describe(const st_array *a, size_t begin, size_t end)
 static dcm_status make_header(json_t *header, const st_array *arrays, size_t n_arrays, const st_note *notes,
                               size_t n_notes, size_t *bytes)
 {
-    json_t *metadata = json_object();
+    json_t *metadata = n_notes ? json_object() : NULL;
     dcm_status status = n_notes ? put(header, "__metadata__", json_incref(metadata)) : DCM_OK;
     for (size_t i = 0; status == DCM_OK && i < n_notes; i++)
         status = put(metadata, notes[i].key, json_string(notes[i].value));

@@ -18,7 +18,7 @@ typedef struct st_note {
     const char *key, *value;
 } st_note;
 
-/* Bytes of one item; 0 for ST_OTHER. */
+/* Bytes of one item of `type`, which is not ST_OTHER. */
 size_t st_item_bytes(st_type type);
 
 /* `n` floats as items of `type` (not ST_OTHER) into `out`: rounded to nearest, ties to even. */

@@ -1,7 +1,6 @@
 #include "merge/merge.h"
 
 #include "base/error.h"
-#include "base/memory.h"
 #include "io/safetensors.h"
 #include "merge/shipped.h"
 
@@ -17,9 +16,6 @@ static dcm_status upload(backend *ops, const float *data, size_t count, buffer *
 
 dcm_status merge_set_score(merge_model *m, const float *params)
 {
-    const score_layout l = score_layout_of(m->score);
-    for (size_t i = 0; i < m->rows; i++)
-        memcpy(m->bias + i * m->score.levels, params + i * l.row + l.bias, m->score.levels * sizeof *m->bias);
     return m->ops->ops->write(m->params, 0, params, m->params->bytes);
 }
 
@@ -27,14 +23,7 @@ dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *fac
                             const float *params)
 {
     *m = (merge_model){.ops = ops, .name = "score", .head_dim = facts->head_dim, .score = shape};
-    m->rows = (size_t)facts->layers * facts->kv_heads;
-    const size_t bytes = m->rows * score_layout_of(shape).row * sizeof *params;
-    dcm_status status;
-    DCM_TRY(status, fail, mem_new(&m->bias, m->rows, shape.levels * sizeof *m->bias, "biases of levels"));
-    DCM_TRY(status, fail, ops->ops->buffer_new(ops, bytes, MEM_WEIGHTS, &m->params));
-    status = merge_set_score(m, params);
-fail:
-    return status;
+    return upload(ops, params, (size_t)facts->layers * facts->kv_heads * score_layout_of(shape).row, &m->params);
 }
 
 static dcm_status upload_linear(merge_linear *to, backend *ops, pair_linear l, const float *params)
@@ -136,7 +125,6 @@ void merge_close(merge_model *m)
     buffer_free(&m->x);
     buffer_free(&m->y);
     buffer_free(&m->params);
-    mem_free(&m->bias);
     memset(m, 0, sizeof *m);
 }
 

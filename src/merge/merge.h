@@ -27,8 +27,6 @@ typedef struct merge_model {
     size_t rows_room;
     score_shape score;
     buffer *params; /* of a scorer, as in merge_score_args; else NULL */
-    float *bias;    /* of a scorer, for cache_add_biases: (layers x kv_heads, score.levels); else NULL */
-    size_t rows;    /* of bias */
 } merge_model;
 
 /*

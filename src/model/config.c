@@ -153,7 +153,7 @@ static dcm_status read_vocab(model_config *c, const gguf *file)
     const gguf_tensor *t = gguf_find_tensor(file, "token_embd.weight");
     if (!t)
         return dcm_fail(DCM_ERR_FILE, "%s: no tensor token_embd.weight", gguf_path(file));
-    if (t->n_dims != 2 || t->dims[1] < 1 || t->dims[1] > MAX_VOCAB)
+    if (t->n_dims != 2 || t->dims[1] > MAX_VOCAB)
         return dcm_fail(DCM_ERR_FILE, "%s: offset %zu: token_embd.weight is not a matrix of 1 .. %d rows",
                         gguf_path(file), gguf_tensor_offset(file, t), MAX_VOCAB);
     c->info.vocab = (uint32_t)t->dims[1];

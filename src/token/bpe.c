@@ -211,7 +211,7 @@ dcm_status bpe_encode(const bpe *b, const vocab *v, const char *word, size_t siz
     DCM_TRY(status, fail, reserve(work, size));
     DCM_TRY(status, fail, start_word(v, word, size, work, &count));
     merge_all(b, work, count);
-    for (uint32_t i = 0; i < count && i != none; i = work->symbols[i].next)
+    for (uint32_t i = 0; i < count; i = work->symbols[i].next)
         ids->data[ids->count++] = work->symbols[i].id;
 fail:
     return status;

@@ -77,7 +77,7 @@ static char *find_default(char *canonical, size_t *size)
         const char *quote = strchr(at, '"');
         while (quote && quote > at && quote[-1] == '\\')
             quote = strchr(quote + 1, '"');
-        if (end && end > at && quote && quote > end) {
+        if (end && end > at && quote > end) {
             *size = (size_t)(end - at);
             return at;
         }
@@ -279,7 +279,7 @@ static dcm_status render_llama2(const chat *c, const dcm_chat_message *m, size_t
             add_trimmed(b, m[i].content);
             buffer_text(b, " ");
             buffer_text(b, c->eos);
-        } else if (role_is(&m[i], "system") && (c->kind->options & SYSTEM_TURNS)) {
+        } else if (c->kind->options & SYSTEM_TURNS) {
             buffer_text(b, "<<SYS>>\n");
             add_trimmed(b, m[i].content);
             buffer_text(b, "\n<</SYS>>\n\n");

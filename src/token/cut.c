@@ -21,13 +21,12 @@ static bool ends_in_space(const char *text, size_t size)
     return false;
 }
 
-static bool starts_with_space(const char *text, size_t size)
+/* `text` has SPACE_MAX bytes. */
+static bool starts_with_space(const char *text)
 {
-    for (size_t i = 0; i < SPACES; i++) {
-        const size_t n = strlen(spaces[i]);
-        if (size >= n && memcmp(text, spaces[i], n) == 0)
+    for (size_t i = 0; i < SPACES; i++)
+        if (memcmp(text, spaces[i], strlen(spaces[i])) == 0)
             return true;
-    }
     return false;
 }
 
@@ -61,7 +60,7 @@ static bool is_place(const cut_rule *rule, const char *text, size_t size, size_t
     if (!is_visible(last) || rule->shut[(unsigned char)last] || ends_in_space(text, before))
         return false;
     return space || (unsigned char)text[at] < 0x80 ||
-           (size - at >= SPACE_MAX && !starts_with_space(text + at, size - at));
+           (size - at >= SPACE_MAX && !starts_with_space(text + at));
 }
 
 size_t cut_last(const cut_rule *rule, const char *text, size_t size)

@@ -87,7 +87,7 @@ dcm_status split_open(split **s, gguf_string name, split_facts *facts)
 
 void split_close(split **s)
 {
-    if (!s || !*s)
+    if (!*s)
         return;
     pcre2_code_free((*s)->code);
     pcre2_match_context_free((*s)->limits);

@@ -20,7 +20,7 @@ typedef struct split_facts {
 /* The pre-tokenizer of that GGUF name, *facts too. DCM_ERR_FILE names an unknown one. */
 dcm_status split_open(split **s, gguf_string name, split_facts *facts);
 
-/* Close and set *s to NULL; NULL and pointers to NULL are accepted. */
+/* Close and set *s to NULL, where it may be already. */
 void split_close(split **s);
 
 /* Called for each word in order; the bytes of all words are the text's. */

@@ -178,8 +178,7 @@ static dcm_status emit(const spm *s, const vocab *v, const char *text, spm_symbo
             work->lacking = text + symbol.start + i;
             return dcm_fail(DCM_ERR_FILE, "byte 0x%02x has no token", byte);
         }
-        if (s->unknown >= 0)
-            ids->data[ids->count++] = s->unknown;
+        ids->data[ids->count++] = s->unknown;
         return DCM_OK;
     }
     return DCM_OK;

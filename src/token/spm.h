@@ -8,7 +8,7 @@
 
 typedef struct spm {
     float *score;         /* of every token */
-    int32_t unknown;      /* the unknown token's id, or -1 */
+    int32_t unknown;      /* the unknown token's id */
     bool split_at_spaces; /* no token has a space behind another character, so no merge crosses such a place */
 } spm;
 

@@ -18,7 +18,7 @@ struct dcm_tokenizer {
     spm spm;
     cut_rule cut;
     bool space_prefix; /* SentencePiece: a space goes before each text at the start and behind a special token */
-    int32_t bos, eos, eot, unknown; /* -1: none */
+    int32_t bos, eos, eot, unknown; /* -1: none; SentencePiece has an unknown token always */
     bool add_bos;
     bool *ends;
     char *bos_text, *eos_text;
@@ -303,14 +303,20 @@ size_t dcm_tokenize_cut(const dcm_tokenizer *tokenizer, const char *text, size_t
     return cut_last(&tokenizer->cut, text, len);
 }
 
+/* Text of a token that exists: user-defined ones are part of it, control tokens only where `special` says so. */
+static const char *text_of(const vocab *v, int32_t id, bool special, size_t *len)
+{
+    const char *text = vocab_text(v, id, len);
+    if (!special && vocab_is_special(v, id) && v->type[id] != TOKEN_USER)
+        *len = 0;
+    return text;
+}
+
 dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool special, const char **text, size_t *len)
 {
     if (!id_exists(tokenizer, id))
         return dcm_fail(DCM_ERR_USAGE, "token %d is not in the vocabulary of %zu", id, tokenizer->v.count);
-    *text = vocab_text(&tokenizer->v, id, len);
-    /* User-defined tokens are part of the text; control tokens are not. */
-    if (!special && vocab_is_special(&tokenizer->v, id) && tokenizer->v.type[id] != TOKEN_USER)
-        *len = 0;
+    *text = text_of(&tokenizer->v, id, special, len);
     return DCM_OK;
 }
 
@@ -333,7 +339,7 @@ dcm_status dcm_detokenize(const dcm_tokenizer *tokenizer, const int32_t *ids, si
     DCM_TRY(status, fail, mem_new(&out, total + 1, 1, "text"));
     bool strip = tokenizer->space_prefix;
     for (size_t i = 0; i < count; i++) {
-        DCM_TRY(status, fail, dcm_token_text(tokenizer, ids[i], special, &bytes, &n));
+        bytes = text_of(&tokenizer->v, ids[i], special, &n);
         const bool is_special = vocab_is_special(&tokenizer->v, ids[i]);
         const size_t skip = strip && !is_special && n > 0 && bytes[0] == ' ';
         memcpy(out + *len, bytes + skip, n - skip);

@@ -152,10 +152,10 @@ static int special_order(const void *a, const void *b)
 {
     const special_key *x = a, *y = b;
     if (x->first != y->first)
-        return x->first < y->first ? -1 : 1;
+        return (x->first > y->first) - (x->first < y->first);
     if (x->size != y->size)
-        return x->size > y->size ? -1 : 1;
-    return x->id < y->id ? -1 : x->id > y->id;
+        return (x->size < y->size) - (x->size > y->size);
+    return (x->id > y->id) - (x->id < y->id);
 }
 
 static dcm_status index_special(vocab *v)

@@ -65,7 +65,7 @@ int bench_parse_old(const char *path, const char *text, size_t size, json_t **ol
         return tool_fail(DCM_ERR_FILE, "%s: too many values for its size: not a result of dcm bench --format json",
                          path);
     json_t *root = json_loadb(text, size, 0, &error);
-    if (!root && json_error_code(&error) == json_error_out_of_memory)
+    if (!root && !error.text[0]) /* of memory jansson says nothing */
         return tool_fail(DCM_ERR_MEMORY, "%s: host memory: no room for its %zu bytes", path, size);
     if (!root)
         return tool_fail(DCM_ERR_FILE, "%s: not readable as JSON: line %d: %s", path, error.line, error.text);
