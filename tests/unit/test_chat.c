@@ -276,19 +276,94 @@ static void test_broken(void **state)
     free(template);
 }
 
-static void test_memory(void **state)
+/* Longer ones are not even read. */
+static void test_too_long(void **state)
 {
     (void)state;
-    char *template = read_template("smollm2.jinja");
-    const dcm_chat_message hi = {"user", "hi"};
+    const size_t size = CHAT_TEMPLATE_MAX + 1;
+    char *text = malloc(size);
+    chat c = {0}, other = {0};
+    assert_non_null(text);
+    memset(text, ' ', size);
+    assert_int_equal(chat_open(&c, (gguf_string){text, size}), DCM_OK);
+    assert_null(c.name);
+    text[size - 1] = '!';
+    assert_int_equal(chat_open(&other, (gguf_string){text, size}), DCM_OK);
+    assert_true(c.digest != 0 && other.digest != c.digest);
+    free(text);
+}
+
+static void same_form(const char *a, const char *b, bool same)
+{
+    char *x, *y;
+    assert_int_equal(chat_canonical(string_of(a), &x), DCM_OK);
+    assert_int_equal(chat_canonical(string_of(b), &y), DCM_OK);
+    if ((strcmp(x, y) == 0) != same)
+        fail_msg("%s -> %s\n%s -> %s: should be %s", a, x, b, y, same ? "alike" : "different");
+    dcm_free(x);
+    dcm_free(y);
+}
+
+/* As Jinja's lexer has it: a value's item by name is its attribute, "+=" is no operator, "\r" ends a line. */
+static void test_forms(void **state)
+{
+    (void)state;
+    same_form("{{ f(x)['name'] }}", "{{ f(x).name }}", true);
+    same_form("{{ x[0]['name'] }}", "{{ x[0].name }}", true);
+    same_form("{{ a + ['name'] }}", "{{ a + .name }}", false);
+    same_form("{% set a += b %}", "{% set a + = b %}", true);
+    same_form("{% if a <= b %}", "{% if a < = b %}", false);
+    same_form("x\r", "x", true);
+    same_form("x\ry", "x\ny", true);
+    /* An empty system turn is no default message. */
+    chat c;
+    open_template(&c, "{{ '<|im_start|>system\n<|im_end|>' }}");
+    assert_null(c.default_system);
+    chat_close(&c);
+}
+
+/* Llama 3 trims messages: of what Python's str.isspace() calls white space, and of nothing else. */
+static void test_trimmed(void **state)
+{
+    (void)state;
+    static const char *const spaces[] = {
+        "\t",     "\n",     "\v",     "\f",     "\r",     "\x1c",   "\x1d",   "\x1e",   "\x1f",   " ",
+        "\xc2\x85", "\u00a0", "\u1680", "\u2000", "\u2005", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f",
+        "\u3000"};
+    static const char *const others[] = {"\b",     "\x0e",   "\x1b",   "!",      "\xc2\x84", "\xc2\x86", "\xc2\x9f",
+                                         "\u1681", "\u1fff", "\u200b", "\u2027", "\u202a", "\u2060", "\u3001", "\xff"};
+    const size_t n_spaces = sizeof spaces / sizeof *spaces, n_others = sizeof others / sizeof *others;
+    char *template = read_template("llama3.jinja"), content[64], whole[256], *text;
+    chat c;
+    open_template(&c, template);
+    for (size_t i = 0; i < n_spaces + n_others; i++) {
+        const char *edge = i < n_spaces ? spaces[i] : others[i - n_spaces];
+        snprintf(content, sizeof content, "%shi%s", edge, edge);
+        const dcm_chat_message message = {"user", content};
+        snprintf(whole, sizeof whole, "<s><|start_header_id|>user<|end_header_id|>\n\n%s<|eot_id|>",
+                 i < n_spaces ? "hi" : content);
+        assert_int_equal(chat_render(&c, &message, 0, 1, false, &text), DCM_OK);
+        assert_string_equal(text, whole);
+        dcm_free(text);
+    }
+    chat_close(&c);
+    free(template);
+}
+
+static void check_memory(const char *name)
+{
+    char *template = read_template(name);
+    const dcm_chat_message talk[] = {{"system", "Be brief."}, {"user", "hi"}};
     dcm_status status = DCM_ERR_MEMORY;
     for (long n = 1; status != DCM_OK; n++) {
         chat c = {0};
         char *text = NULL;
         mem_fail_at(n);
         status = chat_open(&c, string_of(template));
+        c.bos = "<s>";
+        c.eos = "</s>";
         if (status == DCM_OK)
-            status = chat_render(&c, &hi, 0, 1, true, &text);
+            status = chat_render(&c, talk, 0, 2, true, &text);
         mem_fail_at(0);
         assert_true(status == DCM_OK || status == DCM_ERR_MEMORY);
         assert_true((status == DCM_OK) == (text != NULL));
@@ -299,12 +374,20 @@ static void test_memory(void **state)
     free(template);
 }
 
+static void test_memory(void **state)
+{
+    (void)state;
+    check_memory("smollm2.jinja");
+    check_memory("llama2.jinja");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens),        cmocka_unit_test(test_names),       cmocka_unit_test(test_other_writing),
         cmocka_unit_test(test_changed),        cmocka_unit_test(test_wrong_calls), cmocka_unit_test(test_broken),
-        cmocka_unit_test(test_default_system), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_default_system), cmocka_unit_test(test_memory),      cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_too_long),       cmocka_unit_test(test_trimmed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include "support/tiny_model.h"
 
 #include <malloc.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -74,6 +75,7 @@ static gguf *open_all_types(gw_bytes *bytes)
     gw_f32(&w, "f32", 1.5f);
     gw_value(&w, "f64", GW_F64, (const double[]){0.1}, 8);
     gw_value(&w, "f64+", GW_F64, (const double[]){1e300}, 8);
+    gw_value(&w, "f64-", GW_F64, (const double[]){-INFINITY}, 8);
     gw_bool(&w, "yes", true);
     gw_bool(&w, "no", false);
     gw_string(&w, "string", "a text");
@@ -134,6 +136,9 @@ static void test_scalars(void **state)
     assert_true(f == 0.1f);
     assert_int_equal(gguf_get_f32(file, "f64+", &f), DCM_ERR_FILE);
     assert_int_equal(gguf_get_f32(file, "u32", &f), DCM_ERR_FILE);
+    assert_int_equal(gguf_get_f32(file, "nothing", &f), DCM_ERR_FILE);
+    assert_int_equal(gguf_get_f32(file, "f64-", &f), DCM_OK);
+    assert_true(f == -INFINITY);
     assert_int_equal(gguf_get_bool(file, "yes", &b), DCM_OK);
     assert_true(b);
     assert_int_equal(gguf_get_bool(file, "no", &b), DCM_OK);
@@ -168,6 +173,7 @@ static void test_arrays(void **state)
     memcpy(ints, data, sizeof *ints);
     assert_int_equal(ints[0], 7);
     assert_int_equal(gguf_get_i32_array(file, "array f32", &data, &count), DCM_ERR_FILE);
+    assert_int_equal(gguf_get_i32_array(file, "nothing", &data, &count), DCM_ERR_FILE);
     assert_int_equal(gguf_get_i32_array(file, "i32", &data, &count), DCM_ERR_FILE);
     assert_int_equal(gguf_get_f32_array(file, "array f32", &data, &count), DCM_OK);
     assert_int_equal(count, 3);

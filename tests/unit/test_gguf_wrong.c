@@ -196,6 +196,11 @@ static void test_wrong_metadata(void **state)
     put_small(&w);
     gw_u32(&w, "", 1);
     refuse(&w, "key", "name of 0 bytes");
+    static char name[UINT16_MAX + 2];
+    memset(name, 'n', sizeof name - 1);
+    put_small(&w);
+    gw_u32(&w, name, 1);
+    refuse(&w, "key", "name of 65536 bytes (1 to 65535 are allowed)");
     put_small(&w);
     gw_value(&w, "bad\n\33[31mname", 77, "", 0);
     refuse(&w, "key \"bad??[31mname\"", "77");
@@ -292,6 +297,10 @@ static void test_wrong_places(void **state)
         gw_info(&w, "x", QUANT_F32, 2, dims_4_3, far[i]);
         refuse(&w, "tensor \"x\": data ", i < 3 ? "bytes past the end of the file (truncated?)" : "overflows");
     }
+    static const uint64_t vast[] = {UINT64_C(1) << 60, 1};
+    put_small(&w);
+    gw_info(&w, "x", QUANT_F32, 2, vast, UINT64_MAX - (1 << 20) + 1); /* begins within 2^64 */
+    refuse(&w, "tensor \"x\": data ", "overflows");
     put_small(&w); /* there are 80 bytes of data */
     gw_info(&w, "x", QUANT_F32, 2, dims_4_3, 96);
     refuse(&w, "data ends at 64 bytes past the end of the file", "tensor \"x\"");

@@ -2,7 +2,8 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/rng.h"
-#include "io/safetensors.h"
+#include "io/json_members.h"
+#include "io/safetensors_write.h"
 #include "support/gguf_writer.h"
 
 #include <setjmp.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -137,6 +139,7 @@ static void test_wrong_headers(void **state)
     refuse(A("F32", "[1]", "[4,0]"), 4, "no pair of places");
     refuse(A("F32", "[1]", "[-4,0]"), 4, "no pair of places");
     refuse(A("F32", "[1]", "[0,\"4\"]"), 4, "no pair of places");
+    refuse(A("F32", "[1]", "[null,4]"), 4, "no pair of places");
     refuse(A("F32", "[1]", "{}"), 4, "no pair of places");
     refuse(A("F32", "[2]", "[0,4]"), 4, "hold 4 bytes");
     refuse(A("F16", "[2]", "[0,8]"), 8, "hold 8 bytes");
@@ -164,6 +167,30 @@ static void test_wrong_lengths(void **state)
         assert_non_null(strstr(dcm_error(), i == 0 ? "header: " : "offset 0: the header's length is "));
     }
     gw_free(&bytes);
+    /* A header longer than the format allows, in a file that has so many bytes: none of them are read. */
+    char path[] = "/tmp/dcm-safetensors-XXXXXX";
+    const uint64_t length = 100000001;
+    safetensors *file;
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, &length, 8) == 8 && ftruncate(fd, (off_t)length + 8) == 0);
+    close(fd);
+    assert_int_equal(safetensors_open(&file, path), DCM_ERR_FILE);
+    assert_non_null(strstr(dcm_error(), "100000001, more than 100000000"));
+    unlink(path);
+}
+
+/* A member of over 32 KiB, or of over 64 lists and objects, is none of an array. */
+static void test_long_members(void **state)
+{
+    (void)state;
+    static char header[40000];
+    snprintf(header, sizeof header, "{\"%0*d\":1}", JSON_MEMBER_MAX, 0);
+    refuse(header, 0, "a member of 32772 bytes and 0 parts (32768 and 64 are allowed)");
+    char *at = header + sprintf(header, "{\"a\":");
+    for (size_t i = 0; i < 2 * (JSON_MEMBER_PARTS + 1); i++)
+        *at++ = "[]"[i / (JSON_MEMBER_PARTS + 1)];
+    strcpy(at, "}");
+    refuse(header, 0, "and 65 parts (32768 and 64 are allowed)");
 }
 
 /* The python package's file. */
@@ -222,12 +249,97 @@ static void test_no_memory(void **state)
 {
     (void)state;
     safetensors *file;
-    for (long n = 1; n <= 4; n++) {
+    dcm_status status = DCM_ERR_MEMORY;
+    long n = 1;
+    for (; status != DCM_OK; n++) {
         mem_fail_at(n);
-        assert_int_equal(safetensors_open(&file, golden), DCM_ERR_MEMORY);
-        assert_null(file);
+        status = safetensors_open(&file, golden);
+        assert_true(status == DCM_OK ? mem_fail_at(0) == 1 : status == DCM_ERR_MEMORY && !file);
     }
+    assert_true(n > 8); /* an array's name each, and more */
+    safetensors_close(&file);
+}
+
+static long allocations;
+
+static void *fail_in_turn(size_t size) { return --allocations ? malloc(size) : NULL; }
+
+/* Where jansson has no memory it cannot say so in every case: an error all the same. */
+static void test_no_memory_for_json(void **state)
+{
+    (void)state;
+    safetensors *file;
+    dcm_status status = DCM_ERR_MEMORY;
+    size_t said = 0;
+    json_set_alloc_funcs(fail_in_turn, free);
+    for (long n = 1; status != DCM_OK; n++) {
+        allocations = n;
+        status = safetensors_open(&file, golden);
+        assert_true((status == DCM_OK) == (file != NULL));
+        said += status == DCM_ERR_MEMORY && strstr(dcm_error(), "no room for a JSON member");
+    }
+    json_set_alloc_funcs(malloc, free);
+    safetensors_close(&file);
+    assert_true(said > 0);
+}
+
+/* ---- Writing ---- */
+
+static char path[] = "/tmp/dcm-safetensors-XXXXXX";
+
+static dcm_status write_arrays(const st_array *arrays, size_t n)
+{
+    return safetensors_write(path, arrays, n, NULL, 0);
+}
+
+/* What is rounded to nearest, ties to even; NaN stays NaN, with its sign. */
+static void test_bf16(void **state)
+{
+    (void)state;
+    static const uint32_t from[] = {0x3f800000, 0x3f808000, 0x3f818000, 0x3f808001, 0x7f800000, 0x7f7fffff,
+                                    0x7f800001, 0xffc00000, 0x00000001};
+    static const uint16_t to[] = {0x3f80, 0x3f80, 0x3f82, 0x3f81, 0x7f80, 0x7f80, 0x7fc0, 0xffc0, 0};
+    float in[9];
+    uint16_t out[9];
+    memcpy(in, from, sizeof in);
+    st_from_float(ST_BF16, in, 9, out);
+    assert_memory_equal(out, to, sizeof to);
+}
+
+/* Sizes whose product or sum wraps around, and names that JSON cannot hold: refused, and nothing is written. */
+static void test_wrong_arrays(void **state)
+{
+    (void)state;
+    static const uint64_t half = UINT64_C(1) << 63;
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_int_equal(write_arrays(&(st_array){"a", ST_F32, 2, {half, 2}, NULL}, 1), DCM_ERR_MEMORY);
+    assert_non_null(strstr(dcm_error(), "array a: the product"));
+    const st_array two[] = {{"a", ST_F16, 1, {half / 2}, NULL}, {"b", ST_F16, 1, {half / 2}, NULL}};
+    assert_int_equal(write_arrays(two, 2), DCM_ERR_MEMORY);
+    assert_non_null(strstr(dcm_error(), "array b: the arrays' sizes overflow"));
+    assert_int_equal(write_arrays(&(st_array){"a", ST_F16, 1, {half - 1}, NULL}, 1), DCM_ERR_MEMORY);
+    assert_non_null(strstr(dcm_error(), "the arrays' sizes overflow"));
+    assert_int_equal(write_arrays(&(st_array){"\xff", ST_F32, 1, {1}, values}, 1), DCM_ERR_FILE);
+    assert_non_null(strstr(dcm_error(), "not UTF-8"));
+    mem_fail_at(1);
+    assert_int_equal(write_arrays(&(st_array){"a", ST_F32, 1, {1}, values}, 1), DCM_ERR_MEMORY);
     mem_fail_at(0);
+    safetensors *file;
+    assert_int_equal(safetensors_open(&file, path), DCM_ERR_FILE); /* empty, as it was */
+    dcm_status status = DCM_ERR_MEMORY;
+    json_set_alloc_funcs(fail_in_turn, free);
+    for (long n = 1; status != DCM_OK; n++) {
+        allocations = n;
+        status = write_arrays(&(st_array){"a", ST_F32, 1, {6}, values}, 1);
+    }
+    json_set_alloc_funcs(malloc, free);
+    assert_int_equal(safetensors_open(&file, path), DCM_OK);
+    assert_values(file, "a", ST_F32, values, 6);
+    assert_null(safetensors_metadata(file, "format"));
+    safetensors_close(&file);
+    unlink(path);
 }
 
 int main(void)
@@ -235,7 +347,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),        cmocka_unit_test(test_no_metadata), cmocka_unit_test(test_wrong_headers),
         cmocka_unit_test(test_wrong_lengths), cmocka_unit_test(test_truncated),   cmocka_unit_test(test_flipped),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_long_members), cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_wrong_arrays),  cmocka_unit_test(test_no_memory_for_json),
     };
     return cmocka_run_group_tests_name("safetensors", tests, NULL, NULL);
 }

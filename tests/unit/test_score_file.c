@@ -1,5 +1,6 @@
 /* Files of scorers: what is saved is read again, in the documented order of channels; wrong files are refused, in one
  * line, and a write that fails leaves what was there. */
+#define _GNU_SOURCE
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -16,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "base/memory.h"
 #include "merge/merge.h"
 #include "ops/profile.h"
 #include "support/fixture.h"
@@ -215,9 +217,6 @@ static void test_wrong_files(void **state)
     make_parts(&p);
     put(&p);
     assert_int_equal(load(&facts, &found, &params), DCM_OK); /* what follows fails for its own reason */
-    for (size_t row = 0; row < ROWS; row++) /* bias is left out */
-        for (size_t g = 0; g < 3; g++)
-            assert_true(params[row * score_layout_of(found).row + score_layout_of(found).bias + g] == 0);
     mem_free(&params);
     for (size_t i = 0; i < p.count; i++) {
         const char *name = p.array[i].name;
@@ -241,9 +240,17 @@ static void test_wrong_files(void **state)
     make_parts(&p), p.note[2].value = "2";
     put(&p);
     refuse(&facts, "\"2\"", "\"1\"");
+    static const char *const lacking[] = {"arch \"\"", "version \"\"", "digest ?"};
+    for (size_t i = 0; i < 3; i++) {
+        make_parts(&p), p.note[1 + i].key = "other";
+        put(&p);
+        refuse(&facts, lacking[i], "");
+    }
     spoil_shape(4, 3, 2, 20, "20 hidden", "16");
+    spoil_shape(4, 3, 2, 0, "0 hidden", "16");
     spoil_shape(4, 3, 2, 144, "144 hidden", "128");
     spoil_shape(7, 3, 2, 0, "0 levels", "1 to");
+    spoil_shape(7, 3, 2, 14, "14 levels", "1 to 13");
     spoil_shape(2, 4, 2, 17, "17", "16");
     spoil_shape(6, 4, 2, 2, "dimension 2 of r", "3");
     spoil_shape(5, 3, 2, 36, "u has 3", "4");
@@ -252,6 +259,59 @@ static void test_wrong_files(void **state)
     spoil_value(10, INFINITY, "sharp_v", "inf");
     spoil_value(1, 0, "scale", "positive");
     spoil_value(1, -1, "scale", "positive");
+}
+
+/* Integers in place of floats: "I32" over "F32" in the header. */
+static void test_wrong_type(void **state)
+{
+    (void)state;
+    char text[4096];
+    parts p;
+    make_parts(&p);
+    put(&p);
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    const size_t size = fread(text, 1, sizeof text, file);
+    char *at = memmem(text, size, "\"w1\":{\"dtype\":\"F32", 18);
+    assert_non_null(at);
+    assert_int_equal(fseek(file, at + 15 - text, SEEK_SET), 0);
+    fputc('I', file);
+    fclose(file);
+    refuse(&facts, "w1", "none of F32");
+}
+
+/* Every allocation fails once, of saving, which leaves what was there, and of loading. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    float *params = make_params(), *got;
+    score_shape found;
+    safetensors *file;
+    dcm_status status = DCM_ERR_MEMORY;
+    for (long n = 1; status != DCM_OK; n++) {
+        parts p;
+        make_parts(&p);
+        put(&p);
+        mem_fail_at(n);
+        status = score_file_save(path, &facts, shape, params, NULL, 0, ST_F16);
+        mem_fail_at(0);
+        assert_true(status == DCM_OK || status == DCM_ERR_MEMORY);
+        assert_int_equal(load(&facts, &found, &got), DCM_OK);
+        assert_true((got[0] == 0.5f) == (status != DCM_OK));
+        mem_free(&got);
+    }
+    assert_int_equal(safetensors_open(&file, path), DCM_OK);
+    status = DCM_ERR_MEMORY;
+    for (long n = 1; status != DCM_OK; n++) {
+        mem_fail_at(n);
+        status = score_file_load(file, &facts, &found, &got);
+        mem_fail_at(0);
+        assert_true(status == DCM_OK || (status == DCM_ERR_MEMORY && !got));
+    }
+    compare(params, got, ST_F16);
+    mem_free(&got);
+    safetensors_close(&file);
+    free(params);
 }
 
 static void test_truncated(void **state)
@@ -359,7 +419,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_channels),  cmocka_unit_test(test_other_models),
         cmocka_unit_test(test_wrong_files), cmocka_unit_test(test_truncated), cmocka_unit_test(test_write_fails),
-        cmocka_unit_test(test_run),
+        cmocka_unit_test(test_run),         cmocka_unit_test(test_wrong_type), cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }

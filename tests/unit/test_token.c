@@ -6,7 +6,6 @@
  */
 #include <dcm/tokenizer.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
 #include "token/utf8.h"
@@ -16,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -356,9 +356,9 @@ static void test_long_words(void **state)
             size_t n = 0;
             for (; n < size; n += strlen(units[u]))
                 memcpy(text + n, units[u], strlen(units[u]));
-            const uint64_t start = clock_ns();
+            const clock_t start = clock();
             assert_true(round_trip(t, text, n, 0));
-            assert_true(clock_ns() - start < 60 * 1000000000ull);
+            assert_true((clock() - start) / CLOCKS_PER_SEC < 60);
         }
         dcm_tokenizer_close(&t);
     }

@@ -2,6 +2,7 @@
  * cause. */
 #include <dcm/tokenizer.h>
 
+#include "base/memory.h"
 #include "support/gguf_writer.h"
 
 #include <setjmp.h>
@@ -24,6 +25,9 @@ typedef struct facts {
     float scores[TOKENS];
     const char *merges[4];
     int64_t bos, eos;       /* -1: no key */
+    int64_t eot, unknown;   /* 0: no key */
+    const char *number;     /* a key that gets the number 7 in place of a value of its own type */
+    const char *numbers;    /* the same with a list of one number */
     int add_bos, add_space; /* -1: no key */
     const char *template;
 } facts;
@@ -89,8 +93,16 @@ static void write_file(const facts *f, char *path)
         gw_bool(&w, "tokenizer.ggml.add_bos_token", f->add_bos);
     if (f->add_space >= 0)
         gw_bool(&w, "tokenizer.ggml.add_space_prefix", f->add_space);
+    if (f->eot)
+        gw_u32(&w, "tokenizer.ggml.eot_token_id", (uint32_t)f->eot);
+    if (f->unknown)
+        gw_u32(&w, "tokenizer.ggml.unknown_token_id", (uint32_t)f->unknown);
     if (f->template)
         gw_string(&w, "tokenizer.chat_template", f->template);
+    if (f->number)
+        gw_u32(&w, f->number, 7);
+    if (f->numbers)
+        gw_array(&w, f->numbers, GW_U32, 1, "1234", 4);
     gw_bytes bytes = gw_finish(&w);
     strcpy(path, "/tmp/dcm-test-token-XXXXXX");
     const int file = mkstemp(path);
@@ -158,6 +170,9 @@ static void test_right(void **state)
     f.add_bos = 0;
     ENCODES(&f, "bb", DCM_TOKENIZE_BOS, 7);
     ENCODES(&f, "bxb", DCM_TOKENIZE_LOSSY, 5, 0, 5);
+    f.add_bos = 1;
+    f.n_tokens = f.n_types = f.n_scores = 1; /* of SentencePiece's own ids the unknown one alone */
+    ENCODES(&f, "x", DCM_TOKENIZE_BOS | DCM_TOKENIZE_LOSSY, 0);
 }
 
 static void test_unknown(void **state)
@@ -213,6 +228,155 @@ static void test_contradictions(void **state)
     f = sentencepiece();
     f.tokens[3] = "<0x6g>";
     refused(&f, "<0x6g>");
+}
+
+/* Texts of a file that stand in a message are cut. */
+static void test_long_names(void **state)
+{
+    (void)state;
+    static const char ten[] = "0123456789";
+    char text[86], shown[90];
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = i + 1 < sizeof text ? ten[i % 10] : 0;
+    snprintf(shown, sizeof shown, "\"%.80s\"", text);
+    facts f = byte_level();
+    f.model = text;
+    refused(&f, shown);
+    f = byte_level();
+    f.pre = text;
+    refused(&f, shown);
+    f = byte_level();
+    f.merges[1] = text;
+    refused(&f, shown);
+    f = sentencepiece();
+    f.tokens[3] = text;
+    snprintf(shown, sizeof shown, "its text is \"%.40s\"", text);
+    refused(&f, shown);
+}
+
+static void test_wrong_types(void **state)
+{
+    (void)state;
+    facts f = byte_level();
+    f.n_types = f.n_merges = 0;
+    f.number = "tokenizer.ggml.token_type";
+    refused(&f, f.number);
+    f = byte_level();
+    f.n_merges = 0;
+    f.numbers = "tokenizer.ggml.merges";
+    refused(&f, "an array of strings is needed");
+    f = byte_level();
+    f.number = "tokenizer.ggml.add_bos_token";
+    refused(&f, "a bool is needed");
+    f.number = "tokenizer.chat_template";
+    refused(&f, "a string is needed");
+    f = sentencepiece();
+    f.number = "tokenizer.ggml.add_space_prefix";
+    refused(&f, "a bool is needed");
+    f.number = NULL;
+    f.unknown = 8;
+    refused(&f, "unknown_token_id is 8");
+    f = byte_level();
+    f.eot = 9;
+    refused(&f, "eot_token_id is 9");
+}
+
+/* Byte tokens whose text only looks like one. */
+static void test_wrong_bytes(void **state)
+{
+    (void)state;
+    static const char *const bytes[] = {"<0x61)", "<0y61>", "<0x611>", "<0x6>", "<0x6:>"};
+    facts f = sentencepiece();
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        f.tokens[3] = bytes[i];
+        refused(&f, bytes[i]);
+    }
+}
+
+/* Ends of texts: the EOT token's own key, and control tokens by their texts, whole and of that kind. */
+static void test_ends(void **state)
+{
+    (void)state;
+    dcm_tokenizer *t;
+    facts f = byte_level();
+    f.eos = -1;
+    f.eot = 6;
+    assert_int_equal(open_facts(&f, &t), DCM_OK);
+    assert_true(dcm_is_end_token(t, 5) && dcm_is_end_token(t, 6) && !dcm_is_end_token(t, 4));
+    dcm_tokenizer_close(&t);
+    f.eot = 0;
+    f.tokens[5] = "</s"; /* the beginning of a known text */
+    f.tokens[6] = "<|im_end|>";
+    assert_int_equal(open_facts(&f, &t), DCM_OK); /* token 6 is the user's own */
+    for (int32_t id = 0; id < 8; id++)
+        assert_false(dcm_is_end_token(t, id));
+    dcm_tokenizer_close(&t);
+}
+
+/* "cd" is merged first, then "bcd": "bc", found before them, is no pair any more, though "b" is still there. */
+static void test_stale_pair(void **state)
+{
+    (void)state;
+    static const char *const tokens[] = {"cd", "bcd", "bc"};
+    facts f = sentencepiece();
+    f.add_space = 0;
+    for (int i = 0; i < 3; i++) {
+        f.tokens[3 + i] = tokens[i];
+        f.scores[3 + i] = (float)(-1 - i);
+        f.types[3 + i] = 1;
+    }
+    ENCODES(&f, "bcd", 0, 4);
+}
+
+/* U+00AD is no character of the byte alphabet: such a token is not used. Of a word without tokens nothing is left. */
+static void test_unused(void **state)
+{
+    (void)state;
+    facts f = byte_level();
+    f.tokens[7] = "\xc2\xad";
+    ENCODES(&f, "a", 0, 0);
+    dcm_tokenizer *t;
+    int32_t *ids;
+    size_t count;
+    assert_int_equal(open_facts(&f, &t), DCM_OK);
+    assert_true(dcm_tokenize(t, "xyz", 3, DCM_TOKENIZE_LOSSY, &ids, &count) == DCM_OK && count == 0);
+    assert_int_equal(dcm_tokenize(t, "a\xff", 2, 0, &ids, &count), DCM_ERR_FILE); /* a byte that is no character */
+    assert_non_null(strstr(dcm_error(), "byte 0xff at offset 1 "));
+    assert_int_equal(dcm_tokenize(t, "", INT32_MAX, 0, &ids, &count), DCM_ERR_USAGE);
+    assert_non_null(strstr(dcm_error(), "2147483647 bytes"));
+    dcm_tokenizer_close(&t);
+}
+
+/* Every allocation of encoding a text of many tokens fails once. */
+static void test_memory(void **state)
+{
+    (void)state;
+    char words[2000], specials[2000];
+    memset(words, 'b', sizeof words);
+    for (size_t i = 0; i < sizeof specials; i++)
+        specials[i] = "<u>"[i % 3];
+    const struct {
+        facts f;
+        const char *text;
+        size_t size, count;
+    } cases[] = {{byte_level(), words, 2000, 2000}, {byte_level(), specials, 1998, 666},
+                 {sentencepiece(), words, 2000, 1001}};
+    dcm_tokenizer *t;
+    int32_t *ids;
+    size_t count;
+    for (size_t i = 0; i < 3; i++) {
+        dcm_status status = DCM_ERR_MEMORY;
+        assert_int_equal(open_facts(&cases[i].f, &t), DCM_OK);
+        for (long n = 1; status != DCM_OK; n++) {
+            mem_fail_at(n);
+            status = dcm_tokenize(t, cases[i].text, cases[i].size, 0, &ids, &count);
+            assert_true(status == DCM_OK || (status == DCM_ERR_MEMORY && !ids));
+        }
+        mem_fail_at(0);
+        assert_int_equal(count, cases[i].count);
+        dcm_free(ids);
+        dcm_tokenizer_close(&t);
+    }
 }
 
 static void test_template(void **state)
@@ -278,6 +442,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_right),    cmocka_unit_test(test_unknown),      cmocka_unit_test(test_contradictions),
         cmocka_unit_test(test_template), cmocka_unit_test(test_missing_file), cmocka_unit_test(test_lacking_byte),
+        cmocka_unit_test(test_ends),     cmocka_unit_test(test_wrong_types),  cmocka_unit_test(test_wrong_bytes),
+        cmocka_unit_test(test_unused),   cmocka_unit_test(test_long_names),   cmocka_unit_test(test_stale_pair),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 
 #include <dcm/log.h>
 
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ static cldev_limits limits_of(const char *name, bool wide)
     cldev_limits l = {.wide_items = wide, .vector_floats = 8};
     snprintf(l.name, sizeof l.name, "%s", name);
     snprintf(l.platform, sizeof l.platform, "a platform");
-    snprintf(l.driver, sizeof l.driver, "1.0 \xff \"quoted\"");
+    snprintf(l.driver, sizeof l.driver, "1.0 \xff \x7f \"quoted\"");
     return l;
 }
 
@@ -78,6 +79,7 @@ static void round_trip(void **state)
     assert_true(tuning_set(&t, TUNE_MANY, "clblast", TUNING_MEASURED));
     assert_false(tuning_set(&t, TUNE_PANEL, "9", TUNING_MEASURED));
     assert_false(tuning_set(&t, TUNE_PANEL, "", TUNING_MEASURED));
+    assert_false(tuning_set(&t, TUNE_MANY, "4", TUNING_MEASURED));
     tuning_store(&l, &t);
     read = standard;
     tuning_load(&l, &read);
@@ -130,6 +132,7 @@ static void hostile(void **state)
     static char large[100 << 10];
     (void)state;
     memset(large, ' ', sizeof large);
+    refused("", 0);
     refused("x", 1);
     refused("{}", 2);
     refused("[]", 2);
@@ -186,10 +189,45 @@ static void not_own(void **state)
     tuning_store(&l, &t); /* cannot be written: said, no more */
 }
 
+static void *no_memory(size_t size)
+{
+    (void)size;
+    return NULL;
+}
+
+/* Without a place for the file, or memory to write it: said, and what was there stays. */
+static void not_stored(void **state)
+{
+    (void)state;
+    const cldev_limits l = limits_of("a device", true);
+    tuning t, read;
+    tuning_defaults(&l, &t);
+    read = t;
+    tuning_set(&t, TUNE_PANEL, "8", TUNING_MEASURED);
+    tuning_store(&l, &t);
+    tuning_set(&t, TUNE_PANEL, "4", TUNING_MEASURED);
+    json_set_alloc_funcs(no_memory, free);
+    tuning_store(&l, &t);
+    json_set_alloc_funcs(malloc, free);
+    assert_non_null(strstr(dcm_error(), "no memory"));
+    tuning_load(&l, &read);
+    assert_int_equal(tuning_number(&read, TUNE_PANEL), 8);
+
+    unsetenv("DCM_CACHE");
+    unsetenv("XDG_CACHE_HOME");
+    unsetenv("HOME");
+    tuning_store(&l, &t);
+    assert_non_null(strstr(dcm_error(), "no cache folder"));
+    read = t;
+    tuning_load(&l, &read);
+    same(&read, &t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(families, begin, end), cmocka_unit_test_setup_teardown(round_trip, begin, end),
-        cmocka_unit_test_setup_teardown(hostile, begin, end), cmocka_unit_test_setup_teardown(not_own, begin, end)};
+        cmocka_unit_test_setup_teardown(hostile, begin, end), cmocka_unit_test_setup_teardown(not_own, begin, end),
+        cmocka_unit_test_setup_teardown(not_stored, begin, end)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
