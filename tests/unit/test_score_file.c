@@ -26,7 +26,7 @@
 static char path[64];
 static const score_shape shape = {18, 16, 3};
 static const merge_facts facts = {2, 3, 18, ROPE_INTERLEAVED, 0x00c0ffee12345678};
-enum { ROWS = 6 };
+enum { ROWS = 6, DATA_MAX = ROWS * 17 * 36 /* of the largest array, spoiled */ };
 
 static int make_path(void **state)
 {
@@ -161,7 +161,7 @@ typedef struct parts {
     st_array array[12];
     size_t count;
     st_note note[4];
-    float data[ROWS * 16 * 36];
+    float data[DATA_MAX];
 } parts;
 
 static void make_parts(parts *p)
@@ -198,7 +198,7 @@ static void spoil_shape(size_t array, uint32_t n_dims, uint32_t dim, uint64_t si
 
 static void spoil_value(size_t array, float value, const char *one, const char *other)
 {
-    float data[ROWS * 16 * 36];
+    float data[DATA_MAX];
     parts p;
     make_parts(&p);
     memcpy(data, p.data, sizeof data);

@@ -32,13 +32,19 @@ static token_list encode(const dcm_tokenizer *t, const char *text, size_t size, 
     return list;
 }
 
+/* Of no ids there is no array. */
+static bool same_ids(const int32_t *a, const int32_t *b, size_t count)
+{
+    return count == 0 || memcmp(a, b, count * sizeof *a) == 0;
+}
+
 static void same_at(const dcm_tokenizer *t, const char *text, size_t size, unsigned flags, const token_list *whole,
                     size_t cut)
 {
     const token_list left = encode(t, text, cut, flags);
     const token_list right = encode(t, text + cut, size - cut, flags | DCM_TOKENIZE_REST);
-    if (left.count + right.count != whole->count || memcmp(left.ids, whole->ids, left.count * sizeof *left.ids) != 0 ||
-        memcmp(right.ids, whole->ids + left.count, right.count * sizeof *right.ids) != 0)
+    if (left.count + right.count != whole->count || !same_ids(left.ids, whole->ids, left.count) ||
+        !same_ids(right.ids, whole->ids + left.count, right.count))
         fail_msg("cut at %zu of \"%.*s\" (flags %u)", cut, (int)size, text, flags);
     dcm_free(left.ids);
     dcm_free(right.ids);
