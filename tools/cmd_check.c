@@ -207,6 +207,7 @@ static void release(check_run *run)
     if (run->against)
         record_release(run->against);
     record_release(&run->made);
+    check_free_choices(run);
     free(run->ids);
 }
 

@@ -4,9 +4,35 @@
 #include "tool.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* ---- Setting up ---- */
+
+/* dcm_merge_seen. */
+static void take_choice(void *context, uint32_t layer, const dcm_merge_choice *choice)
+{
+    verify_choices *c = context;
+    memcpy(c->item + (size_t)layer * c->heads, choice, c->heads * sizeof *choice);
+    c->made = true;
+}
+
+/* Of a scorer: be told of its choices. */
+static dcm_status watch(verifier *v)
+{
+    dcm_session *const session[] = {v->exact, v->rough};
+    dcm_session_stats stats;
+    dcm_status status = DCM_OK;
+    dcm_session_get_stats(v->exact, &stats);
+    for (int i = 0; i < 2 && status == DCM_OK && !strcmp(stats.merge, "score"); i++) {
+        v->chosen[i].heads = v->kv_heads;
+        v->chosen[i].item = calloc((size_t)v->layers * v->kv_heads, sizeof *v->chosen[i].item);
+        status = v->chosen[i].item ? dcm_session_watch(session[i], take_choice, &v->chosen[i]) : DCM_ERR_MEMORY;
+    }
+    return status;
+}
 
 int verify_open(verifier *v, const runtime *r, const char *path, const device_options *device,
                 const dcm_cache_params *params, const dcm_session *session)
@@ -26,6 +52,12 @@ int verify_open(verifier *v, const runtime *r, const char *path, const device_op
     same.kv = DCM_KV_F32;
     if (status == DCM_OK)
         status = dcm_session_open(&v->exact, v->model, &same);
+    v->kv = params->kv;
+    v->layers = r->info.layers;
+    v->kv_heads = r->info.kv_heads;
+    v->head_dim = r->info.head_dim;
+    if (status == DCM_OK)
+        status = watch(v);
     if (status != DCM_OK)
         return tool_fail((int)status, "--verify-every: %s", dcm_error());
     v->logits = malloc(2 * (size_t)r->info.vocab * sizeof *v->logits);
@@ -39,14 +71,115 @@ void verify_close(verifier *v)
     dcm_model_close(&v->model);
     dcm_device_close(&v->device);
     free(v->logits);
-    v->logits = NULL;
+    free(v->units);
+    for (int i = 0; i < 3; i++)
+        free(v->values[i]);
+    for (int i = 0; i < 2; i++)
+        free(v->chosen[i].item);
+    *v = (verifier){0};
 }
+
+/* ---- Units ---- */
+
+static bool make_room(verifier *v, size_t units)
+{
+    const size_t row = 2 * (size_t)v->kv_heads * v->head_dim;
+    if (units <= v->room)
+        return true;
+    v->room = 0;
+    free(v->units);
+    v->units = malloc(units * sizeof *v->units);
+    bool made = v->units != NULL;
+    for (int i = 0; i < 3; i++) {
+        free(v->values[i]);
+        v->values[i] = malloc(units * row * sizeof(float));
+        made = made && v->values[i];
+    }
+    v->room = made ? units : 0;
+    return made;
+}
+
+/* Most that gaps of the step differ by between exact and rough, in all layers: they were made from the same units. */
+static double gap_noise(const verifier *v)
+{
+    double noise = 0;
+    for (size_t i = 0; v->chosen[0].made && i < (size_t)v->layers * v->kv_heads; i++)
+        noise = fmax(noise, fabs((double)v->chosen[0].item[i].gap - v->chosen[1].item[i].gap));
+    return noise;
+}
+
+/* Is the unit the one that the step's merge made, the newest of its level? */
+static bool is_made(const verifier *v, size_t unit, size_t units)
+{
+    const uint32_t level = v->units[unit].level;
+    return v->chosen[0].made && level == v->chosen[0].item->level + 1 &&
+           (unit + 1 == units || v->units[unit + 1].level != level);
+}
+
+/* One head of one unit, keys (kind 0) or values; `noise`: between exact and rough in the layer. */
+static int verify_unit(verifier *v, uint32_t layer, uint32_t kind, uint32_t head, size_t unit, bool made, double noise)
+{
+    const size_t d = v->head_dim, at = ((2 * unit + kind) * v->kv_heads + head) * d;
+    const float *exact = v->values[0] + at;
+    double bound = check_token_bound(v->kv, noise, exact, d);
+    if (made) {
+        const dcm_merge_choice *c = &v->chosen[0].item[(size_t)layer * v->kv_heads + head];
+        bound += check_choice_moves(c, kind, CHECK_FACTOR * gap_noise(v)) * c->spread[kind];
+    }
+    const double found = check_max_abs(exact, v->values[2] + at, d);
+    v->worst = bound > 0 && found / bound > v->worst ? found / bound : v->worst;
+    if (found <= bound)
+        return 0;
+    const dcm_unit *u = &v->units[unit];
+    return tool_fail(1,
+                     "layer %u, %s of tokens %" PRIu64 " to %" PRIu64 " differ by %.3g from what the reference "
+                     "computes from the same cache, and at most %.3g is rounding: the device or its driver computes "
+                     "wrongly (see dcm check)",
+                     layer, kind ? "values" : "keys", u->first, u->first + u->tokens - 1, found, bound);
+}
+
+static int verify_layer(verifier *v, uint32_t layer, size_t units)
+{
+    const size_t n = (size_t)v->kv_heads * v->head_dim;
+    int code = 0;
+    for (uint32_t kind = 0; kind < 2; kind++) {
+        double noise = 0;
+        for (size_t u = 0; u < units; u++)
+            noise = fmax(noise, check_max_abs(v->values[0] + (2 * u + kind) * n, v->values[1] + (2 * u + kind) * n, n));
+        for (size_t u = 0; u < units; u++)
+            for (uint32_t h = 0; h < v->kv_heads && code == 0; h++)
+                code = verify_unit(v, layer, kind, h, u, is_made(v, u, units), noise);
+    }
+    return code;
+}
+
+static int verify_units(verifier *v)
+{
+    dcm_session *const session[] = {v->exact, v->rough, v->watched};
+    dcm_session_stats stats;
+    int code = 0;
+    dcm_session_get_stats(v->exact, &stats);
+    if (!make_room(v, stats.units))
+        return tool_fail(DCM_ERR_MEMORY, "--verify-every: no room for %zu units", stats.units);
+    for (uint32_t layer = 0; layer < v->layers && code == 0; layer++) {
+        dcm_status status = DCM_OK;
+        for (int i = 0; i < 3 && status == DCM_OK; i++)
+            status = dcm_session_read_layer(session[i], layer, v->units, v->values[i]);
+        code = status == DCM_OK ? verify_layer(v, layer, stats.units)
+                                : tool_fail((int)status, "--verify-every: %s", dcm_error());
+    }
+    return code;
+}
+
+/* ---- Around a step ---- */
 
 int verify_before(verifier *v, dcm_session *session)
 {
     v->due = v->every && v->steps++ % (uint64_t)v->every == 0;
     if (!v->due)
         return 0;
+    v->watched = session;
+    v->chosen[0].made = v->chosen[1].made = false;
     dcm_status status = dcm_session_copy(v->exact, session);
     if (status == DCM_OK)
         status = dcm_session_copy(v->rough, session);
@@ -71,7 +204,7 @@ int verify_after(verifier *v, int32_t token, const float *logits, size_t vocab)
     v->verified++;
     v->worst = found / bound > v->worst ? found / bound : v->worst;
     if (found <= bound)
-        return 0;
+        return verify_units(v);
     dcm_session_stats stats;
     dcm_session_get_stats(v->exact, &stats);
     return tool_fail(1,

@@ -6,18 +6,33 @@
 
 /*
  * Before a step that is due, the device's cache is copied to the reference, so that only this step is compared, with
- * its merges. The bound is 8 times what the reference itself differs by in that step between sums in double
- * with the new units as they are, and sums in float with them as they are stored.
+ * its merges: its logits, and all units afterwards. A bound is 8 times what the reference itself differs by in that
+ * step between sums in double with the new units as they are, and sums in float with them as they are stored; of a unit
+ * by the largest difference in its layer, and of one that a scorer made with what its choice may move (check/check.h).
  */
+
+/* What a scorer chose in one step: (layers, kv_heads). */
+typedef struct verify_choices {
+    uint32_t heads;
+    dcm_merge_choice *item;
+    bool made; /* in this step */
+} verify_choices;
 
 typedef struct verifier {
     int64_t every; /* 0: nothing is verified */
     dcm_device *device;
     dcm_model *model;
     dcm_session *exact, *rough; /* units in f32; as the device stores them */
-    float *logits;              /* (2, vocab) */
-    uint64_t steps, verified;   /* steps seen; of them verified */
-    double worst;               /* largest difference, as a part of its bound */
+    verify_choices chosen[2];   /* by exact, by rough */
+    dcm_session *watched;       /* the device's */
+    dcm_kv_type kv;
+    uint32_t layers, kv_heads, head_dim;
+    float *logits; /* (2, vocab) */
+    dcm_unit *units;
+    float *values[3];         /* one layer's, of exact, rough and watched: (units, 2, kv_heads, head_dim) */
+    size_t room;              /* of units */
+    uint64_t steps, verified; /* steps seen; of them verified */
+    double worst;             /* largest difference, as a part of its bound */
     bool due;
 } verifier;
 

@@ -66,8 +66,8 @@ DCM_API void dcm_device_close(dcm_device **device);
 DCM_API void dcm_device_get_info(const dcm_device *device, dcm_device_info *info);
 
 /*
- * Of the reference: add in float from now on ("ref-float"), or in double again, in the same order. Errors:
- * DCM_ERR_USAGE (another device).
+ * Of the reference: add in float from now on ("ref-float"), or in double again, in the same order; a scorer's network
+ * is then in float altogether. Errors: DCM_ERR_USAGE (another device).
  */
 DCM_API dcm_status dcm_device_sum_floats(dcm_device *device, bool on);
 

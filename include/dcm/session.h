@@ -2,6 +2,7 @@
 #ifndef DCM_SESSION_H
 #define DCM_SESSION_H
 
+#include <dcm/merge.h>
 #include <dcm/model.h>
 
 #ifdef __cplusplus
@@ -116,6 +117,12 @@ typedef struct dcm_unit {
  * DCM_ERR_USAGE (no such layer, a session that failed), DCM_ERR_MEMORY, DCM_ERR_DEVICE; the session can be used on.
  */
 DCM_API dcm_status dcm_session_read_layer(dcm_session *session, uint32_t layer, dcm_unit *units, float *values);
+
+/*
+ * Have `seen` told of every merge from now on; NULL: no more. Of one layer and level, merges come in the order of their
+ * units, the oldest first. Errors: DCM_ERR_USAGE (not a scorer's merges, or not on the reference).
+ */
+DCM_API dcm_status dcm_session_watch(dcm_session *session, dcm_merge_seen *seen, void *context);
 
 DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);
 

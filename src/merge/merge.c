@@ -191,12 +191,28 @@ static dcm_status merge_piece(merge_model *m, kv_pool *pool, const step *s, uint
     return status == DCM_OK ? m->ops->ops->merge_apply(m->ops, &apply) : status;
 }
 
+/* The scorer's merges of `s`, and telling of them. */
+static dcm_status run_score(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers,
+                            rope_kind rope)
+{
+    const size_t heads = pool->kv_heads, rows = (size_t)s->n_merges * layers;
+    merge_score_args args = {pool, s, layer, layers, rope, m->score, m->params, NULL};
+    dcm_status status = DCM_OK;
+    if (m->seen && rows)
+        status = mem_new(&args.seen, rows, heads * sizeof *args.seen, "choices of merges");
+    if (status == DCM_OK)
+        status = m->ops->ops->merge_score(m->ops, &args);
+    for (size_t i = 0; args.seen && status == DCM_OK && i < rows; i++)
+        m->seen(m->seen_context, layer + (uint32_t)(i % layers), args.seen + i * heads);
+    mem_free(&args.seen);
+    return status;
+}
+
 dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope)
 {
     const size_t rows = (size_t)layers * 2 * pool->kv_heads, turn = pool->head_dim;
-    const merge_score_args score = {pool, s, layer, layers, rope, m->score, m->params};
     if (m->params)
-        return m->ops->ops->merge_score(m->ops, &score);
+        return run_score(m, pool, s, layer, layers, rope);
     uint32_t most = s->n_merges;
     dcm_status status = DCM_OK;
     if (m->mode != MERGE_CONSTANT) {

@@ -26,7 +26,9 @@ typedef struct merge_model {
     buffer *x, *y; /* activations of a batch */
     size_t rows_room;
     score_shape score;
-    buffer *params; /* of a scorer, as in merge_score_args; else NULL */
+    buffer *params;       /* of a scorer, as in merge_score_args; else NULL */
+    dcm_merge_seen *seen; /* of a scorer on the reference; NULL: nobody wants to know */
+    void *seen_context;
 } merge_model;
 
 /*

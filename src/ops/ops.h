@@ -9,6 +9,7 @@
 #ifndef OPS_OPS_H
 #define OPS_OPS_H
 
+#include <dcm/merge.h>
 #include <dcm/status.h>
 
 #include <stdbool.h>
@@ -233,7 +234,8 @@ typedef struct merge_score_args {
     uint32_t layer, layers;
     rope_kind rope;
     score_shape shape;
-    buffer *params; /* (model's layers, kv_heads, score_layout.row) f32 */
+    buffer *params;         /* (model's layers, kv_heads, score_layout.row) f32 */
+    dcm_merge_choice *seen; /* (n_merges, layers, kv_heads) on the host, filled by the reference alone; may be NULL */
 } merge_score_args;
 
 struct grad_ops;
@@ -288,7 +290,10 @@ struct backend {
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */
 dcm_status backend_ref_open(backend **out, int threads, size_t max_memory);
 
-/* Let an opened reference add products, norms and attention in float, in the same order, or in double again. */
+/*
+ * Let an opened reference add products, norms and attention in float, in the same order, or in double again; a scorer's
+ * network is then in float too, as strict computes it.
+ */
 void backend_ref_sum_floats(backend *b, bool on);
 
 /*

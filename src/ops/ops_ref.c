@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "ops/profile.h"
+#include "ref/strict.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -239,7 +240,7 @@ static dcm_status op_merge_score(backend *b, const merge_score_args *a)
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_merges merges = merges_of(a->step, a->layer, a->layers);
     const ref_score score = score_of(a->shape, floats_of(a->params));
-    ref_merge_score(&pool, &merges, &score, threads_of(b));
+    (float_sums_of(b) ? ref_merge_score_strict : ref_merge_score)(&pool, &merges, &score, a->seen, threads_of(b));
     return DCM_OK;
 }
 

@@ -88,7 +88,7 @@ static dcm_status strict_merge_score(backend *b, const merge_score_args *a)
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_merges merges = merges_of(a->step, a->layer, a->layers);
     const ref_score score = score_of(a->shape, floats_of(a->params));
-    ref_merge_score_strict(&pool, &merges, &score, threads_of(b));
+    ref_merge_score_strict(&pool, &merges, &score, a->seen, threads_of(b));
     return DCM_OK;
 }
 

@@ -2,6 +2,8 @@
 #ifndef REF_SCORE_H
 #define REF_SCORE_H
 
+#include <dcm/merge.h>
+
 #include "ref/ref.h"
 
 enum { REF_HIDDEN_MAX = 256 };
@@ -26,9 +28,10 @@ typedef struct ref_score {
  * Merge into slots `out`. Of a unit x = [k ; v], its key turned back, z = (x - mean) scale, h = ELU(w1 z + b1[level]),
  * s = w2 . h + deviation sqrt(mean of the keys' z^2). With D = s_a - s_b + prior[level] and m = 1 / (1 + exp(-sharp D))
  * the result is m a + (1 - m) b + (u^T (h_a + h_b) + r[level]) / scale, m for keys by sharp_k, for values by sharp_v;
- * its key is turned by its anchor.
+ * its key is turned by its anchor. `seen` (NULL: not wanted) is (merges, layers, kv_heads): what was decided.
  */
-void ref_merge_score(const ref_pool *pool, const ref_merges *merges, const ref_score *score, int threads);
+void ref_merge_score(const ref_pool *pool, const ref_merges *merges, const ref_score *score, dcm_merge_choice *seen,
+                     int threads);
 
 /* Gradients are arrays as those of the parameters and of the units. */
 typedef struct ref_score_back_args {

@@ -64,13 +64,18 @@ static inline void score_run(const ref_score *p, uint32_t d, uint32_t level, sco
     u->s += *p->deviation * u->norm;
 }
 
+static inline double score_gap(const ref_score *p, uint32_t level, const score_unit *a, const score_unit *b)
+{
+    return a->s - b->s + p->prior[level];
+}
+
 static inline double score_sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 /* The merged unit [k ; v], its key without rotation. */
 static inline void score_merge(const ref_score *p, uint32_t d, uint32_t level, const score_unit *a, const score_unit *b,
                                double *y)
 {
-    const double gap = a->s - b->s + p->prior[level];
+    const double gap = score_gap(p, level, a, b);
     const double keys = score_sigmoid(*p->sharp_k * gap), values = score_sigmoid(*p->sharp_v * gap);
     for (uint32_t c = 0; c < 2 * d; c++) {
         const double m = c < d ? keys : values;

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "ref/choice.h"
 #include "ref/clones.h"
 #include "ref/merge_row.h"
 #include "ref/strict_math.h"
@@ -245,16 +246,21 @@ static strict_score score_of(const ref_score *s, uint32_t d, size_t row, uint32_
                           .sharp_v = s->sharp_v[at]};
 }
 
-CLONES_FMA static void score_one(const ref_pool *pool, const strict_score *p, uint32_t hidden, float *a, const float *b)
+/* The result into a; returns the gap. */
+CLONES_FMA static float score_one(const ref_pool *pool, const strict_score *p, uint32_t hidden, float *a,
+                                  const float *b)
 {
     const uint32_t d = pool->head_dim;
     float z[2 * REF_HEAD_MAX], ha[REF_HIDDEN_MAX], hb[REF_HIDDEN_MAX];
     const float sa = strict_score_unit(p, d, hidden, a, z, ha);
     const float sb = strict_score_unit(p, d, hidden, b, z, hb);
-    strict_score_merge(p, d, hidden, sa - sb + p->prior, a, b, ha, hb);
+    const float gap = sa - sb + p->prior;
+    strict_score_merge(p, d, hidden, gap, a, b, ha, hb);
+    return gap;
 }
 
-void ref_merge_score_strict(const ref_pool *pool, const ref_merges *merges, const ref_score *score, int threads)
+void ref_merge_score_strict(const ref_pool *pool, const ref_merges *merges, const ref_score *score,
+                            dcm_merge_choice *seen, int threads)
 {
     const size_t d = pool->head_dim, heads = pool->kv_heads, rows = (size_t)merges->n * merges->layers * heads;
 #pragma omp parallel for num_threads(threads) if (rows * score->hidden * d > REF_SHARED_MIN)
@@ -265,9 +271,14 @@ void ref_merge_score_strict(const ref_pool *pool, const ref_merges *merges, cons
         const uint32_t layer = merges->layer + (uint32_t)(i / heads % merges->layers), head = (uint32_t)(i % heads);
         const strict_score p = score_of(score, (uint32_t)d, layer * heads + head, merge->level);
         float a[2 * REF_HEAD_MAX], b[2 * REF_HEAD_MAX];
+        double apart[2 * REF_HEAD_MAX];
         score_load(pool, layer, head, merge->a, rotation, a);
         score_load(pool, layer, head, merge->b, rotation + d, b);
-        score_one(pool, &p, score->hidden, a, b);
+        for (size_t c = 0; c < 2 * d; c++)
+            apart[c] = (double)a[c] - b[c];
+        const float gap = score_one(pool, &p, score->hidden, a, b);
+        if (seen)
+            seen[i] = choice_of(pool, merge, gap, p.sharp_k, p.sharp_v, apart);
         rotate(pool, a, rotation + 2 * d, 1);
         save(pool, pool_at(pool, layer, REF_KEYS, head, merge->out), a);
         save(pool, pool_at(pool, layer, REF_VALUES, head, merge->out), a + d);

@@ -17,7 +17,8 @@ void ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range 
 void ref_merge_gather_strict(const ref_pool *pool, const ref_merges *merges, float *x, int threads);
 void ref_merge_apply_strict(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
                             const float *head, int threads);
-void ref_merge_score_strict(const ref_pool *pool, const ref_merges *merges, const ref_score *score, int threads);
+void ref_merge_score_strict(const ref_pool *pool, const ref_merges *merges, const ref_score *score,
+                            dcm_merge_choice *seen, int threads);
 
 /* Operations one at a time, for finding out which of them a compiler does not keep to. */
 typedef enum strict_try {

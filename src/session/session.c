@@ -215,6 +215,17 @@ dcm_status dcm_session_read_layer(dcm_session *s, uint32_t layer, dcm_unit *unit
     return values ? cache_read_layer(&s->cache, layer, values) : DCM_OK;
 }
 
+dcm_status dcm_session_watch(dcm_session *s, dcm_merge_seen *seen, void *context)
+{
+    dcm_device_info device;
+    dcm_device_get_info(s->model->device, &device);
+    if (!s->merge.params || !device.is_ref)
+        return dcm_fail(DCM_ERR_USAGE, "only a scorer's merges on the reference can be watched");
+    s->merge.seen = seen;
+    s->merge.seen_context = context;
+    return DCM_OK;
+}
+
 uint32_t dcm_session_chunk(const dcm_session *s) { return s->cache.chunk; }
 
 void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)

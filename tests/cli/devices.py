@@ -139,6 +139,57 @@ def test_strict(cli):
     cli.fails(3, "its strict is true, here it is false", *against(cli, path), "--devices", "0.0")
 
 
+def scorer(cli):
+    """A trained merge model of the tiny model; trained once."""
+    path = cli.folder / "scorer.safetensors"
+    if not path.exists():
+        text = cli.folder / "train.txt"
+        text.write_text("It was a bright cold day in April, and the clocks were striking thirteen. " * 20)
+        subprocess.run([cli.program, "train", "-q", "--device", "ref", "-m", cli.tiny, "-f", text, "-o", path, "-n",
+                        "48", "-L", "4", "--steps", "1", "--hidden", "16"], check=True, env=cli.environment)
+    return path
+
+
+def test_scorer(cli):
+    """Merges that decide sharply: bounds of units know by how much, in a run and in a record."""
+    model = ["-m", cli.tiny, "--merge", scorer(cli), "-L", "4"]
+    run = [*model, "-n", "80", "--devices", "ref,0.0,ref", "--cache-at", "30,80"]
+    for kv in ("f32", "f16"):
+        for row in cli.rows(0, *run, "--kv", kv)[1:3]:
+            assert row["status"] == "ok" and row["cache_ratio"] <= 1, row
+    # without what the references tell of their merges, a bound is that of a token's own unit, so never larger
+    told, untold = (cli.rows(0, *run, **e)[1]["cache_ratio"] for e in ({}, dict(LD_PRELOAD=cli.broken, BROKEN="watch")))
+    assert told <= untold, (told, untold)
+    assert cli.rows(1, *run, LD_PRELOAD=cli.broken, BROKEN="cache")[1]["status"] == "cache differs"
+    path = cli.folder / "scorer.dcmcheck"
+    cli.exits(0, *model, "-n", "40", "--devices", "0.0", "--save", path)
+    assert cli.rows(0, *model, "--against", path, "--devices", "ref")[1]["status"] == "ok"
+    rows = cli.rows(1, *model, "--against", path, "--devices", "0.0", LD_PRELOAD=cli.broken, BROKEN="cache")
+    assert rows[1]["status"] == "cache differs"
+
+
+# A change of the kernels' text by the operation that it breaks, as the message names it.
+STRICT_FAULTS = {
+    "a * b + c": ("a[i] * b[i] + c[i]", "fma(a[i], b[i], c[i])"),
+    "fma(a, b, c)": ("STRICT_FMA(a, b, c) fma(a, b, c)", "STRICT_FMA(a, b, c) ((a) * (b) + (c))"),
+    "a / b": ("a[i] / b[i]", "a[i] * (1.0f / b[i])"),
+    "sqrt(|a|)": ("STRICT_SQRT(x) sqrt(x)", "STRICT_SQRT(x) (1.0f / (1.0f / sqrt(x)))"),
+    "half(a)": ("half_bits = float_to_half(a[i])", "half_bits = float_to_half(a[i]) | 1"),
+    "exp(a)": ("0x1.6850e4p-10f", "0x1.6850f4p-10f"),
+    "silu(a)": ("x / (1.0f + strict_exp(-x))", "x * strict_sigmoid(x)"),
+    "elu(a)": ("strict_exp(x) - 1.0f", "expm1(x)"),
+    "the sum of a b": ("x.lo + x.hi", "x.even + x.odd"),
+}
+
+
+def test_strict_fault(cli):
+    """A device whose compiler changes one operation is refused before it computes, and the operation is named."""
+    for i, (name, (text, other)) in enumerate(STRICT_FAULTS.items()):
+        cli.fails(4, "does not compute strictly: " + re.escape(name) + " is ", "-m", cli.tiny, "--merge", "newer",
+                  "--devices", "ref,0.0", "--strict", "-n", "2", LD_PRELOAD=cli.broken, BROKEN="compiler",
+                  BROKEN_TEXT=text, BROKEN_BY=other, DCM_CACHE=str(cli.folder / f"cache{i}"))
+
+
 # ---- Devices that are not ----
 
 
@@ -190,6 +241,9 @@ def test_watch(cli):
                             watched.stderr), watched.stderr
         # the feed that is wrong is the 12th: the prompt, and 11 tokens, of which the 1st and 9th are verified
         assert run_watched(cli, *args, "8", LD_PRELOAD=cli.broken, BROKEN=broken).returncode == 0
+    watched = run_watched(cli, "--device", "0.0", "--verify-every", "1", LD_PRELOAD=cli.broken, BROKEN="cache")
+    assert watched.returncode == 1, watched
+    assert re.search("layer 1, keys of tokens 0 to 0 differ by 0.1 ", watched.stderr), watched.stderr
     for wrong in ("0", "-1", "x"):
         assert run_watched(cli, f"--verify-every={wrong}").returncode == 2
 
@@ -222,8 +276,8 @@ class Record:
         layers = self.header["options"]["layers"]
         for i, (_, units) in enumerate(self.header["caches"]):
             if i == cache:
-                return at + 16 * units + 8 * layers + ((2 * layer + kind) * units + unit) * 4
-            at += 16 * units + 8 * layers * (1 + units)
+                return at + 16 * units + 8 * layers * units + ((2 * layer + kind) * units + unit) * 4
+            at += 16 * units * (1 + layers)
 
     def put(self, path):
         header = json.dumps(self.header).encode()
@@ -287,7 +341,8 @@ def test_record_that_differs(cli):
     change(lambda r: r.step(17) + 24 + 4 * 64 + 4 * 63, 1e-6, "max_abs", "ok")
     row = change(lambda r: r.digest(1, 1, 1, 2), 0.01, "cache_max_abs", "cache differs")
     step, units = Record(whole).header["caches"][1]
-    first, = struct.unpack_from("<Q", Record(whole).body, Record(whole).digest(1, 0, 0, 0) - 8 * 2 - 16 * (units - 2))
+    bounds = 2 * 2 * units * 4  # of keys and values in two layers, behind the list of units
+    first, = struct.unpack_from("<Q", Record(whole).body, Record(whole).digest(1, 0, 0, 0) - bounds - 16 * (units - 2))
     assert row["cache_worst"].startswith(f"after {step}: layer 1, values of tokens {first} to "), (row, first)
     rows = cli.rows(1, *against(cli, path), "--devices", "0.0", LD_PRELOAD=cli.broken, BROKEN="cache")
     assert rows[1]["status"] == "cache differs"

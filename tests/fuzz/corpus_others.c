@@ -234,7 +234,7 @@ static void put_record(const char *name, const char *header, size_t steps, int32
     enum { TOP = 64 };
     gw_bytes b = {0};
     gw_put(&b, "DCMCHECK", 8);
-    gw_put_u32(&b, 1);
+    gw_put_u32(&b, 2);
     gw_put_u32(&b, (uint32_t)strlen(header));
     gw_put_u64(&b, steps * (24 + 8 * TOP) + more);
     gw_put_u64(&b, 0); /* the target puts the checksum there */
@@ -257,9 +257,9 @@ static void put_record(const char *name, const char *header, size_t steps, int32
 static void records(void)
 {
     static const char right[] = "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":2,\"caches\":[[1,2]]}";
-    put_record("right", right, 2, 7, 2 * 16 + 8 + 16);
-    put_record("id-outside-vocabulary", right, 2, 8, 2 * 16 + 8 + 16);
-    put_record("id-negative", right, 2, INT32_MIN, 2 * 16 + 8 + 16);
+    put_record("right", right, 2, 7, 2 * 16 + 16 + 16);
+    put_record("id-outside-vocabulary", right, 2, 8, 2 * 16 + 16 + 16);
+    put_record("id-negative", right, 2, INT32_MIN, 2 * 16 + 16 + 16);
     put_record("body-too-short", right, 2, 0, 0);
     put_record("steps-absurd", "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":16777216,\"caches\":[]}", 1, 0, 0);
     put_record("steps-negative", "{\"options\":{\"layers\":1,\"vocab\":8},\"steps\":-1,\"caches\":[]}", 1, 0, 0);

@@ -110,8 +110,62 @@ static void merges(void **state)
     run(&(fx_spec){1, 1, 1, 128, KV_F16, ROPE_HALF, .n_merges = 7}, 48, 2, 0, 1, 4);
 }
 
+/* What is told of one KV head of merge m must explain its result, whose residual is nothing. */
+static void check_choice(const rig *r, void *const *got, const dcm_merge_choice *choice, uint32_t m, uint32_t h)
+{
+    const uint32_t d = r->shape.head_dim;
+    const merge_pair *pair = fx_merge(&r->cache, m);
+    const long double weight = 1 / (1 + expl(-(long double)choice->sharp[1] * choice->gap));
+    long double a[2 * HEAD_MAX], b[2 * HEAD_MAX], values = 0, keys = 0;
+    fx_score_unit(&r->cache, 0, h, pair->a, fx_merge_rot(&r->cache, m, 0), a);
+    fx_score_unit(&r->cache, 0, h, pair->b, fx_merge_rot(&r->cache, m, 1), b);
+    for (uint32_t c = 0; c < d; c++) {
+        const long double old = a[d + c], new = b[d + c], want = weight *old + (1 - weight) * new;
+        assert_true(fabsl(fx_get(&r->cache, got, 0, 1, h, pair->out, c) - want) <= 1e-5 * (fabsl(old) + fabsl(new)));
+        values = fmaxl(values, fabsl(old - new));
+    }
+    for (uint32_t i = 0; i < d / 2; i++) {
+        uint32_t one, two;
+        fx_pair(r->cache.spec.rope, d, i, &one, &two);
+        keys = fmaxl(keys, hypotl(a[one] - b[one], a[two] - b[two]));
+    }
+    assert_true(fabsl(choice->spread[0] - keys) <= 1e-6 * keys && fabsl(choice->spread[1] - values) <= 1e-6 * values);
+    assert_true(choice->level == pair->level);
+    const float *p = r->params + h * r->at.row;
+    assert_true(choice->sharp[0] == p[r->at.sharp_k] && choice->sharp[1] == p[r->at.sharp_v]);
+}
+
+static void choices(void **state)
+{
+    const fx_spec spec = {1, 3, 9, 32, KV_F32, ROPE_HALF, .n_merges = 5};
+    (void)state;
+    for (int how = 0; how < 3; how++) { /* sums in double; in float; strict */
+        rig r;
+        void *got[KV_BLOCKS];
+        dcm_merge_choice seen[5 * 3];
+        rig_open(&r, &spec, 16, 3, 5);
+        for (uint32_t h = 0; h < spec.kv_heads; h++) {
+            float *p = r.params + h * r.at.row;
+            memset(p + r.at.u, 0, (r.at.prior - r.at.u) * sizeof *p);
+        }
+        assert_int_equal(r.b->ops->write(r.on_device, 0, r.params, r.on_device->bytes), DCM_OK);
+        if (how == 1)
+            backend_ref_sum_floats(r.b, true);
+        if (how == 2)
+            backend_ref_strict(r.b);
+        const merge_score_args args = {&r.pool, &r.step, 0, 1, spec.rope, r.shape, r.on_device, seen};
+        assert_int_equal(r.b->ops->merge_score(r.b, &args), DCM_OK);
+        for (uint32_t i = 0; i < r.pool.n_blocks; i++)
+            got[i] = r.pool.block[i]->handle;
+        for (uint32_t m = 0; m < spec.n_merges; m++)
+            for (uint32_t h = 0; h < spec.kv_heads; h++)
+                check_choice(&r, got, &seen[m * spec.kv_heads + h], m, h);
+        rig_close(&r);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(merges)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(merges), cmocka_unit_test(choices)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

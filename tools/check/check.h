@@ -5,6 +5,7 @@
 #ifndef CHECK_H
 #define CHECK_H
 
+#include <dcm/plan.h>
 #include <dcm/session.h>
 
 #include <sys/types.h>
@@ -41,6 +42,12 @@ typedef struct check_model {
     uint64_t digest;
 } check_model;
 
+/* One head's choice of one layer of one merge. */
+typedef struct check_chosen {
+    uint32_t layer;
+    dcm_merge_choice choice;
+} check_chosen;
+
 /* What is summed up about one device, against the baseline. */
 typedef struct check_totals {
     uint64_t steps, same_bits;    /* same_bits: steps whose logits are equal bit for bit */
@@ -65,7 +72,9 @@ typedef struct check_side {
     char trouble[CHECK_TEXT]; /* what became of it; "" while it works */
     int code;                 /* that its process told with it; 0: none */
     float *logits;            /* (CHECK_BLOCK, vocab) */
-    dcm_unit *units;          /* of the caches compared last */
+    check_chosen *chosen;     /* by a scorer in the steps fed last, in order; the reference tells, others do not */
+    size_t n_chosen, chosen_room;
+    dcm_unit *units; /* of the caches compared last */
     size_t n_units;
     float *values; /* one layer's: (units, 2, kv_heads, head_dim) */
     size_t room;   /* of units */
@@ -82,8 +91,8 @@ void check_side_end(check_side *s, const char *why);
 void check_side_close(check_side *s);
 
 /*
- * Feed `count` tokens; the logits after each into s->logits. Errors, a process that ended and one that does not answer
- * leave a text in s->trouble. False then.
+ * Feed `count` tokens; the logits after each into s->logits, choices into s->chosen. Errors, a process that ended and
+ * one that does not answer leave a text in s->trouble. False then.
  */
 bool check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count);
 
@@ -111,17 +120,9 @@ check_difference check_compare(const float *a, const float *b, size_t vocab);
  */
 check_difference check_compare_sketch(const record_step *a, const float *b, size_t vocab);
 
-/* Largest difference of two arrays; infinite where one has no number. */
-double check_max_abs(const float *a, const float *b, size_t n);
-
-/* Bound of logits: what the two references differ by at this step times the factor, one rounding of a float at least.
- */
-double check_bound(const float *ref, const float *with_floats, size_t vocab);
-
-/* One rounding of a stored value, as a part of it. */
-double check_rounding(const check_job *job);
-
 /* ---- The run (run.c) ---- */
+
+typedef struct check_choices check_choices;
 
 typedef struct check_run {
     check_job job;
@@ -132,9 +133,11 @@ typedef struct check_run {
     uint64_t steps, seed;
     arg_ints cache_at;
     bool quiet;
-    const float *greedy;  /* the baseline's logits that the next token is chosen by */
-    double largest_bound; /* of the logits of any step */
-    record made;          /* of the baseline, where `save` is asked for */
+    const float *greedy;    /* the baseline's logits that the next token is chosen by */
+    double largest_bound;   /* of the logits of any step */
+    check_choices *choices; /* of ref: (DCM_LEVELS_MAX, layers); NULL: no scorer's merge so far */
+    double *gap_noise;      /* (layers): most that a gap of ref and of ref-float differ by so far */
+    record made;            /* of the baseline, where `save` is asked for */
     const char *save;
     record *against; /* the baseline in place of a device; NULL: none */
     output_file steps_out;
@@ -143,6 +146,43 @@ typedef struct check_run {
 
 /* Open all sides and run all steps. 0, or an exit code after a message. */
 int check_all(check_run *run);
+
+/* ---- Bounds (bounds.c) ---- */
+
+/* Largest difference of two arrays; infinite where one has no number. */
+double check_max_abs(const float *a, const float *b, size_t n);
+
+/* Bound of logits: what the two references differ by at this step times the factor, one rounding of a float at least.
+ */
+double check_bound(const float *ref, const float *with_floats, size_t vocab);
+
+/* One rounding of a stored value, as a part of it. */
+double check_rounding(dcm_kv_type kv);
+
+/* Take over what ref and ref-float chose in the steps fed last. False when memory runs out. */
+bool check_take_choices(check_run *run);
+
+void check_free_choices(check_run *run);
+
+/* Largest difference of ref and ref-float in the keys (kind 0) or values (1) of the layer read last. */
+double check_layer_noise(const check_run *run, uint32_t kind);
+
+/*
+ * Most that a value of a token's own unit may be off, given the layer's noise: the factor times as much, one rounding
+ * of the largest of the unit's n values at least.
+ */
+double check_token_bound(dcm_kv_type kv, double noise, const float *values, size_t n);
+
+/*
+ * The same of any unit, in one head. A scorer's merge makes m a + (1 - m) b, m = 1 / (1 + exp(-sharp D)): where D may
+ * be off by d, the factor times the layer's largest difference of D between ref and ref-float, m moves by the larger of
+ * |m(D + d) - m(D)| and |m(D - d) - m(D)|, and the unit by that times what a and b are apart, beside what a and b are
+ * off themselves. Other merges weigh by constants, or are not known from inside: `token` itself. check_choice_moves:
+ * how far m moves.
+ */
+double check_choice_moves(const dcm_merge_choice *choice, uint32_t kind, double gap);
+double check_unit_bound(const check_run *run, const dcm_unit *unit, uint32_t layer, uint32_t head, uint32_t kind,
+                        double token);
 
 /* ---- Records (recording.c) ---- */
 

@@ -1,7 +1,6 @@
 #include "check.h"
 #include "score.h"
 
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -21,25 +20,6 @@ check_difference check_compare(const float *a, const float *b, size_t vocab)
     d.margin = (double)a[d.top_a] - a[d.top_b];
     d.same_bits = memcmp(a, b, vocab * sizeof *a) == 0;
     return d;
-}
-
-double check_max_abs(const float *a, const float *b, size_t n)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double d = fabs((double)a[i] - b[i]);
-        if (!(d <= most))
-            most = isnan(d) ? INFINITY : d;
-    }
-    return most;
-}
-
-double check_bound(const float *ref, const float *with_floats, size_t vocab)
-{
-    double largest = 0;
-    for (size_t i = 0; i < vocab; i++)
-        largest = fmax(largest, fabs(ref[i]));
-    return fmax(CHECK_FACTOR * check_max_abs(ref, with_floats, vocab), FLT_EPSILON * largest);
 }
 
 check_difference check_compare_sketch(const record_step *a, const float *b, size_t vocab)
@@ -66,5 +46,3 @@ check_difference check_compare_sketch(const record_step *a, const float *b, size
     d.same_bits = a->checksum == record_checksum(b, vocab);
     return d;
 }
-
-double check_rounding(const check_job *job) { return job->cache.kv == DCM_KV_F32 ? FLT_EPSILON : ldexp(1, -10); }

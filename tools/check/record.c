@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 
 static const char magic[8] = "DCMCHECK";
-enum { VERSION = 1, HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
+enum { VERSION = 2, HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
 
 typedef struct file_head {
     char magic[8];
@@ -105,7 +105,7 @@ static bool part_of(const record *r, size_t i, void **data, size_t *bytes)
     const record_cache *c = &r->cache[(i - 1) / 3];
     void *const parts[] = {c->unit, c->bound, c->digest};
     const size_t sums = 2 * (size_t)r->layers * sizeof(float);
-    const size_t sizes[] = {c->units * sizeof *c->unit, sums, c->units * sums};
+    const size_t sizes[] = {c->units * sizeof *c->unit, c->units * sums, c->units * sums};
     *data = parts[(i - 1) % 3];
     *bytes = sizes[(i - 1) % 3];
     return true;
@@ -198,7 +198,7 @@ static bool make_parts(record *r)
     for (size_t i = 0; i < r->caches && made; i++) {
         record_cache *c = &r->cache[i];
         c->unit = malloc(c->units * sizeof *c->unit);
-        c->bound = malloc(sums * sizeof *c->bound);
+        c->bound = malloc(sums * c->units * sizeof *c->bound);
         c->digest = malloc(sums * c->units * sizeof *c->digest);
         made = c->unit && c->bound && c->digest;
     }
@@ -220,7 +220,7 @@ static bool contents_are_right(const record *r)
     for (size_t i = 0; i < r->steps; i++)
         right = right && is_right(&r->step[i], r->vocab);
     for (size_t i = 0; i < r->caches; i++)
-        for (size_t k = 0; k < 2 * (size_t)r->layers; k++)
+        for (size_t k = 0; k < 2 * (size_t)r->layers * r->cache[i].units; k++)
             right = right && r->cache[i].bound[k] >= 0 && isfinite(r->cache[i].bound[k]);
     return right;
 }

@@ -4,21 +4,20 @@
  * The file, all little-endian:
  *
  *     8 bytes   "DCMCHECK"
- *     u32       1, the format's version
+ *     u32       2, the format's version
  *     u32       bytes of the header
  *     u64       bytes of the body
  *     u64       FNV-1a (64 bits) of header and body
  *     header    JSON: "options" and, for people, who made it: commit, host_cpu, date, command_line, device, driver,
  *               platform, tuning, model
- *     body      "steps" record_steps, then for each of "caches" a list of units (record_unit), the bounds of digests,
- *               (layers, 2) f32, and the digests themselves, (layers, 2, units) f32; keys before values
+ *     body      "steps" record_steps, then for each of "caches" a list of units (record_unit), the bounds of digests
+ *               and the digests themselves, each (layers, 2, units) f32; keys before values
  *
  * "options" must be the same on both machines: model_digest, vocab, layers, kv_heads, head_dim and policy. "steps" is a
  * number, "caches" a list of [step, units]. The body has exactly the bytes that these say, and the file nothing more.
  *
  * A digest is the sum of a unit's values in one layer, each with a sign that depends on its place alone: a wrong value
- * shows in it as large as it is. Bounds are those that the recording run found: CHECK_FACTOR times what the reference
- * differs by between sums in double and in float.
+ * shows in it as large as it is. Bounds are those that the recording run found (check.h).
  */
 #ifndef RECORD_H
 #define RECORD_H
@@ -50,7 +49,7 @@ typedef struct record_cache {
     uint64_t step;
     size_t units;
     record_unit *unit;
-    float *bound;  /* (layers, 2) */
+    float *bound;  /* (layers, 2, units) */
     float *digest; /* (layers, 2, units) */
 } record_cache;
 

@@ -35,7 +35,7 @@ bool check_record_units(check_run *run, uint64_t step)
     r->layers = ref->model.layers;
     *c = (record_cache){.step = step, .units = run->side->n_units};
     c->unit = calloc(c->units, sizeof *c->unit);
-    c->bound = calloc(sums, sizeof *c->bound);
+    c->bound = calloc(sums * c->units, sizeof *c->bound);
     c->digest = calloc(sums * c->units, sizeof *c->digest);
     if (!c->unit || !c->bound || !c->digest)
         return false;
@@ -45,8 +45,24 @@ bool check_record_units(check_run *run, uint64_t step)
 }
 
 /*
- * Digests of the baseline's units, and their bound: what the references' digests differ by, times the factor; one
- * rounding of each value, to the sum of which they add up as the root of their number.
+ * How far a unit's digest may be off: by `own`, and by what a scorer's gaps let each of its values move. To a sum whose
+ * signs are as by chance, n values add up as the root of n.
+ */
+static double digest_bound(const check_run *run, const dcm_unit *u, uint32_t layer, uint32_t kind, double own,
+                           double token)
+{
+    const check_model *m = &run->side->model;
+    double squares = 0;
+    for (uint32_t h = 0; h < m->kv_heads; h++) {
+        const double moved = check_unit_bound(run, u, layer, h, kind, token) - token;
+        squares += m->head_dim * moved * moved;
+    }
+    return own + sqrt(squares);
+}
+
+/*
+ * Digests of the baseline's units, and their bounds: what the references' digests differ by at most, times the factor;
+ * one rounding of each value at least.
  */
 void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
 {
@@ -55,7 +71,10 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
     record_cache *c = &run->made.cache[run->made.caches - 1];
     if (c->step != step)
         return;
-    for (size_t kind = 0; kind < 2; kind++) {
+    for (uint32_t kind = 0; kind < 2; kind++) {
+        const bool strict = run->job.device.strict;
+        const double values_noise = strict ? 0 : check_layer_noise(run, kind);
+        float *bound = c->bound + (2 * layer + kind) * c->units;
         double noise = 0, largest = 0;
         for (size_t u = 0; u < c->units; u++) {
             const size_t at = (2 * u + kind) * n;
@@ -65,8 +84,12 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
             for (size_t i = 0; i < n; i++)
                 largest = fmax(largest, fabs(base->values[at + i]));
         }
-        const double bound = fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(&run->job));
-        c->bound[2 * layer + kind] = run->job.device.strict ? 0 : (float)bound;
+        const double own = fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(run->job.cache.kv));
+        for (size_t u = 0; u < c->units && !strict; u++) {
+            const double token =
+                check_token_bound(run->job.cache.kv, values_noise, base->values + (2 * u + kind) * n, n);
+            bound[u] = (float)digest_bound(run, &base->units[u], layer, kind, own, token);
+        }
     }
 }
 

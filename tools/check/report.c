@@ -93,7 +93,8 @@ static void print_note(const check_run *run, table_format format)
     }
     snprintf(note, sizeof note,
              "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums in "
-             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least. "
+             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least; a "
+             "unit merged by a scorer may also move by its choice, whose gap is known that well. "
              "max_abs and bound are of the step with the largest %s. same_bits: steps with the same logits bit for "
              "bit. parted: the first token where the greedy choice is another, margin: the baseline's between both; a "
              "tie where it is within twice the bound.",

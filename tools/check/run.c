@@ -112,6 +112,10 @@ static void feed_all(check_run *run, uint64_t done, size_t count)
     for (size_t i = 0; i < run->sides && !run->stopped; i++)
         if (works(&run->side[i]) && !check_side_feed(&run->side[i], &run->job, run->ids + done, count))
             lost(run, &run->side[i], done + 1);
+    if (!run->stopped && !run->against && !run->job.device.strict && !check_take_choices(run)) {
+        check_side_end(&run->side[run->ref], "no room for what its merges chose");
+        lost(run, &run->side[run->ref], done + count);
+    }
     for (size_t at = 0; at < count && !run->stopped; at++)
         compare_step(run, done + at + 1, at);
 }
@@ -133,17 +137,16 @@ static void take_unit(check_side *s, size_t unit, uint32_t layer, size_t kind, u
              step, layer, kind ? "values" : "keys", u->first, u->first + u->tokens - 1);
 }
 
-/* One unit, keys or values, beside the baseline's. */
-static void compare_unit(const check_run *run, check_side *s, size_t unit, uint32_t layer, size_t kind, uint64_t step,
+/* One unit, keys or values, beside the baseline's, head by head. */
+static void compare_unit(const check_run *run, check_side *s, size_t unit, uint32_t layer, uint32_t kind, uint64_t step,
                          double noise)
 {
-    const size_t n = (size_t)s->model.kv_heads * s->model.head_dim, at = (2 * unit + kind) * n;
-    const float *a = run->side->values + at;
-    double largest = 0;
-    for (size_t i = 0; i < n; i++)
-        largest = fmax(largest, fabs(a[i]));
-    const double bound = fmax(CHECK_FACTOR * noise, largest * check_rounding(&run->job));
-    take_unit(s, unit, layer, kind, step, check_max_abs(a, s->values + at, n), run->job.device.strict ? 0 : bound);
+    const size_t d = s->model.head_dim, n = s->model.kv_heads * d, at = (2 * unit + kind) * n;
+    const float *a = run->side->values + at, *b = s->values + at;
+    const double token = run->job.device.strict ? 0 : check_token_bound(run->job.cache.kv, noise, a, n);
+    for (uint32_t h = 0; h < s->model.kv_heads; h++)
+        take_unit(s, unit, layer, kind, step, check_max_abs(a + h * d, b + h * d, d),
+                  check_unit_bound(run, &s->units[unit], layer, h, kind, token));
 }
 
 /* One unit's digest beside the record's. */
@@ -152,20 +155,8 @@ static void compare_digest(const check_run *run, check_side *s, size_t unit, uin
     const record_cache *c = check_record_cache(run, step);
     const size_t n = (size_t)s->model.kv_heads * s->model.head_dim, row = 2 * (size_t)layer + kind;
     const float own = record_digest(s->values + (2 * unit + kind) * n, n);
-    take_unit(s, unit, layer, kind, step, check_max_abs(&c->digest[row * c->units + unit], &own, 1), c->bound[row]);
-}
-
-/* Largest difference of the two references in one layer's keys or values. */
-static double noise_of(const check_run *run, size_t kind)
-{
-    const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
-    const size_t n = (size_t)ref->model.kv_heads * ref->model.head_dim;
-    double noise = 0;
-    for (size_t u = 0; u < ref->n_units; u++) {
-        const size_t at = (2 * u + kind) * n;
-        noise = fmax(noise, check_max_abs(ref->values + at, other->values + at, n));
-    }
-    return noise;
+    take_unit(s, unit, layer, kind, step, check_max_abs(&c->digest[row * c->units + unit], &own, 1),
+              c->bound[row * c->units + unit]);
 }
 
 /* The same units in the same places? */
@@ -186,8 +177,8 @@ static void compare_layer(check_run *run, uint32_t layer, uint64_t step)
             lost(run, &run->side[i], step);
     if (run->save && !run->stopped)
         check_record_layer(run, step, layer);
-    for (size_t kind = 0; kind < 2 && !run->stopped; kind++) {
-        const double noise = run->against || run->job.device.strict ? 0 : noise_of(run, kind);
+    for (uint32_t kind = 0; kind < 2 && !run->stopped; kind++) {
+        const double noise = run->against || run->job.device.strict ? 0 : check_layer_noise(run, kind);
         for (size_t i = 1; i < run->sides; i++)
             for (size_t u = 0; works(&run->side[i]) && u < run->side[i].n_units; u++)
                 if (run->against)

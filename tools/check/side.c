@@ -41,7 +41,10 @@ typedef struct process {
     float *logits; /* (CHECK_BLOCK, vocab) */
     dcm_unit *units;
     float *values;
-    size_t room; /* of units and values, in units */
+    size_t room;          /* of units and values, in units */
+    check_chosen *chosen; /* since the last answer */
+    size_t n_chosen, chosen_room;
+    bool lost_choices; /* no room for one */
 } process;
 
 static bool send_all(int socket, const void *data, size_t size)
@@ -93,6 +96,33 @@ static int open_all(process *p, const check_job *job, const char *name)
     return status == DCM_OK ? 0 : tool_fail((int)status, "%s: %s", name, dcm_error());
 }
 
+/* dcm_merge_seen: keep it for the next answer. */
+static void take_choice(void *context, uint32_t layer, const dcm_merge_choice *choice)
+{
+    process *p = context;
+    const uint32_t heads = p->shape.kv_heads;
+    if (p->n_chosen + heads > p->chosen_room) {
+        const size_t room = 2 * p->chosen_room + 64 * heads;
+        check_chosen *chosen = realloc(p->chosen, room * sizeof *chosen);
+        p->lost_choices = p->lost_choices || !chosen;
+        if (!chosen)
+            return;
+        p->chosen = chosen;
+        p->chosen_room = room;
+    }
+    for (uint32_t h = 0; h < heads; h++)
+        p->chosen[p->n_chosen++] = (check_chosen){layer, choice[h]};
+}
+
+/* The reference tells what a scorer chooses, for the bounds of units; strict ones have none. */
+static bool watch(process *p, const check_job *job)
+{
+    dcm_session_stats stats;
+    dcm_session_get_stats(p->session, &stats);
+    return !p->info.is_ref || job->device.strict || strcmp(stats.merge, "score") != 0 ||
+           dcm_session_watch(p->session, take_choice, p) == DCM_OK;
+}
+
 /* Say what the model and the device are. */
 static bool hello(process *p)
 {
@@ -119,8 +149,13 @@ static bool feed(process *p, const request *r)
     else
         for (uint32_t i = 0; i < r->count && status == DCM_OK; i++)
             status = dcm_session_feed(p->session, r->ids + i, 1, p->logits + i * vocab);
-    return status == DCM_OK ? tell(p, p->logits, r->count * vocab * sizeof *p->logits)
-                            : tell_error(p, (int)status, dcm_error());
+    if (status != DCM_OK)
+        return tell_error(p, (int)status, dcm_error());
+    if (p->lost_choices)
+        return no_room(p);
+    const size_t chosen = p->n_chosen;
+    p->n_chosen = 0;
+    return tell(p, p->logits, r->count * vocab * sizeof *p->logits) && tell(p, p->chosen, chosen * sizeof *p->chosen);
 }
 
 static bool send_cache(process *p)
@@ -152,7 +187,7 @@ static void serve(process *p, const check_job *job, const char *name)
 {
     request r;
     const int code = open_all(p, job, name);
-    bool ok = code ? tell_error(p, code, "") : hello(p);
+    bool ok = code ? tell_error(p, code, "") : hello(p) && watch(p, job);
     while (ok && recv(p->socket, &r, sizeof r, MSG_WAITALL) == (ssize_t)sizeof r)
         ok = r.kind == ASK_FEED ? feed(p, &r) : send_cache(p);
     dcm_session_close(&p->session);
@@ -295,15 +330,33 @@ void check_side_close(check_side *s)
         is_trouble(s, "closed");
     json_decref(s->facts);
     free(s->logits);
+    free(s->chosen);
     free(s->units);
     free(s->values);
+}
+
+/* What a scorer chose in the steps that were just fed. */
+static bool take_chosen(check_side *s, const check_job *job)
+{
+    size_t size;
+    if (!expect(s, job, &size))
+        return false;
+    s->n_chosen = size / sizeof *s->chosen;
+    if (s->n_chosen > s->chosen_room) {
+        free(s->chosen);
+        s->chosen = malloc(size);
+        s->chosen_room = s->chosen ? s->n_chosen : 0;
+        if (!s->chosen)
+            return is_trouble(s, "no room for what its merges chose");
+    }
+    return receive(s, job, s->chosen, size);
 }
 
 bool check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count)
 {
     request r = {ASK_FEED, (uint32_t)count, {0}};
     memcpy(r.ids, ids, count * sizeof *ids);
-    return ask(s, &r) && take(s, job, s->logits, count * s->model.vocab * sizeof *s->logits);
+    return ask(s, &r) && take(s, job, s->logits, count * s->model.vocab * sizeof *s->logits) && take_chosen(s, job);
 }
 
 bool check_side_units(check_side *s, const check_job *job)

@@ -1,0 +1,147 @@
+#include "check.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+double check_max_abs(const float *a, const float *b, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double d = fabs((double)a[i] - b[i]);
+        if (!(d <= most))
+            most = isnan(d) ? INFINITY : d;
+    }
+    return most;
+}
+
+double check_bound(const float *ref, const float *with_floats, size_t vocab)
+{
+    double largest = 0;
+    for (size_t i = 0; i < vocab; i++)
+        largest = fmax(largest, fabs(ref[i]));
+    return fmax(CHECK_FACTOR * check_max_abs(ref, with_floats, vocab), FLT_EPSILON * largest);
+}
+
+double check_rounding(dcm_kv_type kv) { return kv == DCM_KV_F32 ? FLT_EPSILON : ldexp(1, -10); }
+
+/* ---- What scorers chose ---- */
+
+/* The choices of one level in one layer, merge by merge: (merges, kv_heads). */
+struct check_choices {
+    dcm_merge_choice *item;
+    size_t count, room; /* in items */
+};
+
+static check_choices *choices_of(const check_run *run, uint32_t level, uint32_t layer)
+{
+    return &run->choices[level * run->side->model.layers + layer];
+}
+
+static bool keep(check_choices *to, const dcm_merge_choice *choice)
+{
+    if (to->count == to->room) {
+        const size_t room = to->room ? 2 * to->room : 16;
+        dcm_merge_choice *item = realloc(to->item, room * sizeof *item);
+        if (!item)
+            return false;
+        to->item = item;
+        to->room = room;
+    }
+    to->item[to->count++] = *choice;
+    return true;
+}
+
+bool check_take_choices(check_run *run)
+{
+    const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
+    const uint32_t layers = run->side->model.layers;
+    if (!ref->n_chosen)
+        return true;
+    if (!run->choices) {
+        run->choices = calloc((size_t)DCM_LEVELS_MAX * layers, sizeof *run->choices);
+        run->gap_noise = calloc(layers, sizeof *run->gap_noise);
+    }
+    if (!run->choices || !run->gap_noise)
+        return false;
+    for (size_t i = 0; i < ref->n_chosen; i++) {
+        const check_chosen *a = &ref->chosen[i], *b = &other->chosen[i];
+        const double apart = fabs((double)a->choice.gap - b->choice.gap);
+        run->gap_noise[a->layer] = fmax(run->gap_noise[a->layer], isnan(apart) ? INFINITY : apart);
+        if (!keep(choices_of(run, a->choice.level, a->layer), &a->choice))
+            return false;
+    }
+    return true;
+}
+
+void check_free_choices(check_run *run)
+{
+    for (size_t i = 0; run->choices && i < (size_t)DCM_LEVELS_MAX * run->side->model.layers; i++)
+        free(run->choices[i].item);
+    free(run->choices);
+    free(run->gap_noise);
+}
+
+/* ---- Bounds of units ---- */
+
+/* One head's keys or values in one layer. */
+typedef struct row {
+    const check_run *run;
+    uint32_t layer, head, kind;
+    double token; /* most that a channel of a unit that was never merged may be off */
+} row;
+
+/* The older unit's weight if the gap were larger by so much. */
+static double weight(const dcm_merge_choice *c, uint32_t kind, double more)
+{
+    return 1 / (1 + exp(-c->sharp[kind] * (c->gap + more)));
+}
+
+double check_choice_moves(const dcm_merge_choice *c, uint32_t kind, double gap)
+{
+    const double w = weight(c, kind, 0);
+    return fmax(fabs(weight(c, kind, gap) - w), fabs(weight(c, kind, -gap) - w));
+}
+
+/* Most that a channel of node `index` of a level may be off. */
+static double off(const row *r, uint32_t level, uint64_t index)
+{
+    const uint32_t heads = r->run->side->model.kv_heads;
+    const check_choices *made = level ? choices_of(r->run, level - 1, r->layer) : NULL;
+    if (!made || index * heads >= made->count)
+        return r->token;
+    const dcm_merge_choice *c = &made->item[index * heads + r->head];
+    const double a = off(r, level - 1, 2 * index), b = off(r, level - 1, 2 * index + 1);
+    const double moved = check_choice_moves(c, r->kind, CHECK_FACTOR * r->run->gap_noise[r->layer]);
+    const double w = weight(c, r->kind, 0);
+    return w * a + (1 - w) * b + moved * (c->spread[r->kind] + a + b);
+}
+
+double check_unit_bound(const check_run *run, const dcm_unit *u, uint32_t layer, uint32_t head, uint32_t kind,
+                        double token)
+{
+    const int32_t sinks = run->job.cache.sinks;
+    const uint64_t before = sinks > 0 ? (uint64_t)sinks : sinks ? 0 : 4;
+    const row r = {run, layer, head, kind, token};
+    return run->choices && u->level ? off(&r, u->level, (u->first - before) >> u->level) : token;
+}
+
+double check_layer_noise(const check_run *run, uint32_t kind)
+{
+    const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
+    const size_t n = (size_t)ref->model.kv_heads * ref->model.head_dim;
+    double noise = 0;
+    for (size_t u = 0; u < ref->n_units; u++) {
+        const size_t at = (2 * u + kind) * n;
+        noise = fmax(noise, check_max_abs(ref->values + at, other->values + at, n));
+    }
+    return noise;
+}
+
+double check_token_bound(dcm_kv_type kv, double noise, const float *values, size_t n)
+{
+    double largest = 0;
+    for (size_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(values[i]));
+    return fmax(CHECK_FACTOR * noise, largest * check_rounding(kv));
+}
