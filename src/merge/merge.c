@@ -1,6 +1,7 @@
 #include "merge/merge.h"
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "io/safetensors.h"
 #include "merge/shipped.h"
 

@@ -112,7 +112,7 @@ static void fill(record *r)
 {
     static record_step steps[STEPS];
     static record_unit units[UNITS] = {{0, 2, 0}, {4, 1, 0}, {6, 0, 0}};
-    static float bounds[2 * LAYERS] = {0, 1, 2, 3}, digests[2 * LAYERS * UNITS] = {5, -6, 7};
+    static float bounds[2 * LAYERS * UNITS] = {0, 1, 2, 3}, digests[2 * LAYERS * UNITS] = {5, -6, 7};
     float logits[VOCAB] = {[3] = 1};
     for (size_t i = 0; i < STEPS; i++) {
         record_sketch(&steps[i], logits, VOCAB);
@@ -145,7 +145,7 @@ static void test_round_trip(void **state)
     assert_memory_equal(got.step, r.step, STEPS * sizeof *r.step);
     assert_true(got.cache[0].step == 2 && got.cache[0].units == UNITS);
     assert_memory_equal(got.cache[0].unit, r.cache[0].unit, UNITS * sizeof *r.cache[0].unit);
-    assert_memory_equal(got.cache[0].bound, r.cache[0].bound, 2 * LAYERS * sizeof(float));
+    assert_memory_equal(got.cache[0].bound, r.cache[0].bound, 2 * LAYERS * UNITS * sizeof(float));
     assert_memory_equal(got.cache[0].digest, r.cache[0].digest, 2 * LAYERS * UNITS * sizeof(float));
     record_release(&got);
 }
