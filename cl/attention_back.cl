@@ -105,6 +105,7 @@ typedef struct query_state {
 typedef struct seen {
     const __local kv_table *kv;
     const __global uint *table, *view, *rot;
+    const __global float *bias; /* of the layer and KV head, from the first word of the step's data on */
     uint plane_k, plane_v;
 } seen;
 
@@ -216,7 +217,7 @@ static inline void turn_query(query_state *st, uint g, const __global uint *rot)
 static inline void add_range(query_state *st, const seen *s, uint range)
 {
     const uint units = range_word(s->view, range, RANGE_COUNT);
-    const float bias = as_float(range_word(s->view, range, RANGE_BIAS));
+    const float bias = s->bias[range_word(s->view, range, RANGE_BIAS)];
     for (uint g = 0; g < GROUP; g++) {
         turn_query(st, g, s->rot + range * HEAD_DIM);
         for (uint v = 0; v < VECS; v++)
@@ -251,7 +252,7 @@ static inline void add_boundaries(query_state *st, const seen *s, uint g, float 
     const uint ranges = s->view[VIEW_N_RANGES];
     float before = 0.0f; /* score of the older range's newest unit */
     for (uint r = 0; r < ranges; r++) {
-        const float bias = as_float(range_word(s->view, r, RANGE_BIAS));
+        const float bias = s->bias[range_word(s->view, r, RANGE_BIAS)];
         float score[2];
         turn_query(st, g, s->rot + r * HEAD_DIM);
         for (uint newest = 0; newest < 2; newest++) {
@@ -300,6 +301,7 @@ query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulo
                     table,
                     data + views + token * VIEW_WORDS,
                     data + query_rot + token * VIEW_RANGES * HEAD_DIM,
+                    (const __global float *)data + layer * kv_heads + h,
                     (layer * 2 + 0) * kv_heads + h,
                     (layer * 2 + 1) * kv_heads + h};
     query_state st;
@@ -338,6 +340,7 @@ typedef struct unit_state {
     vec dk[UNITS][VECS], dv[UNITS][VECS];
     vec turned[TILE][VECS], score[TILE], slope[TILE];
     float p[TILE], ds[TILE];
+    float16 dscore[UNITS]; /* sums of ds */
     float bias[TILE], lse[TILE], delta[TILE];
     uint range[TILE]; /* that is of the ring, in each query's view */
     uint newest[TILE], oldest[TILE]; /* slots of its ends */
@@ -345,8 +348,8 @@ typedef struct unit_state {
 } unit_state;
 
 /* Which range of each query's view is the units' ring; any where it is not seen. */
-static inline void find_ranges(unit_state *st, const __global uint *views, const __global uint *table, uint ring,
-                               uint queries)
+static inline void find_ranges(unit_state *st, const __global uint *views, const __global uint *table,
+                               const __global float *bias, uint ring, uint queries)
 {
     for (uint q = 0; q < queries; q++) {
         const __global uint *view = views + (size_t)q * VIEW_WORDS;
@@ -354,7 +357,7 @@ static inline void find_ranges(unit_state *st, const __global uint *views, const
         while (r && range_word(view, r, RANGE_RING) != ring)
             r--;
         st->range[q] = r;
-        st->bias[q] = as_float(range_word(view, r, RANGE_BIAS));
+        st->bias[q] = bias[range_word(view, r, RANGE_BIAS)];
 #if BOUNDARY
         const uint place = range_word(view, r, RANGE_PLACE);
         st->oldest[q] = range_slot(view, table, r, place);
@@ -393,6 +396,7 @@ static inline void add_queries(unit_state *st, uint j, uint slot, const __global
 #endif
     vstore16(p, 0, st->p);
     vstore16(ds, 0, st->ds);
+    st->dscore[j] += ds;
     UNROLL
     for (uint v = 0; v < VECS; v++) {
         k[v] = st->dk[j][v];
@@ -416,7 +420,7 @@ static inline void add_queries(unit_state *st, uint j, uint slot, const __global
 /* Arrays and rows of a work-item. */
 typedef struct unit_args {
     const __global uint *data, *table;
-    const __global float *qkv, *dout, *lse, *edge;
+    const __global float *bias, *qkv, *dout, *lse, *edge;
     size_t views, query_rot, qkv_row, dout_row;
     uint kv_heads, heads, h, plane_k, plane_v;
 } unit_args;
@@ -463,7 +467,7 @@ static inline void gather_units(unit_state *st, const unit_args *a, const __loca
     uint end;
     for (uint t = next_seen(unit, count, 0, &end); t < end; t = next_seen(unit, count, t + TILE, &end)) {
         const uint queries = min((uint)TILE, end - t);
-        find_ranges(st, a->data + a->views + (size_t)t * VIEW_WORDS, a->table, unit[UNIT_RING], queries);
+        find_ranges(st, a->data + a->views + (size_t)t * VIEW_WORDS, a->table, a->bias, unit[UNIT_RING], queries);
         for (uint g = 0; g < GROUP; g++) {
             const __global float *dout = a->dout + t * a->dout_row + (a->h * GROUP + g) * HEAD_DIM;
             turn_queries(st, a, g, t, queries);
@@ -479,21 +483,34 @@ static inline void gather_units(unit_state *st, const unit_args *a, const __loca
 }
 
 /*
- * Arrays as in query_back; unit is (count) grad_units, dunits (count, 2, kv_heads, HEAD_DIM). Item (i, KV head): units
- * UNITS i and on.
+ * Arrays as in query_back; unit is (count) grad_units, dunits (count, 2, kv_heads, HEAD_DIM), dscores (count,
+ * kv_heads). Item (i, KV head): units UNITS i and on.
  */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 unit_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
           const __global float *qkv, ulong qkv_row, uint layer, const __global float *dout, const __global float *lse,
-          const __global float *edge, const __global uint *unit, uint count, __global float *dunits)
+          const __global float *edge, const __global uint *unit, uint count, __global float *dunits,
+          __global float *dscores)
 {
     KV_TABLE(kv);
     const uint h = get_global_id(1), kv_heads = get_global_size(1), heads = kv_heads * GROUP;
     const uint stop = min((uint)(get_global_id(0) + 1) * UNITS, count);
-    const unit_args a = {data,      table,   qkv,     dout,
-                         lse,       edge,    views,   query_rot,
-                         qkv_row,   (size_t)heads * HEAD_DIM, kv_heads, heads,
-                         h,         (layer * 2 + 0) * kv_heads + h, (layer * 2 + 1) * kv_heads + h};
+    const unit_args a = {data,
+                         table,
+                         (const __global float *)data + layer * kv_heads + h,
+                         qkv,
+                         dout,
+                         lse,
+                         edge,
+                         views,
+                         query_rot,
+                         qkv_row,
+                         (size_t)heads * HEAD_DIM,
+                         kv_heads,
+                         heads,
+                         h,
+                         (layer * 2 + 0) * kv_heads + h,
+                         (layer * 2 + 1) * kv_heads + h};
     for (uint first = get_global_id(0) * UNITS; first < stop;) {
         const __global uint *some = unit + (size_t)first * UNIT_WORDS;
         uint n = 1;
@@ -502,6 +519,8 @@ unit_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulon
             n++;
         for (uint i = 0; i < n * VECS; i++)
             st.dk[i / VECS][i % VECS] = st.dv[i / VECS][i % VECS] = (vec)(0.0f);
+        for (uint j = 0; j < n; j++)
+            st.dscore[j] = (float16)(0.0f);
         for (uint q = 0; q < TILE; q++) {
             st.score[q] = st.slope[q] = (vec)(0.0f);
             st.bias[q] = st.lse[q] = st.delta[q] = 0.0f;
@@ -510,6 +529,7 @@ unit_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulon
         for (uint j = 0; j < n; j++) {
             __global float *to = dunits + ((size_t)(first + j) * 2 * kv_heads + h) * HEAD_DIM;
             float row[HEAD_DIM], back[HEAD_DIM];
+            dscores[(size_t)(first + j) * kv_heads + h] = sum16(st.dscore[j]);
             for (uint v = 0; v < VECS; v++)
                 VSTORE(st.dk[j][v], row + v * LANES);
             turn_row(row, data + some[j * UNIT_WORDS + UNIT_ROTATION], -1.0f, 1.0f, back);

@@ -60,8 +60,9 @@ typedef struct tile_units {
     float bias[TILE];
 } tile_units;
 
-static inline void tile_find(__local tile_units *to, const __local uint *view, const __global uint *table, uint tile,
-                             uint end)
+/* `bias`: of the layer and KV head, from the first word of the step's data on. */
+static inline void tile_find(__local tile_units *to, const __local uint *view, const __global uint *table,
+                             const __global float *bias, uint tile, uint end)
 {
     for (uint u = get_local_id(0); u < TILE && tile + u < end; u += ITEMS) {
         uint r = 0;
@@ -72,7 +73,7 @@ static inline void tile_find(__local tile_units *to, const __local uint *view, c
         const uint at = (range[RANGE_BEGIN] + tile + u - range[RANGE_PLACE]) & range[RANGE_MASK];
         to->slot[u] = table[range[RANGE_RING] + at];
         to->range[u] = r;
-        to->bias[u] = as_float(range[RANGE_BIAS]);
+        to->bias[u] = bias[range[RANGE_BIAS]];
     }
 }
 
@@ -214,6 +215,7 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
     const __global float *query = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
     const __global uint *rot = data + query_rot + token * VIEW_RANGES * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
+    const __global float *bias = (const __global float *)data + layer * kv_heads + h;
 
     group_state st;
     st.turned = VIEW_RANGES;
@@ -223,7 +225,7 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         st.total[g] = 0.0f;
         st.acc[g] = (float8)(0.0f);
     }
-    tile_find(&tiles[0], view, table, begin, end);
+    tile_find(&tiles[0], view, table, bias, begin, end);
     barrier(CLK_LOCAL_MEM_FENCE);
 
     for (uint tile = begin, now = 0; tile < end; tile += TILE, now ^= 1) {
@@ -232,7 +234,7 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         tile_load(kv, &tiles[now], plane_k, count, key);
         tile_dots(&st, &tiles[now], query, rot, count, key, part);
         tile_load(kv, &tiles[now], plane_v, count, value);
-        tile_find(&tiles[now ^ 1], view, table, tile + TILE, end);
+        tile_find(&tiles[now ^ 1], view, table, bias, tile + TILE, end);
         barrier(CLK_LOCAL_MEM_FENCE);
         tile_scores(part, &tiles[now], count, score);
         barrier(CLK_LOCAL_MEM_FENCE);

@@ -68,9 +68,10 @@ static inline uint choose_ring(const __local ring_run *run, uint *base, uint *ma
     return ring;
 }
 
-/* Query q's run of the chosen ring within places from .. to - 1. Returns the ranges it has passed then. */
-static inline uint take_run(__local ring_run *run, const __global uint *view, uint q, uint done, uint ring, uint base,
-                            uint from, uint to)
+/* Query q's run of the chosen ring within places from .. to - 1; `bias` is of the layer and KV head, from the first
+ * word of the step's data on. Returns the ranges it has passed then. */
+static inline uint take_run(__local ring_run *run, const __global uint *view, const __global float *bias, uint q,
+                            uint done, uint ring, uint base, uint from, uint to)
 {
     const bool has = run->next_ring[q] == ring;
     const __global uint *r = view + VIEW_RANGE_0 + (has ? done : 0) * VIEW_RANGE_WORDS;
@@ -80,7 +81,7 @@ static inline uint take_run(__local ring_run *run, const __global uint *view, ui
     run->range[q] = has ? done : 0;
     run->first[q] = first;
     run->count[q] = count;
-    run->bias[q] = as_float(r[RANGE_BIAS]) * LOG2E;
+    run->bias[q] = bias[r[RANGE_BIAS]] * LOG2E;
     if (count) {
         atomic_min(&run->begin, first);
         atomic_max(&run->end, first + count);
@@ -255,6 +256,7 @@ attention_many_group(KV_PARAMS, const __global uint *table, const __global uint 
     const __global float *query = qkv + token * qkv_row + head * HEAD_DIM;
     const __global float *rot = (const __global float *)data + query_rot + token * VIEW_RANGES * HEAD_DIM;
     const __global uint *view = data + views + token * VIEW_WORDS;
+    const __global float *bias = (const __global float *)data + layer * kv_heads + h;
     uint done[(QUERIES + ITEMS - 1) / ITEMS]; /* of the queries that the item walks the views of */
     item_state st;
 
@@ -274,7 +276,8 @@ attention_many_group(KV_PARAMS, const __global uint *table, const __global uint 
         for (uint q = item; q < QUERIES; q += ITEMS) {
             const __global uint *v = view + min(q, queries - 1) * VIEW_WORDS;
             const uint size = MANY_SEGMENT(v[VIEW_UNITS]);
-            done[q / ITEMS] = take_run(&run, v, q, done[q / ITEMS], ring, base, segment * size, (segment + 1) * size);
+            done[q / ITEMS] =
+                take_run(&run, v, bias, q, done[q / ITEMS], ring, base, segment * size, (segment + 1) * size);
         }
         barrier(CLK_LOCAL_MEM_FENCE);
         const uint from = run.begin, to = run.end, full_from = run.full_begin, full_to = run.full_end;

@@ -29,6 +29,7 @@
 typedef struct walk {
     const __global uint *view[QUERIES];
     uint done[QUERIES]; /* ranges passed */
+    const __global float *bias; /* of the layer and KV head, from the first word of the step's data on */
 } walk;
 
 /* What the queries see of one ring, counted from unit `base`: lane q's are first .. first + count - 1. */
@@ -78,7 +79,7 @@ static inline bool next_ring(walk *w, ring_run *run)
         run->range[q] = has ? at : 0;
         run->first[q] = first;
         run->count[q] = has ? r[RANGE_COUNT] : 0;
-        run->bias[q] = has ? as_float(r[RANGE_BIAS]) * LOG2E : 0.0f;
+        run->bias[q] = has ? w->bias[r[RANGE_BIAS]] * LOG2E : 0.0f;
         run->begin = has ? min(run->begin, first) : run->begin;
         run->end = has ? max(run->end, first + r[RANGE_COUNT]) : run->end;
         w->done[q] = at + has;
@@ -364,6 +365,7 @@ attention_many_wide(KV_PARAMS, const __global uint *table, const __global uint *
         w.done[q] = q < queries ? 0 : VIEW_RANGES;
         rows[q] = qkv + t * qkv_row + head * HEAD_DIM;
     }
+    w.bias = (const __global float *)data + layer * kv_heads + h;
     load_queries(&st, rows);
     for (uint v = 0; v < HEADS; v++) {
         st.top[v] = (float16)(-INFINITY);

@@ -231,6 +231,7 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
         return;
     const __global float *q = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = plane_k + kv_heads;
+    const __global float *bias = (const __global float *)data + layer * kv_heads + h;
 #if STORE
     if (end == units) {
         const __global float *k = qkv + (size_t)(kv_heads * GROUP + h) * HEAD_DIM;
@@ -264,7 +265,7 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
                 wide_turn(&st, q, data + query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
             const uint stop = min(count, st.range_end - tile);
-            wide_dots(&st, &rows, j, stop, as_float(range_word(view, st.range, RANGE_BIAS)));
+            wide_dots(&st, &rows, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
             j = stop;
         }
         wide_softmax(&st, count);

@@ -218,11 +218,11 @@ static inline void sum_matrices(const __global float *kept, uint n_merges, uint 
 
 /*
  * Items (i, head). i under CHUNKS HIDDEN / 16: 16 channels of 16 rows of w1 and u; then CHUNKS: of r; HIDDEN / 16: 16
- * items of b1 and w2; the last one: the single ones.
+ * items of b1 and w2; the last one: the single ones. dscores is (units, kv_heads), the results being `first` and on.
  */
 __kernel void merge_score_back_params(const __global uint *data, ulong merges, uint n_merges, uint layer, uint kv_heads,
-                                      const __global float *kept_all, __global float *dparams, __global float *loss,
-                                      uint add_loss)
+                                      const __global float *kept_all, const __global float *dscores, uint first,
+                                      __global float *dparams, __global float *loss, uint add_loss)
 {
     const uint head = get_global_id(1), matrices = CHUNKS * (HIDDEN / 16);
     const uint level = min(data[merges + 3], LEVELS - 1u);
@@ -246,7 +246,10 @@ __kernel void merge_score_back_params(const __global uint *data, ulong merges, u
         vstore16(vload16(0, w2) + sum_kept(kept, n_merges, KEPT_W2 + 16 * i), 0, w2);
         return;
     }
-    float ones[16];
+    float ones[16], bias = 0.0f;
+    for (uint m = 0; m < n_merges; m++)
+        bias += dscores[(size_t)(first + m) * kv_heads + head];
+    dp[SCORE_BIAS + level] += bias;
     vstore16(sum_kept(kept, n_merges, KEPT_ONES), 0, ones);
     dp[SCORE_PRIOR + level] += ones[ONE_PRIOR];
     dp[SCORE_DEVIATION] += ones[ONE_DEVIATION];

@@ -26,12 +26,13 @@ typedef struct strict_attention_of {
 
 /* `count` <= 16 units of a range, from its unit j on. */
 static inline void attend_units(strict_attention_of *a, const __local kv_table *kv, const __global uint *ring,
-                                const __global uint *range, uint plane, uint kv_heads, uint j, uint count, float scale)
+                                const __global uint *range, uint plane, uint kv_heads, uint j, uint count, float scale,
+                                float bias)
 {
     float score[16], x[HEAD_DIM];
     for (uint k = 0; k < count; k++) {
         pool_row(x, kv_row(kv, plane, ring[(range[RANGE_BEGIN] + j + k) & range[RANGE_MASK]]));
-        score[k] = STRICT_FMA(strict_dot(a->q, x, HEAD_DIM), scale, as_float(range[RANGE_BIAS]));
+        score[k] = STRICT_FMA(strict_dot(a->q, x, HEAD_DIM), scale, bias);
     }
     const float keep = strict_weights(score, count, &a->most, &a->sum);
     for (uint c = 0; c < HEAD_DIM; c++)
@@ -52,7 +53,8 @@ strict_attention(KV_PARAMS, const __global uint *data, const __global uint *tabl
     const size_t h = get_global_id(0), t = get_global_id(1);
     const __global uint *view = data + views + t * VIEW_WORDS;
     const __global float *q = qkv + (t * (heads + 2 * kv_heads) + h) * HEAD_DIM;
-    const uint plane = layer * 2 * kv_heads + (uint)h / (heads / kv_heads);
+    const uint kv_head = (uint)h / (heads / kv_heads), plane = layer * 2 * kv_heads + kv_head;
+    const __global float *bias = (const __global float *)data + layer * kv_heads + kv_head;
     strict_attention_of a;
     a.most = -INFINITY;
     a.sum = 0.0f;
@@ -65,7 +67,8 @@ strict_attention(KV_PARAMS, const __global uint *data, const __global uint *tabl
             a.q[c] = q[c];
         key_rotate(a.q, data + query_rot + (t * VIEW_RANGES + r) * HEAD_DIM, false);
         for (uint j = 0; j < count; j += 16)
-            attend_units(&a, kv, table + range[RANGE_RING], range, plane, kv_heads, j, min(count - j, 16u), scale);
+            attend_units(&a, kv, table + range[RANGE_RING], range, plane, kv_heads, j, min(count - j, 16u), scale,
+                         bias[range[RANGE_BIAS]]);
     }
     for (uint c = 0; c < HEAD_DIM; c++)
         out[(t * heads + h) * HEAD_DIM + c] = a.out[c] / a.sum;

@@ -106,6 +106,12 @@ static dcm_status reserve_words(cache *c, size_t words)
     return status;
 }
 
+/* Words of a step's data that do not depend on its tokens: the biases. */
+static size_t bias_words(const cache *c)
+{
+    return (size_t)c->levels * c->slots.pool.layers * c->slots.pool.kv_heads;
+}
+
 /* Words of a step's data for each token; `turn`: of a rotation. */
 static size_t token_words(size_t turn) { return 2 + VIEW_WORDS + MERGE_WORDS + (1 + VIEW_RANGES + 3) * turn; }
 
@@ -123,7 +129,7 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
     s->n = n;
     s->n_merges = 0;
     s->max_units = 0;
-    s->tokens = 0;
+    s->tokens = bias_words(c);
     s->slots = s->tokens + n;
     s->key_rot = s->slots + n;
     s->views = s->key_rot + n * turn;
@@ -137,7 +143,10 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
             return status;
         c->released_room = releases;
     }
-    return reserve_words(c, n * token_words(turn));
+    status = reserve_words(c, s->tokens + n * token_words(turn));
+    if (status == DCM_OK)
+        memcpy(c->words, c->bias, s->tokens * sizeof *c->words);
+    return status;
 }
 
 static float *rotation_words(cache *c, size_t at, size_t index)
@@ -262,6 +271,12 @@ void cache_step_done(cache *c)
         slots_give(&c->slots, c->released[--c->released_count]);
 }
 
+bool cache_same_policy(const cache *a, const cache *b)
+{
+    return a->kind == b->kind && a->window == b->window && a->plan.group == b->plan.group &&
+           a->plan.sinks == b->plan.sinks && memcmp(a->bias, b->bias, bias_words(a) * sizeof *a->bias) == 0;
+}
+
 size_t cache_units(const cache *c) { return (size_t)dcm_plan_units(&c->plan); }
 
 dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope)
@@ -270,14 +285,31 @@ dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const
                  .kind = params->kind,
                  .window = params->window,
                  .chunk = params->chunk,
-                 .log_r = params->log_r,
                  .rope = rope};
     slots_init(&c->slots, ops, model->layers, model->kv_heads, model->head_dim,
                params->kv == DCM_KV_F32 ? KV_F32 : KV_F16);
-    if (params->kind == DCM_CACHE_DCM)
-        return dcm_plan_init(&c->plan, params->group, (uint32_t)params->sinks);
     c->plan.sinks = params->kind == DCM_CACHE_WINDOW ? (uint32_t)params->sinks : 0;
-    return DCM_OK;
+    c->levels = 1;
+    dcm_status status = DCM_OK;
+    if (params->kind == DCM_CACHE_DCM) {
+        DCM_TRY(status, fail, dcm_plan_init(&c->plan, params->group, (uint32_t)params->sinks));
+        for (uint32_t ratio = params->group; ratio > 1; ratio /= 2)
+            c->levels++;
+    }
+    DCM_TRY(status, fail, mem_new(&c->bias, bias_words(c), sizeof *c->bias, "biases of levels"));
+    const size_t heads = bias_words(c) / c->levels;
+    for (size_t i = 0; i < bias_words(c); i++)
+        c->bias[i] = params->log_r * (float)(i / heads) * 0.693147180559945f;
+fail:
+    return status;
+}
+
+void cache_add_biases(cache *c, const float *bias, uint32_t levels)
+{
+    const size_t heads = bias_words(c) / c->levels;
+    for (uint32_t g = 1; g < c->levels; g++)
+        for (size_t i = 0; i < heads; i++)
+            c->bias[g * heads + i] += bias[i * levels + (g <= levels ? g : levels) - 1];
 }
 
 void cache_close(cache *c)
@@ -287,5 +319,6 @@ void cache_close(cache *c)
     mem_free(&c->table);
     mem_free(&c->released);
     mem_free(&c->words);
+    mem_free(&c->bias);
     memset(c, 0, sizeof *c);
 }

@@ -45,7 +45,8 @@ typedef struct cache {
     uint32_t window;
     uint32_t chunk; /* most tokens of a step, and most units more than the step leaves while it runs */
     bool yields;    /* where there is no memory for that, chunk becomes smaller */
-    float log_r;
+    float *bias; /* (levels, layers, kv_heads): added to the scores of a level's units; row 0 is 0 */
+    uint32_t levels;
     bool in_chunks; /* dcm: the schedule of chunked training instead of inference's; for steps from an empty cache */
     rope rope;
     dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
@@ -68,6 +69,12 @@ typedef struct cache {
  */
 dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const dcm_cache_params *params, rope rope);
 void cache_close(cache *c);
+
+/*
+ * Add bias[(l * kv_heads + h) * levels + g - 1] to the scores of units of level g >= 1 in layer l and KV head h, beyond
+ * what params->log_r does; of levels above `levels` the last one's. The values are copied.
+ */
+void cache_add_biases(cache *c, const float *bias, uint32_t levels);
 
 /* Bytes on the device that each token of a chunk takes while a prompt is read: its data, and a unit beyond those that
  * stay. */
@@ -98,6 +105,9 @@ step cache_step_batch(const cache *c, uint32_t level, bool late);
 
 /* Call once all ops of the step are issued. */
 void cache_step_done(cache *c);
+
+/* Of one model: kind, window, groups, sinks and biases are the same. */
+bool cache_same_policy(const cache *a, const cache *b);
 
 /* Units now. */
 size_t cache_units(const cache *c);

@@ -13,7 +13,7 @@ void rotation(const rope *r, uint64_t angle, float *out)
 }
 
 static void add_range(const cache *c, view *v, float *query_rot, const cache_ring *ring, uint64_t first, uint64_t count,
-                      uint64_t anchor, float bias, uint64_t units)
+                      uint64_t anchor, uint32_t level, uint64_t units)
 {
     view_range *range = &v->range[v->n_ranges];
     *range = (view_range){.ring = (uint32_t)ring->offset,
@@ -21,7 +21,7 @@ static void add_range(const cache *c, view *v, float *query_rot, const cache_rin
                           .begin = (uint32_t)(first & ring->mask),
                           .count = (uint32_t)count,
                           .place = v->units,
-                          .bias = bias};
+                          .bias = level * c->slots.pool.layers * c->slots.pool.kv_heads};
     /* Every key of the range is `anchor - place` turns off its place; the query, at units - 1, makes up for it. */
     rotation(&c->rope, units - 1 - v->units + anchor, query_rot + (size_t)v->n_ranges * 2 * c->rope.pairs);
     v->n_ranges++;
@@ -34,9 +34,8 @@ void view_fill(const cache *c, view *v, float *query_rot)
     const uint64_t units = dcm_plan_units(p), sinks = p->tokens < p->sinks ? p->tokens : p->sinks;
     memset(v, 0, sizeof *v);
     if (sinks)
-        add_range(c, v, query_rot, &c->ring[DCM_LEVELS_MAX], 0, sinks, 0, 0.0f, units);
+        add_range(c, v, query_rot, &c->ring[DCM_LEVELS_MAX], 0, sinks, 0, 0, units);
     for (uint32_t g = p->top + 1; g-- > 0;)
         if (p->count[g])
-            add_range(c, v, query_rot, &c->ring[g], p->first[g], p->count[g], anchor_of(c, p->first[g]),
-                      c->log_r * (float)g * 0.693147180559945f, units);
+            add_range(c, v, query_rot, &c->ring[g], p->first[g], p->count[g], anchor_of(c, p->first[g]), g, units);
 }

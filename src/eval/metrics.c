@@ -22,7 +22,8 @@ typedef struct measuring {
     float *qkv;  /* (n, columns) */
     float *keys; /* (n, kv_heads, head_dim), turned at their tokens' places */
     void **block;
-    ref_pool pool; /* of one layer, on the host */
+    uint32_t at;   /* its number */
+    ref_pool pool; /* of it alone, on the host */
     /* Of the query and head at hand: */
     double *full, *weight; /* of tokens, of units */
     size_t *from;          /* first token behind each unit; of one more, the number of tokens */
@@ -134,11 +135,12 @@ static void attend_units(measuring *m, const view *v, size_t t, uint32_t h, doub
     float x[REF_HEAD_MAX];
     for (uint32_t i = 0; i < v->n_ranges; i++) {
         const view_range *r = &v->range[i];
+        const double bias = ((const float *)m->c->words)[r->bias + m->at * info->kv_heads + kv];
         turned(m, m->qkv + t * columns_of(info) + (size_t)h * d,
                rotation_at(m->c, m->c->step.query_rot, t * VIEW_RANGES + i), q);
         for (uint32_t j = 0; j < r->count; j++) {
             pool_load(&m->pool, pool_at(&m->pool, 0, REF_KEYS, kv, slot_of(m, r, j)), x);
-            m->weight[r->place + j] = ref_dot(x, q, d) / sqrt(d) + (double)r->bias;
+            m->weight[r->place + j] = ref_dot(x, q, d) / sqrt(d) + bias;
         }
     }
     softmax(m->weight, v->units);
@@ -245,6 +247,7 @@ static dcm_status measure_layer(void *context, uint32_t layer)
 {
     measuring *m = context;
     dcm_attention_metrics *to = &m->layer[layer];
+    m->at = layer;
     const double terms = (double)m->queries * m->model->config.info.heads;
     if (m->c->step.n != m->n)
         return dcm_fail(DCM_ERR_USAGE, "%zu tokens are measured in one step, but the session takes %u: a larger chunk",

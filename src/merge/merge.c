@@ -17,6 +17,9 @@ static dcm_status upload(backend *ops, const float *data, size_t count, buffer *
 
 dcm_status merge_set_score(merge_model *m, const float *params)
 {
+    const score_layout l = score_layout_of(m->score);
+    for (size_t i = 0; i < m->rows; i++)
+        memcpy(m->bias + i * m->score.levels, params + i * l.row + l.bias, m->score.levels * sizeof *m->bias);
     return m->ops->ops->write(m->params, 0, params, m->params->bytes);
 }
 
@@ -24,7 +27,14 @@ dcm_status merge_open_score(merge_model *m, backend *ops, const merge_facts *fac
                             const float *params)
 {
     *m = (merge_model){.ops = ops, .name = "score", .head_dim = facts->head_dim, .score = shape};
-    return upload(ops, params, (size_t)facts->layers * facts->kv_heads * score_layout_of(shape).row, &m->params);
+    m->rows = (size_t)facts->layers * facts->kv_heads;
+    const size_t bytes = m->rows * score_layout_of(shape).row * sizeof *params;
+    dcm_status status;
+    DCM_TRY(status, fail, mem_new(&m->bias, m->rows, shape.levels * sizeof *m->bias, "biases of levels"));
+    DCM_TRY(status, fail, ops->ops->buffer_new(ops, bytes, MEM_WEIGHTS, &m->params));
+    status = merge_set_score(m, params);
+fail:
+    return status;
 }
 
 static dcm_status upload_linear(merge_linear *to, backend *ops, pair_linear l, const float *params)
@@ -126,6 +136,7 @@ void merge_close(merge_model *m)
     buffer_free(&m->x);
     buffer_free(&m->y);
     buffer_free(&m->params);
+    mem_free(&m->bias);
     memset(m, 0, sizeof *m);
 }
 

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ARRAYS = 11, ARRAY_SCALE = 1, MEASURED = 2 /* the first ones are not part of the network */ };
+enum { ARRAYS = 12, ARRAY_SCALE = 1, MEASURED = 2 /* the first ones are not part of the network */, ARRAY_BIAS = 8 };
 
 static const char format_name[] = "dcm-merge", arch_name[] = "score", version_name[] = "1";
 
@@ -35,6 +35,7 @@ static void describe(score_shape s, row_array *arrays)
         {"u", l.u, 2, h, x},
         {"r", l.r, 2, g, x},
         {"prior", l.prior, 1, 1, g},
+        {"bias", l.bias, 1, 1, g},
         {"deviation", l.deviation, 0, 1, 1},
         {"sharp_k", l.sharp_k, 0, 1, 1},
         {"sharp_v", l.sharp_v, 0, 1, 1},
@@ -46,7 +47,8 @@ static void describe(score_shape s, row_array *arrays)
 static uint32_t place(const merge_facts *f, const row_array *a, uint32_t i)
 {
     const uint32_t d = f->head_dim;
-    if (strcmp(a->name, "b1") == 0 || strcmp(a->name, "w2") == 0 || strcmp(a->name, "prior") == 0 || a->n_dims == 0 ||
+    if (strcmp(a->name, "b1") == 0 || strcmp(a->name, "w2") == 0 || strcmp(a->name, "prior") == 0 ||
+        strcmp(a->name, "bias") == 0 || a->n_dims == 0 ||
         f->rope == ROPE_HALF || i >= d)
         return i;
     return i < d / 2 ? 2 * i : 2 * (i - d / 2) + 1;
@@ -143,6 +145,12 @@ static dcm_status check_array(const safetensors *file, const merge_facts *facts,
     return a->n_dims == 0 ? dimension(file, a->name, 2, 0, &(uint64_t){0}) : DCM_OK;
 }
 
+/* Files from before there were biases have none: they stay 0. */
+static bool left_out(const safetensors *file, size_t array)
+{
+    return array == ARRAY_BIAS && !safetensors_find(file, "bias");
+}
+
 static dcm_status check_value(const row_array *arrays, size_t array, float value, size_t row, const merge_facts *facts)
 {
     if (isfinite(value) && (array != ARRAY_SCALE || value > 0))
@@ -183,12 +191,14 @@ dcm_status score_file_load(const safetensors *file, const merge_facts *facts, sc
     describe(*shape, arrays);
     DCM_TRY(status, fail, check_names(file, arrays));
     for (size_t i = 0; i < ARRAYS; i++)
-        DCM_TRY(status, fail, check_array(file, facts, &arrays[i]));
+        if (!left_out(file, i))
+            DCM_TRY(status, fail, check_array(file, facts, &arrays[i]));
     const size_t row = score_layout_of(*shape).row;
     DCM_TRY(status, fail,
             mem_new(params, (size_t)facts->layers * facts->kv_heads * row, sizeof **params, "merge weights"));
     for (size_t i = 0; i < ARRAYS; i++)
-        DCM_TRY(status, fail, load_array(file, facts, arrays, i, row, *params));
+        if (!left_out(file, i))
+            DCM_TRY(status, fail, load_array(file, facts, arrays, i, row, *params));
     return DCM_OK;
 fail:
     mem_free(params);

@@ -2,8 +2,9 @@
  * Files of scorers (ops/score.h): safetensors with `__metadata__` {"format": "dcm-merge", "arch": "score", "version":
  * "1", "model_digest": 16 hex digits of the model's facts, and texts for people: "model", "card" ...}. Arrays of f32,
  * f16 or bf16, named as in score_layout and all with the leading dimensions (layers, kv_heads): mean and scale (2d), w1
- * and u (H, 2d), b1 (G, H), w2 (H), r (G, 2d), prior (G), deviation, sharp_k and sharp_v (). Channels of keys are in
- * half-split order whatever the model's RoPE kind; in memory they are in the cache's.
+ * and u (H, 2d), b1 (G, H), w2 (H), r (G, 2d), prior and bias (G), deviation, sharp_k and sharp_v (); bias may be left
+ * out and is 0 then. Channels of keys are in half-split order whatever the model's RoPE kind; in memory they are in the
+ * cache's.
  */
 #ifndef MERGE_SCORE_FILE_H
 #define MERGE_SCORE_FILE_H

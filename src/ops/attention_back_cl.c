@@ -53,7 +53,7 @@ static dcm_status unit_back(back *k)
     cl_kernel kernel;
     dcm_status status;
     DCM_TRY(status, fail, clop_kernel(k->b, family, k->options, "unit_back", &kernel));
-    clop_arg args[POOL_ARGS + 13] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
+    clop_arg args[POOL_ARGS + 14] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
                                      CLOP_MEM(a->step->data),
                                      CLOP_VAR(k->views),
                                      CLOP_VAR(k->query_rot),
@@ -65,7 +65,8 @@ static dcm_status unit_back(back *k)
                                      CLOP_MEM(k->edge),
                                      CLOP_MEM(a->units->list),
                                      CLOP_VAR(k->count),
-                                     CLOP_MEM(a->dunits)};
+                                     CLOP_MEM(a->dunits),
+                                     CLOP_MEM(a->dscores)};
     clop_arg *const from = pool_args_of(a->pool, k->blocks, &k->sizes, args);
     const size_t local[2] = {1, 1}, global[2] = {(k->count + k->units - 1) / k->units, a->pool->kv_heads};
     status = clop_launch(k->b, kernel, from, (size_t)(args + sizeof args / sizeof *args - from), 2, global, local);

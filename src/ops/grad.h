@@ -55,9 +55,9 @@ typedef struct swiglu_back_args {
 } swiglu_back_args;
 
 /*
- * Attention of one layer. Written: the queries' part of dqkv (rows as qkv), and dunits of all units: (count, 2,
- * kv_heads, head_dim), keys (0) with the rotation undone and values (1), channels in the cache's order. `lse` is
- * scratch of (n, heads, 2) floats: the log of the sum of exp(scores), and dout . out.
+ * Attention of one layer. Written: the queries' part of dqkv (rows as qkv), and of all units dscores and dunits:
+ * (count, 2, kv_heads, head_dim), keys (0) with the rotation undone and values (1), channels in the cache's order.
+ * `lse` is scratch of (n, heads, 2) floats: the log of the sum of exp(scores), and dout . out.
  * Boundary term (weight 0: none): adds boundary x (1/Z) sum over tokens, heads and neighbouring ranges of a view of
  * |exp(s_a - s_b) - 1| to the loss, s_a the score of the older range's newest unit and s_b that of the newer range's
  * oldest one, Z the number of such terms; pairs whose ratio is over 1e3 or under 1e-3 are skipped.
@@ -75,6 +75,7 @@ typedef struct attention_back_args {
     buffer *lse;
     buffer *dqkv;
     buffer *dunits;
+    buffer *dscores; /* (count, kv_heads): of each unit, the sum of its scores' gradients */
 } attention_back_args;
 
 /* The keys' and values' part of dqkv, written from dunits of the tokens' own units. */
@@ -106,7 +107,8 @@ typedef struct square_back_args {
 
 /*
  * The merges of `step`, all of one level and of one layer, which made units first .. first + n_merges - 1: the
- * gradients of the units they merged are added to from those of the results, parameters' gradients of the layer too.
+ * gradients of the units they merged are added to from those of the results, parameters' gradients of the layer too,
+ * that of `bias` from the results' dscores.
  * Levels go from the highest down. With `magnitude` m > 0 the loss has the sum over merges and KV heads of m x (|k| /
  * t - 1)^2, t = (|k_a| + |k_b|) / 2 taken as a constant, and its value is added to *loss.
  */
@@ -121,6 +123,7 @@ typedef struct merge_score_back_args {
     buffer *params;  /* as in merge_score_args */
     buffer *dparams; /* the same shape */
     buffer *dunits;  /* (units, 2, kv_heads, head_dim) */
+    buffer *dscores; /* (units, kv_heads) */
     float magnitude;
     buffer *loss; /* (kv_heads) floats */
 } merge_score_back_args;

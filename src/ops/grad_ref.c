@@ -51,12 +51,13 @@ static dcm_status op_attention_back(backend *b, const attention_back_args *a)
                                     .boundary = a->boundary,
                                     .lse = floats_of(a->lse),
                                     .dqkv = floats_of(a->dqkv),
-                                    .dunits = floats_of(a->dunits)};
+                                    .dunits = floats_of(a->dunits),
+                                    .dscores = floats_of(a->dscores)};
     dcm_status status;
     DCM_TRY(status, done, mem_new(&queries, n, sizeof *queries, "views"));
     DCM_TRY(status, done, mem_new(&units, a->units->count, sizeof *units, "units"));
     for (uint32_t t = 0; t < n; t++)
-        queries[t].n_ranges = ranges_of(a->pool, a->step, t, queries[t].range);
+        queries[t].n_ranges = ranges_of(a->pool, a->step, a->layer, t, queries[t].range);
     for (uint32_t u = 0; u < a->units->count; u++) {
         const grad_unit *unit = (const grad_unit *)a->units->list->handle + u;
         units[u] = (ref_unit){unit->slot, words_at(a->step, unit->rotation)};
@@ -99,6 +100,7 @@ static dcm_status op_merge_score_back(backend *b, const merge_score_back_args *a
                                 .first = a->first,
                                 .dparams = floats_of(a->dparams),
                                 .dunits = floats_of(a->dunits),
+                                .dscores = floats_of(a->dscores),
                                 .magnitude = a->magnitude,
                                 .loss = floats_of(a->loss)};
     dcm_status status = sources_of(a->units, a->first, a->step->n_merges, &source);

@@ -56,8 +56,8 @@ static dcm_status back_params(backend *b, const merge_score_back_args *a, const 
         return status;
     const clop_arg args[] = {
         CLOP_MEM(step->data),        CLOP_VAR(merges), CLOP_VAR(step->n_merges), CLOP_VAR(a->layer),
-        CLOP_VAR(a->pool->kv_heads), CLOP_MEM(kept),   CLOP_MEM(a->dparams),     CLOP_MEM(loss),
-        CLOP_VAR(add_loss)};
+        CLOP_VAR(a->pool->kv_heads), CLOP_MEM(kept),   CLOP_MEM(a->dscores),     CLOP_VAR(a->first),
+        CLOP_MEM(a->dparams),        CLOP_MEM(loss),   CLOP_VAR(add_loss)};
     return clop_launch(b, kernel, args, sizeof args / sizeof *args, 2, global, local);
 }
 

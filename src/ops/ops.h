@@ -74,7 +74,7 @@ typedef struct kv_pool {
  */
 typedef struct view_range {
     uint32_t ring, mask, begin, count, place;
-    float bias; /* added to every score of the range, after the division by sqrt(d): weight x log r */
+    uint32_t bias; /* word in the step's data: of each layer and KV head, what is added to the range's scores */
     uint32_t reserved[2];
 } view_range;
 
@@ -159,9 +159,10 @@ typedef struct kv_store_args {
 } kv_store_args;
 
 /*
- * out = softmax(q . K / sqrt(head_dim) + bias) V over each query's view; query head h reads KV head h / (heads /
- * kv_heads); the query is rotated once per range. The view is cut into splits of attention_split(units) places whose
- * partial results are combined by their log-sum-exp, so that the order of all sums depends on `units` alone.
+ * out = softmax(q . K / sqrt(head_dim) + bias) V over each query's view, bias that of each unit's range, the layer and
+ * the KV head; query head h reads KV head h / (heads / kv_heads); the query is rotated once per range. The view is cut
+ * into splits of attention_split(units) places whose partial results are combined by their log-sum-exp, so that the
+ * order of all sums depends on `units` alone.
  */
 typedef struct attention_args {
     kv_pool *pool;

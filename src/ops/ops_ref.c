@@ -169,7 +169,7 @@ static dcm_status op_kv_store(backend *b, const kv_store_args *a)
     return DCM_OK;
 }
 
-uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range *ranges)
+uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t layer, uint32_t t, ref_range *ranges)
 {
     const size_t d = pool->head_dim;
     const view *seen = (const view *)words_at(step, step->views) + t;
@@ -180,7 +180,7 @@ uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range 
             .mask = seen->range[r].mask,
             .begin = seen->range[r].begin,
             .count = seen->range[r].count,
-            .bias = seen->range[r].bias,
+            .bias = (const float *)words_at(step, seen->range[r].bias) + (size_t)layer * pool->kv_heads,
             .rotation = rotations + r * d,
         };
     return seen->n_ranges;
@@ -199,7 +199,7 @@ static dcm_status attend(const backend *b, const attention_args *a, const ref_po
 {
     const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
     ref_range ranges[VIEW_RANGES];
-    const uint32_t n_ranges = ranges_of(a->pool, a->step, t, ranges);
+    const uint32_t n_ranges = ranges_of(a->pool, a->step, a->layer, t, ranges);
     return attention_of(b)(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
                            floats_of(a->out) + t * a->heads * d, threads_of(b));
 }

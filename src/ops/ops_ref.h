@@ -44,8 +44,8 @@ static inline ref_pool pool_of(const kv_pool *p, rope_kind rope, void **blocks)
     };
 }
 
-/* What the step's token t sees: `ranges` holds VIEW_RANGES; returns how many there are. */
-uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t t, ref_range *ranges);
+/* What the step's token t sees in a layer: `ranges` holds VIEW_RANGES; returns how many there are. */
+uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t layer, uint32_t t, ref_range *ranges);
 
 static inline ref_merges merges_of(const step *s, uint32_t layer, uint32_t layers)
 {
@@ -70,6 +70,7 @@ static inline ref_score score_of(score_shape shape, const float *params)
                        .u = params + l.u,
                        .r = params + l.r,
                        .prior = params + l.prior,
+                       .bias = params + l.bias,
                        .deviation = params + l.deviation,
                        .sharp_k = params + l.sharp_k,
                        .sharp_v = params + l.sharp_v};

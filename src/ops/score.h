@@ -8,7 +8,8 @@
  * and the pair becomes, with D = s_a - s_b + prior[g], sigmoids m_k = S(sharp_k D) and m_v = S(sharp_v D), and the
  * residual e = (u^T (h_a + h_b) + r[g]) / scale, channel by channel:
  *   k = m_k k_a + (1 - m_k) k_b + e_k,  v = m_v v_a + (1 - m_v) v_b + e_v.
- * Nothing is kept beside keys and values. A level from `levels` on uses the last one's b1, prior and r.
+ * Nothing is kept beside keys and values. In attention bias[g] is added to the scores of what was merged from level g
+ * (cache_set_biases). A level from `levels` on uses the last one's b1, prior, r and bias.
  */
 #ifndef OPS_SCORE_H
 #define OPS_SCORE_H
@@ -34,6 +35,7 @@ typedef struct score_layout {
     size_t u;         /* (H, 2d) */
     size_t r;         /* (G, 2d) */
     size_t prior;     /* (G) */
+    size_t bias;      /* (G) */
     size_t deviation; /* () */
     size_t sharp_k;   /* () */
     size_t sharp_v;   /* () */
@@ -49,7 +51,8 @@ static inline score_layout score_layout_of(score_shape s)
     l.u = l.w2 + h;
     l.r = l.u + h * x;
     l.prior = l.r + g * x;
-    l.deviation = l.prior + g;
+    l.bias = l.prior + g;
+    l.deviation = l.bias + g;
     l.sharp_k = l.deviation + 1;
     l.sharp_v = l.sharp_k + 1;
     l.row = (l.sharp_v + 1 + 15) / 16 * 16;

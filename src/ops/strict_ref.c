@@ -57,7 +57,7 @@ static dcm_status strict_attention(backend *b, const attention_args *a)
         strict_kv_store(b, &(kv_store_args){a->pool, a->step, a->layer, a->rope, a->qkv, a->heads});
     for (uint32_t t = 0; t < a->step->n; t++) {
         ref_range ranges[VIEW_RANGES];
-        const uint32_t n_ranges = ranges_of(a->pool, a->step, t, ranges);
+        const uint32_t n_ranges = ranges_of(a->pool, a->step, a->layer, t, ranges);
         ref_attention_strict(&pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
                              floats_of(a->out) + t * a->heads * d, threads_of(b));
     }

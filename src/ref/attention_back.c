@@ -6,7 +6,8 @@
 #include <math.h>
 
 /*
- * Sums of a KV head: dk and dv of unit u are sum[u * 2 d ..], keys turned as they are stored, keys first. A query's
+ * Sums of a KV head: dk and dv of unit u are sum[u * 2 d ..], keys turned as they are stored, keys first; those of its
+ * scores' gradients are total[u]. A query's
  * units stand one after another in score, slope and seen, in the order of its ranges.
  */
 typedef struct back {
@@ -15,7 +16,7 @@ typedef struct back {
     const uint32_t *base;   /* of each block: its first entry of `number` */
     const uint32_t *number; /* of the unit in a slot */
     uint32_t kv_head;
-    double *sum, *score, *ds;
+    double *sum, *total, *score, *ds;
     uint32_t *seen; /* numbers */
 } back;
 
@@ -51,7 +52,7 @@ static double score_query(const back *b, const ref_query *query, const float *q)
             float key[REF_HEAD_MAX];
             b->seen[at] = slot_number(b, range->ring[(range->begin + j) & range->mask]);
             load_unit(b, b->seen[at], REF_KEYS, key);
-            b->score[at] = ref_dot(key, turned, d) / sqrt(d) + range->bias;
+            b->score[at] = ref_dot(key, turned, d) / sqrt(d) + range->bias[b->kv_head];
             most = fmax(most, b->score[at]);
         }
     }
@@ -87,6 +88,7 @@ static void add_keys(const back *b, const ref_query *query, const float *q, floa
         turn_query(b, q, range, turned);
         for (uint32_t j = 0; j < range->count; j++, at++) {
             double *dk = b->sum + (size_t)b->seen[at] * 2 * d;
+            b->total[b->seen[at]] += b->ds[at];
             float key[REF_HEAD_MAX];
             load_unit(b, b->seen[at], REF_KEYS, key);
             for (uint32_t c = 0; c < d; c++) {
@@ -140,6 +142,7 @@ static dcm_status back_kv_head(back b, size_t most)
     const size_t d = b.pool->head_dim, group = a->heads / b.pool->kv_heads;
     dcm_status status;
     DCM_TRY(status, done, mem_new(&b.sum, (size_t)a->units * 2 * d, sizeof *b.sum, "gradients of units"));
+    DCM_TRY(status, done, mem_new(&b.total, a->units, sizeof *b.total, "gradients of scores"));
     DCM_TRY(status, done, mem_new(&b.score, most, sizeof *b.score, "scores"));
     DCM_TRY(status, done, mem_new(&b.ds, most, sizeof *b.ds, "gradients of scores"));
     DCM_TRY(status, done, mem_new(&b.seen, most, sizeof *b.seen, "units of a view"));
@@ -150,6 +153,7 @@ static dcm_status back_kv_head(back b, size_t most)
         double *dk = b.sum + (size_t)u * 2 * d;
         float *to = a->dunits + ((size_t)u * 2 * b.pool->kv_heads + b.kv_head) * d;
         pool_rotate(b.pool, dk, a->unit[u].rotation, -1);
+        a->dscores[(size_t)u * b.pool->kv_heads + b.kv_head] = (float)b.total[u];
         for (size_t c = 0; c < d; c++) {
             to[c] = (float)dk[c];
             to[b.pool->kv_heads * d + c] = (float)dk[d + c];
@@ -157,6 +161,7 @@ static dcm_status back_kv_head(back b, size_t most)
     }
 done:
     mem_free(&b.sum);
+    mem_free(&b.total);
     mem_free(&b.score);
     mem_free(&b.ds);
     mem_free(&b.seen);

@@ -17,7 +17,7 @@ static REAL OF(score_head)(const head_args *a, REAL *scores)
         for (uint32_t j = 0; j < range->count; j++) {
             float key[REF_HEAD_MAX];
             pool_load(a->pool, pool_at(a->pool, a->layer, REF_KEYS, a->kv_head, slot_of(range, j)), key);
-            const REAL score = (REAL)(OF(ref_dot)(key, q, d) / sqrt(d) + range->bias);
+            const REAL score = (REAL)(OF(ref_dot)(key, q, d) / sqrt(d) + range->bias[a->kv_head]);
             *scores++ = score;
             if (score > most)
                 most = score;

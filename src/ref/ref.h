@@ -102,7 +102,7 @@ void ref_kv_store(const ref_pool *pool, uint32_t layer, const float *qkv, uint32
 typedef struct ref_range {
     const uint32_t *ring;
     uint32_t mask, begin, count;
-    float bias;            /* added to each score */
+    const float *bias;     /* (kv_heads) added to the scores */
     const float *rotation; /* of the query for this range: (head_dim) */
 } ref_range;
 
@@ -137,7 +137,7 @@ typedef struct ref_attention_back_args {
     const float *qkv;       /* (n, (heads + 2 kv_heads) head_dim): queries */
     const float *out, *dout;
     float boundary;
-    float *lse, *dqkv, *dunits;
+    float *lse, *dqkv, *dunits, *dscores;
 } ref_attention_back_args;
 
 /* DCM_ERR_MEMORY when the sums do not fit. */

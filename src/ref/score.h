@@ -20,7 +20,7 @@ typedef struct ref_score {
     const float *mean, *scale;                  /* (2d) */
     const float *w1, *b1, *w2;                  /* (H, 2d), (G, H), (H) */
     const float *u, *r;                         /* (H, 2d), (G, 2d) */
-    const float *prior;                         /* (G) */
+    const float *prior, *bias;                  /* (G), (G) */
     const float *deviation, *sharp_k, *sharp_v; /* () */
 } ref_score;
 
@@ -28,7 +28,8 @@ typedef struct ref_score {
  * Merge into slots `out`. Of a unit x = [k ; v], its key turned back, z = (x - mean) scale, h = ELU(w1 z + b1[level]),
  * s = w2 . h + deviation sqrt(mean of the keys' z^2). With D = s_a - s_b + prior[level] and m = 1 / (1 + exp(-sharp D))
  * the result is m a + (1 - m) b + (u^T (h_a + h_b) + r[level]) / scale, m for keys by sharp_k, for values by sharp_v;
- * its key is turned by its anchor. `seen` (NULL: not wanted) is (merges, layers, kv_heads): what was decided.
+ * its key is turned by its anchor; bias[level] is attention's. `seen` (NULL: not wanted) is (merges, layers, kv_heads):
+ * what was decided.
  */
 void ref_merge_score(const ref_pool *pool, const ref_merges *merges, const ref_score *score, dcm_merge_choice *seen,
                      int threads);
@@ -40,6 +41,7 @@ typedef struct ref_score_back_args {
     uint32_t first;
     float *dparams; /* as the parameters from the first mean on: added to, but for mean and scale */
     float *dunits;  /* (units, 2, kv_heads, head_dim): those of sources are added to */
+    const float *dscores; /* (units, kv_heads): those of results are added to bias's */
     float magnitude;
     float *loss; /* (kv_heads), added to; not used for magnitude 0 */
 } ref_score_back_args;

@@ -111,6 +111,7 @@ static double back_merge(const ref_pool *pool, const ref_score *p, const ref_sco
         row->q[c] = row->g[c] / p->scale[c];
         sums[p->r + (size_t)level * 2 * d + c - p->mean] += row->q[c];
     }
+    sums[p->bias + level - p->mean] += a->dscores[(size_t)(a->first + m) * pool->kv_heads + head];
     back_gap(p, d, level, sums, row);
     back_unit(p, d, level, sums, row, &row->a, 1, da);
     back_unit(p, d, level, sums, row, &row->b, -1, db);

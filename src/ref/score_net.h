@@ -20,8 +20,8 @@ static inline ref_score score_at(const ref_score *score, size_t row)
 {
     const size_t at = row * score->row;
     ref_score s = *score;
-    const float **const arrays[] = {&s.mean, &s.scale, &s.w1,        &s.b1,      &s.w2,     &s.u,
-                                    &s.r,    &s.prior, &s.deviation, &s.sharp_k, &s.sharp_v};
+    const float **const arrays[] = {&s.mean, &s.scale, &s.w1,   &s.b1,        &s.w2,      &s.u,
+                                    &s.r,    &s.prior, &s.bias, &s.deviation, &s.sharp_k, &s.sharp_v};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] += at;
     return s;

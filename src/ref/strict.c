@@ -117,7 +117,7 @@ CLONES_FMA static void attend_units(head_sums *a, const ref_range *range, uint32
     float score[16], x[REF_HEAD_MAX];
     for (uint32_t k = 0; k < count; k++) {
         load_unit(a, range, REF_KEYS, j + k, x);
-        score[k] = STRICT_FMA(strict_dot(a->q, x, d), a->scale, range->bias);
+        score[k] = STRICT_FMA(strict_dot(a->q, x, d), a->scale, range->bias[a->kv_head]);
     }
     const float keep = strict_weights(score, count, &a->most, &a->sum);
     for (uint32_t c = 0; c < d; c++)

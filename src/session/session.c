@@ -67,6 +67,8 @@ dcm_status dcm_session_open(dcm_session **out, dcm_model *model, const dcm_cache
     s->cache.yields = !given || !given->chunk;
     if (params.kind == DCM_CACHE_DCM)
         DCM_TRY(status, fail, open_merge(s, &params));
+    if (s->merge.bias)
+        cache_add_biases(&s->cache, s->merge.bias, s->merge.score.levels);
     DCM_TRY(status, fail, activations_open(&s->act, model, params.chunk));
     *out = s;
     return DCM_OK;
@@ -180,11 +182,8 @@ activations *session_activations(dcm_session *s) { return &s->act; }
 /* The schedule aside, which a copy takes over, do both do the same with the same tokens? */
 static bool same_policy(const dcm_session *a, const dcm_session *b)
 {
-    const cache *x = &a->cache, *y = &b->cache;
-    return a->model->config.info.digest == b->model->config.info.digest && x->kind == y->kind &&
-           x->window == y->window && x->log_r == y->log_r && x->plan.group == y->plan.group &&
-           x->plan.sinks == y->plan.sinks && !a->merge.name == !b->merge.name &&
-           (!a->merge.name || !strcmp(a->merge.name, b->merge.name));
+    return a->model->config.info.digest == b->model->config.info.digest && cache_same_policy(&a->cache, &b->cache) &&
+           !a->merge.name == !b->merge.name && (!a->merge.name || !strcmp(a->merge.name, b->merge.name));
 }
 
 dcm_status dcm_session_copy(dcm_session *to, dcm_session *from)

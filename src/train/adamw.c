@@ -29,8 +29,9 @@ void adamw_update(adamw *a, const float *gradient, double scale, double rate)
         const double g = scale * gradient[i];
         const double mean = a->beta1 * (double)a->mean[i] + (1 - (double)a->beta1) * g;
         const double square = a->beta2 * (double)a->square[i] + (1 - (double)a->beta2) * g * g;
-        const double decay = a->kind[i] == ADAMW_PLAIN ? 0 : (double)a->decay * a->param[i];
-        const double own = a->kind[i] == ADAMW_SLOW ? 0.2 * rate : rate;
+        const adamw_kind kind = a->kind[i];
+        const double decay = kind == ADAMW_PLAIN || kind == ADAMW_FAST ? 0 : (double)a->decay * a->param[i];
+        const double own = kind == ADAMW_SLOW ? 0.2 * rate : kind == ADAMW_FAST ? 20 * rate : rate;
         a->mean[i] = (float)mean;
         a->square[i] = (float)square;
         a->param[i] -= (float)(own * (mean / first / (sqrt(square / second) + a->eps) + decay));

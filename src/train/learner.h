@@ -24,7 +24,8 @@ typedef struct level_merges {
     uint32_t first;
     uint32_t layer;
     rope_kind rope;
-    buffer *dunits; /* (units, 2, kv_heads, head_dim) */
+    buffer *dunits;  /* (units, 2, kv_heads, head_dim) */
+    buffer *dscores; /* (units, kv_heads) */
     float magnitude;
     buffer *loss; /* (kv_heads) floats */
 } level_merges;

@@ -54,6 +54,7 @@ static dcm_status open_buffers(sequence *s)
         {&s->dqkv, n, qkv_columns(m)},
         {&s->lse, n, 2 * (size_t)m->heads},
         {&s->dunits, UNIT_ROOM * n, unit_columns(m)},
+        {&s->dscores, UNIT_ROOM * n, m->kv_heads},
     };
     dcm_status status = DCM_OK;
     for (size_t i = 0; i < sizeof all / sizeof *all && status == DCM_OK; i++)
@@ -65,7 +66,7 @@ size_t sequence_bytes(const dcm_model_info *m, uint32_t tokens, bool keep)
 {
     const size_t acts = qkv_columns(m) + attn_columns(m) + 2 * (size_t)m->ffn;
     const size_t rows = acts * (keep ? m->layers : 1) + m->hidden * (m->layers + 4) + 2 * attn_columns(m) + m->ffn +
-                        qkv_columns(m) + 2 * m->heads + UNIT_ROOM * unit_columns(m) +
+                        qkv_columns(m) + 2 * m->heads + UNIT_ROOM * (unit_columns(m) + m->kv_heads) +
                         (UNIT_ROOM + 1) * m->layers * unit_columns(m);
     return (rows * tokens + 2 * (size_t)PIECE * m->vocab) * sizeof(float);
 }
@@ -90,7 +91,8 @@ fail:
 void sequence_close(sequence *s)
 {
     buffer **const all[] = {&s->inputs, &s->x,     &s->target_x,  &s->logits, &s->target, &s->loss, &s->dx,
-                            &s->dnorm,  &s->dattn, &s->attn_full, &s->dffn,   &s->dqkv,   &s->lse,  &s->dunits};
+                            &s->dnorm,  &s->dattn, &s->attn_full, &s->dffn,   &s->dqkv,   &s->lse,  &s->dunits,
+                            &s->dscores};
     if (s->ops)
         s->ops->ops->sync(s->ops);
     cache_close(&s->full);
@@ -112,14 +114,16 @@ void sequence_close(sequence *s)
 /* ---- Forward ---- */
 
 /* An empty cache that takes all the tokens in one step: until it ends, it holds every unit that it ever made. */
-static dcm_status begin_step(sequence *s, cache *c, const dcm_cache_params *params, bool in_chunks,
-                             const int32_t *tokens, uint32_t n)
+static dcm_status begin_step(sequence *s, cache *c, const dcm_cache_params *params, const merge_model *merge,
+                             bool in_chunks, const int32_t *tokens, uint32_t n)
 {
     const model_config *config = &s->model->config;
     const rope turn = {config->rope, config->info.head_dim / 2, config->rope_frequency};
     cache_close(c);
     dcm_status status = cache_open(c, s->ops, &config->info, params, turn);
     c->in_chunks = in_chunks;
+    if (status == DCM_OK && merge && merge->bias)
+        cache_add_biases(c, merge->bias, merge->score.levels);
     if (status == DCM_OK)
         status = cache_step_begin(c, tokens, n);
     if (status == DCM_OK && c->step.n != n)
@@ -148,7 +152,7 @@ dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n)
     const dcm_cache_params params = {.kind = DCM_CACHE_FULL, .kv = DCM_KV_F32, .chunk = n};
     const late_merges none = {0};
     s->n = n;
-    const dcm_status status = begin_step(s, &s->full, &params, false, tokens, n);
+    const dcm_status status = begin_step(s, &s->full, &params, NULL, false, tokens, n);
     return status == DCM_OK ? run_layers(s, &s->full, &none, s->target_x, false) : status;
 }
 
@@ -174,7 +178,7 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
     dcm_status status;
     s->n = n;
     DCM_TRY(status, done, mem_new(&qkv, n * qkv_columns(m), sizeof *qkv, "keys and values"));
-    DCM_TRY(status, done, begin_step(s, &s->full, &params, false, tokens, n));
+    DCM_TRY(status, done, begin_step(s, &s->full, &params, NULL, false, tokens, n));
     const embed_args embed = {s->model->embedding, &s->full.step, s->target_x};
     DCM_TRY(status, done, s->ops->ops->embed(s->ops, &embed));
     for (uint32_t i = 0; i < m->layers; i++) {
@@ -204,7 +208,7 @@ static dcm_status read_packed(sequence *s, const int32_t *tokens, merge_model *m
     dcm_status status;
     params.sinks = (int32_t)s->sinks;
     DCM_TRY(status, fail, check_room_to_merge(s, group));
-    DCM_TRY(status, fail, begin_step(s, c, &params, in_chunks, tokens, s->n));
+    DCM_TRY(status, fail, begin_step(s, c, &params, merge, in_chunks, tokens, s->n));
     s->late = (late_merges){.merge = merge};
     for (uint32_t g = 0; g < c->plan.top; g++) {
         s->late.batch[s->late.count] = cache_step_batch(c, g, true);
@@ -327,7 +331,7 @@ dcm_status sequence_test_window(sequence *s, const int32_t *tokens, uint32_t gro
                                      .chunk = s->n};
     dcm_status status;
     DCM_TRY(status, fail, check_room_to_merge(s, group));
-    DCM_TRY(status, fail, begin_step(s, &s->packed, &params, false, tokens, s->n));
+    DCM_TRY(status, fail, begin_step(s, &s->packed, &params, NULL, false, tokens, s->n));
     DCM_TRY(status, fail, run_layers(s, &s->packed, &none, s->x, false));
     status = compare(s, 2 * group - 1 + s->sinks, 0, (loss_positions){0}, false, kl);
 fail:

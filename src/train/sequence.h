@@ -35,7 +35,7 @@ typedef struct sequence {
     buffer *target_x;      /* the full cache's */
     buffer *logits, *target;
     buffer *loss; /* (most) floats */
-    buffer *dx, *dnorm, *dattn, *attn_full, *dffn, *dqkv, *lse, *dunits;
+    buffer *dx, *dnorm, *dattn, *attn_full, *dffn, *dqkv, *lse, *dunits, *dscores;
 } sequence;
 
 /* Weights of the loss's terms; METHOD, section 7. */

@@ -82,6 +82,7 @@ static dcm_status merges_back(sequence *s, uint32_t layer, learner *l, float wei
                                      .layer = layer,
                                      .rope = s->model->config.rope,
                                      .dunits = s->dunits,
+                                     .dscores = s->dscores,
                                      .magnitude = (float)(weight / rows),
                                      .loss = s->loss};
         status = l->arch->back(l, &merges);
@@ -122,7 +123,8 @@ static dcm_status attention_back(sequence *s, uint32_t layer, activations *a, fl
                                       .boundary = (float)(boundary / boundaries),
                                       .lse = s->lse,
                                       .dqkv = s->dqkv,
-                                      .dunits = s->dunits};
+                                      .dunits = s->dunits,
+                                      .dscores = s->dscores};
     return s->ops->ops->grad->attention_back(s->ops, &args);
 }
 

@@ -55,6 +55,7 @@ static double score_units(const attention_case *a, uint32_t t, const float *q, u
             absolute[x] = fabs(q[x] * cosine) + fabs(q[y] * sine);
             absolute[y] = fabs(q[x] * sine) + fabs(q[y] * cosine);
         }
+        const double bias = fx_bias(&a->cache, v->range + r, a->layer, kv);
         for (uint32_t j = 0; j < v->range[r].count; j++, out++) {
             double score = 0, terms = 0;
             out->slot = fx_slot(&a->cache, v->range + r, j);
@@ -63,8 +64,8 @@ static double score_units(const attention_case *a, uint32_t t, const float *q, u
                 score += turned[c] * key;
                 terms += absolute[c] * fabs(key);
             }
-            out->score = score / sqrt(d) + v->range[r].bias;
-            out->error = CK_U * ((d + 8) * terms / sqrt(d) + 2 * fabs(v->range[r].bias));
+            out->score = score / sqrt(d) + bias;
+            out->error = CK_U * ((d + 8) * terms / sqrt(d) + 2 * fabs(bias));
             most = fmax(most, out->score);
         }
     }

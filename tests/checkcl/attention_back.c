@@ -15,7 +15,7 @@ typedef struct back_case {
     float boundary;
     grad_unit *unit;
     float *qkv, *out, *dout, *pattern;
-    size_t qkv_bytes, out_bytes, lse_bytes, dunits_bytes;
+    size_t qkv_bytes, out_bytes, lse_bytes, dunits_bytes, dscores_bytes;
 } back_case;
 
 static dcm_status run(ck *c, int side, const void *what)
@@ -39,7 +39,8 @@ static dcm_status run(ck *c, int side, const void *what)
                                       .boundary = a->boundary,
                                       .lse = ck_buffer(c, side, "lse", a->pattern, a->lse_bytes, 4),
                                       .dqkv = ck_buffer(c, side, "dqkv", a->pattern, a->qkv_bytes, 4),
-                                      .dunits = ck_buffer(c, side, "dunits", a->pattern, a->dunits_bytes, 4)};
+                                      .dunits = ck_buffer(c, side, "dunits", a->pattern, a->dunits_bytes, 4),
+                                      .dscores = ck_buffer(c, side, "dscores", a->pattern, a->dscores_bytes, 4)};
     const kv_store_back_args store = {&step, spec->heads, spec->kv_heads, spec->head_dim, args.dunits, args.dqkv};
     const dcm_status status = grad->attention_back(c->side[side], &args);
     return status == DCM_OK ? grad->kv_store_back(c->side[side], &store) : status;
@@ -70,7 +71,7 @@ typedef struct bounding {
     const back_case *a;
     turned range[VIEW_RANGES];
     seen_unit *seen;
-    channel *dunits; /* as dunits; keys turned as they are stored */
+    channel *dunits, *dscores; /* as the ops'; keys turned as they are stored */
     double *dqkv, *lse;
 } bounding;
 
@@ -109,7 +110,7 @@ static void score_units(bounding *b, uint32_t t, const float *q, const float *do
     const view *v = fx_view(&a->cache, t);
     seen_unit *u = b->seen;
     for (uint32_t r = 0; r < v->n_ranges; r++) {
-        const double bias = v->range[r].bias;
+        const double bias = fx_bias(&a->cache, v->range + r, a->layer, kv);
         turn_query(a, q, fx_query_rot(&a->cache, t, r), &b->range[r]);
         for (uint32_t j = 0; j < v->range[r].count; j++, u++) {
             double score = 0, terms = 0, slope = 0, slope_terms = 0;
@@ -224,6 +225,7 @@ static void bound_head(bounding *b, uint32_t t, uint32_t h)
         for (; j < n && b->seen[j].range == r; j++) {
             const seen_unit *u = &b->seen[j];
             channel *dk = b->dunits + ((size_t)u->unit * 2 * spec->kv_heads + kv) * d, *dv = dk + spec->kv_heads * d;
+            add_term(b->dscores + u->unit * spec->kv_heads + kv, u->slope, u->slope_error, 1);
             for (uint32_t c = 0; c < d; c++) {
                 add_term(frame + c, u->slope, u->slope_error, get(a, 0, kv, u->unit, c));
                 add_term(dk + c, u->slope, u->slope_error, b->range[r].absolute[c]);
@@ -241,13 +243,15 @@ static void bounds(ck *c, const void *what)
     const back_case *a = what;
     const fx_spec *spec = &a->cache.spec;
     const size_t d = spec->head_dim, row = 2 * spec->kv_heads * d;
-    double *dunits = ck_bound(c, "dunits");
+    double *dunits = ck_bound(c, "dunits"), *dscores = ck_bound(c, "dscores");
     bounding b = {.a = a,
                   .seen = fx_alloc(a->cache.step.max_units * sizeof *b.seen),
                   .dunits = fx_alloc(a->units * row * sizeof *b.dunits),
+                  .dscores = fx_alloc(a->units * spec->kv_heads * sizeof *b.dscores),
                   .dqkv = ck_bound(c, "dqkv"),
                   .lse = ck_bound(c, "lse")};
     memset(b.dunits, 0, a->units * row * sizeof *b.dunits);
+    memset(b.dscores, 0, a->units * spec->kv_heads * sizeof *b.dscores);
     for (uint32_t t = 0; t < spec->n; t++)
         for (uint32_t h = 0; h < spec->heads; h++)
             bound_head(&b, t, h);
@@ -255,6 +259,8 @@ static void bounds(ck *c, const void *what)
         if (a->unit[u].first == a->unit[u].end)
             continue;
         const float *rot = (const float *)a->cache.words + a->unit[u].rotation;
+        for (size_t i = 0; i < spec->kv_heads; i++)
+            dscores[u * spec->kv_heads + i] = bound_of(b.dscores + u * spec->kv_heads + i, 1);
         for (size_t i = 0; i < spec->kv_heads; i++)
             turn_back(a, b.dunits + u * row + i * d, rot, 1 / sqrt((double)d), dunits + u * row + i * d);
         for (size_t i = row / 2; i < row; i++)
@@ -264,6 +270,7 @@ static void bounds(ck *c, const void *what)
         memcpy(b.dqkv + t * (spec->heads * d + row) + spec->heads * d, dunits + t * row, row * sizeof *dunits);
     free(b.seen);
     free(b.dunits);
+    free(b.dscores);
 }
 
 /* ---- Cases ---- */
@@ -313,6 +320,7 @@ static void one(ck *c, fx_spec spec, fx_prompt prompt, fx_input fill, float boun
     a.out_bytes = spec.n * q * 4;
     a.lse_bytes = (size_t)spec.n * spec.heads * 8;
     a.dunits_bytes = a.units * (row - q) * 4;
+    a.dscores_bytes = (size_t)a.units * spec.kv_heads * 4;
     a.qkv = fx_alloc(a.qkv_bytes);
     a.out = fx_alloc(a.out_bytes);
     a.dout = fx_alloc(a.out_bytes);

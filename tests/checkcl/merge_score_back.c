@@ -11,8 +11,8 @@ typedef struct back_case {
     score_case of;
     uint32_t first, units;
     grad_unit *list;
-    float *dunits, *dparams, *loss;
-    size_t dunits_bytes, loss_bytes;
+    float *dunits, *dscores, *dparams, *loss;
+    size_t dunits_bytes, dscores_bytes, loss_bytes;
     float magnitude;
 } back_case;
 
@@ -34,6 +34,7 @@ static dcm_status run(ck *c, int side, const void *what)
                                         .params = ck_buffer(c, side, "params", s->params, s->bytes, 4),
                                         .dparams = ck_buffer(c, side, "dparams", b->dparams, s->bytes, 4),
                                         .dunits = ck_buffer(c, side, "dunits", b->dunits, b->dunits_bytes, 4),
+                                        .dscores = ck_buffer(c, side, "dscores", b->dscores, b->dscores_bytes, 4),
                                         .magnitude = b->magnitude,
                                         .loss = ck_buffer(c, side, "loss", b->loss, b->loss_bytes, 4)};
     return c->side[side]->ops->grad->merge_score_back(c->side[side], &args);
@@ -162,6 +163,7 @@ static off bound_merge(ck *c, const back_case *b, uint32_t m, uint32_t head, off
         r.q[i] = off_div(r.g[i], off_of(row.p[s->at.scale + i]));
         off_term(sums + s->at.r + row.level * x + i, r.q[i]);
     }
+    off_term(sums + s->at.bias + row.level, off_of(b->dscores[(b->first + m) * s->cache.spec.kv_heads + head]));
     back_gap(b, &row, sums, &r);
     back_unit(b, &row, sums, &r, true, dx);
     bound_units(c, b, &row, b->list[b->first + m].a, dx);
@@ -184,7 +186,7 @@ static void bounds(ck *c, const void *what)
         for (uint32_t m = 0; m < merges; m++)
             off_term(&loss, bound_merge(c, b, m, head, sums));
         for (size_t i = s->at.w1; i <= s->at.sharp_v; i++)
-            if (sums[i].error > 0)
+            if (sums[i].absolute > 0)
                 bound[row + i] = off_add(off_sum(sums + i, merges + 8), off_of(b->dparams[row + i])).error;
         if (b->magnitude > 0)
             losses[head] = off_add(off_sum(&loss, merges + 8), off_of(b->loss[head])).error;
@@ -221,6 +223,9 @@ static void make_units(back_case *b, uint64_t *rng)
     b->dunits_bytes = (size_t)b->units * 2 * spec->kv_heads * spec->head_dim * sizeof(float);
     b->dunits = fx_alloc(b->dunits_bytes);
     fx_fill(b->dunits, 1, b->dunits_bytes / sizeof(float), FX_NORMAL, rng);
+    b->dscores_bytes = (size_t)b->units * spec->kv_heads * sizeof(float);
+    b->dscores = fx_alloc(b->dscores_bytes);
+    fx_fill(b->dscores, 1, b->dscores_bytes / sizeof(float), FX_NORMAL, rng);
 }
 
 static void one(ck *c, const fx_spec *of, uint32_t hidden, uint32_t levels, uint32_t level, float weight, fx_input fill)
@@ -246,6 +251,7 @@ static void one(ck *c, const fx_spec *of, uint32_t hidden, uint32_t levels, uint
     free(b.of.params);
     free(b.list);
     free(b.dunits);
+    free(b.dscores);
     free(b.dparams);
     free(b.loss);
 }

@@ -58,7 +58,8 @@ static void score_arrays(train_golden *g, const dcm_model_info *m, const float *
 {
     const score_shape shape = {m->head_dim, (uint32_t)facts[2], (uint32_t)facts[3]};
     const score_layout l = score_layout_of(shape);
-    const size_t all[] = {l.w1, l.b1, l.w2, l.u, l.r, l.prior, l.deviation, l.sharp_k, l.sharp_v, l.sharp_v + 1};
+    const size_t all[] = {l.w1,   l.b1,        l.w2,      l.u,       l.r,          l.prior,
+                          l.bias, l.deviation, l.sharp_k, l.sharp_v, l.sharp_v + 1};
     g->params_of = (dcm_train_params){.hidden = shape.hidden, .levels = shape.levels};
     g->rows = (size_t)m->layers * m->kv_heads;
     g->row = l.row;

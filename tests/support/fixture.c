@@ -149,6 +149,7 @@ static void make_step(fx_cache *cache)
     step *s = &cache->step;
     size_t at = 8;
     *s = (step){.n = spec->n, .n_merges = spec->n_merges};
+    cache->bias = at, at += spec->n_ranges * (size_t)spec->layers * spec->kv_heads + 8;
     s->tokens = at, at += spec->n + 8;
     s->slots = at, at += spec->n + 8;
     at = (at + 7) / 8 * 8;
@@ -161,6 +162,8 @@ static void make_step(fx_cache *cache)
     cache->step_words = at;
     cache->words = fx_alloc(at * 4);
     fx_pattern(cache->words, at * 4);
+    for (size_t i = 0; i < spec->n_ranges * (size_t)spec->layers * spec->kv_heads; i++)
+        ((float *)cache->words)[cache->bias + i] = spec->bias * (float)(i % 7);
 }
 
 /* The rings of the table, the first last, as in a cache. */
@@ -219,7 +222,7 @@ static void make_view(fx_cache *cache, uint32_t t, const fx_rings *rings, const 
                                                .begin = seen->first[r] & mask,
                                                .count = seen->count[r],
                                                .place = v->units,
-                                               .bias = spec->bias * (float)r};
+                                               .bias = (uint32_t)(cache->bias + r * spec->layers * spec->kv_heads)};
         v->units += seen->count[r];
         fx_rotation((float *)cache->words + cache->step.query_rot + (t * VIEW_RANGES + i) * (size_t)spec->head_dim,
                     spec->head_dim, (int64_t)(rng_next(rng) % 10000));
@@ -344,6 +347,11 @@ void fx_cache_fill_merges(fx_cache *cache, fx_input input, uint64_t *rng)
             fx_cache_fill(cache, layer, fx_merge(cache, m)->a, of_unit(input, m == 0), rng);
             fx_cache_fill(cache, layer, fx_merge(cache, m)->b, of_unit(input, false), rng);
         }
+}
+
+float fx_bias(const fx_cache *cache, const view_range *range, uint32_t layer, uint32_t kv_head)
+{
+    return ((const float *)cache->words)[range->bias + (size_t)layer * cache->spec.kv_heads + kv_head];
 }
 
 const view *fx_view(const fx_cache *cache, uint32_t t) { return (const view *)(cache->words + cache->step.views) + t; }

@@ -65,6 +65,7 @@ typedef struct fx_cache {
     size_t block_bytes[KV_BLOCKS];
     uint32_t *table, *words;
     size_t table_words, step_words;
+    size_t bias; /* word of the step's data: (ranges, layers, kv_heads) */
 } fx_cache;
 
 /* The tokens before a step, and what the cache keeps of them. */
@@ -101,6 +102,7 @@ void fx_cache_fill_merges(fx_cache *cache, fx_input input, uint64_t *rng);
 
 /* Parts of the step. */
 const view *fx_view(const fx_cache *cache, uint32_t t);
+float fx_bias(const fx_cache *cache, const view_range *range, uint32_t layer, uint32_t kv_head);
 const float *fx_query_rot(const fx_cache *cache, uint32_t t, uint32_t range);
 const float *fx_key_rot(const fx_cache *cache, uint32_t t);
 const merge_pair *fx_merge(const fx_cache *cache, uint32_t m);

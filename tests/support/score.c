@@ -25,6 +25,7 @@ float *fx_score(score_shape shape, size_t rows, double size, uint64_t *rng)
         normals(p + l.u, h * x, 0, 0.2 / sqrt((double)h), rng);
         normals(p + l.r, g * x, 0, 0.1, rng);
         normals(p + l.prior, g, 0, 0.5, rng);
+        normals(p + l.bias, g, -0.3, 0.3, rng);
         normals(p + l.deviation, 1, 0.3, 0.2, rng);
         normals(p + l.sharp_k, 1, 1.5, 0.3, rng);
         normals(p + l.sharp_v, 1, 0.7, 0.3, rng);

@@ -18,6 +18,7 @@
 #include "support/fixture.h"
 #include "train/units.h"
 
+enum { BIASES = 2 /* levels with biases of their own */, LAYERS = 2, LAYER = 1 };
 enum { TOKENS_MAX = 2048, UNITS_MAX = 2 * TOKENS_MAX, SEEN_MAX = 640, DIM_MAX = 32 };
 
 /* ---- Who sees what ---- */
@@ -105,7 +106,9 @@ typedef struct problem {
     rope_kind kind;
     float log_r, boundary, wide; /* wide: a factor of the queries */
     double frequency[DIM_MAX / 2];
+    float bias[LAYERS * 4 * BIASES]; /* (layers, kv_heads, levels) */
     const history *h;
+    double *moved; /* (units, kv_heads): added to the scores */
     double *q, *k, *v, *w; /* (n, heads, dim), (units, kv_heads, dim) twice, (n, heads, dim): dout */
 } problem;
 
@@ -132,7 +135,10 @@ static double loss_of(const problem *p, uint32_t t, uint32_t head, double *out)
         score[i] = 0;
         for (uint32_t c = 0; c < p->dim; c++)
             score[i] += turned[c] * key[c];
-        score[i] = score[i] / sqrt(p->dim) + p->log_r * log(2) * p->h->unit[seen[i]].level;
+        const uint32_t level = p->h->unit[seen[i]].level;
+        score[i] = score[i] / sqrt(p->dim) + p->log_r * log(2) * level + p->moved[seen[i] * p->kv_heads + kv];
+        if (level)
+            score[i] += p->bias[(LAYER * p->kv_heads + kv) * BIASES + (level < BIASES ? level : BIASES) - 1];
         most = fmax(most, score[i]);
     }
     for (uint32_t i = 0; i < count; i++)
@@ -172,7 +178,7 @@ static double slope(const problem *p, double *x, uint32_t first, uint32_t end, u
 /* ---- Against the op ---- */
 
 typedef struct truth {
-    double *dq, *dk, *dv, *out;
+    double *dq, *dk, *dv, *ds, *out;
 } truth;
 
 static double *normals(size_t count, double scale, uint64_t *rng)
@@ -188,7 +194,7 @@ static truth truth_of(const problem *p)
     const size_t q = (size_t)p->h->n * p->heads * p->dim, u = (size_t)p->h->units * p->kv_heads * p->dim;
     const uint32_t group = p->heads / p->kv_heads;
     truth x = {fx_alloc(q * sizeof(double)), fx_alloc(u * sizeof(double)), fx_alloc(u * sizeof(double)),
-               fx_alloc(q * sizeof(double))};
+               fx_alloc(u / p->dim * sizeof(double)), fx_alloc(q * sizeof(double))};
     for (uint32_t t = 0; t < p->h->n; t++)
         for (uint32_t h = 0; h < p->heads; h++)
             loss_of(p, t, h, x.out);
@@ -201,6 +207,8 @@ static truth truth_of(const problem *p)
         const uint32_t head = (uint32_t)(i / p->dim % p->kv_heads) * group;
         x.dk[i] = slope(p, p->k + i, one->first, one->end, head, group);
         x.dv[i] = slope(p, p->v + i, one->first, one->end, head, group);
+        if (i % p->dim == 0)
+            x.ds[i / p->dim] = slope(p, p->moved + i / p->dim, one->first, one->end, head, group);
     }
     return x;
 }
@@ -276,6 +284,7 @@ static void open_step(cache *c, backend *b, const problem *p, uint32_t layers)
     memset(tokens, 0, p->h->n * sizeof *tokens);
     assert_int_equal(cache_check_params(&params, &given), DCM_OK);
     assert_int_equal(cache_open(c, b, &shape, &params, (rope){p->kind, p->dim / 2, p->frequency}), DCM_OK);
+    cache_add_biases(c, p->bias, BIASES);
     assert_int_equal(cache_step_begin(c, tokens, p->h->n), DCM_OK);
     assert_int_equal(c->step.n, p->h->n);
     free(tokens);
@@ -289,25 +298,29 @@ static void run_back(backend *b, const problem *p, const truth *x)
     grad_units units = {0};
     grad_unit *list = fx_alloc(p->h->units * sizeof *list);
     float *qkv = fx_alloc(n * row * 4), *out = floats(x->out, q), *dout = floats(p->w, q);
-    float *dunits = fx_alloc(2 * u * 4);
-    open_step(&c, b, p, 2);
+    float *dunits = fx_alloc(2 * u * 4), *dscores = fx_alloc(u / p->dim * 4);
+    open_step(&c, b, p, LAYERS);
     assert_int_equal(grad_units_open(&units, &c), DCM_OK);
     check_units(p->h, &units, &c, list);
     fill_pool(p, &c, list);
     fx_pattern(qkv, n * row * 4);
     fx_pattern(dunits, 2 * u * 4);
+    fx_pattern(dscores, u / p->dim * 4);
     for (size_t i = 0; i < q; i++)
         qkv[i / q_row * row + i % q_row] = (float)p->q[i];
     buffer *made[] = {fx_make_plain(b, "qkv", qkv, n * row * 4, 4),  fx_make_plain(b, "out", out, q * 4, 4),
                       fx_make_plain(b, "dout", dout, q * 4, 4),      fx_make_plain(b, "lse", qkv, n * p->heads * 8, 4),
-                      fx_make_plain(b, "dqkv", qkv, n * row * 4, 4), fx_make_plain(b, "dunits", dunits, 2 * u * 4, 4)};
-    const attention_back_args args = {&c.slots.pool, &c.step, &units,      1,       p->kind, made[0], p->heads,
-                                      made[1],       made[2], p->boundary, made[3], made[4], made[5]};
+                      fx_make_plain(b, "dqkv", qkv, n * row * 4, 4), fx_make_plain(b, "dunits", dunits, 2 * u * 4, 4),
+                      fx_make_plain(b, "dscores", dscores, u / p->dim * 4, 4)};
+    const attention_back_args args = {&c.slots.pool, &c.step, &units,      LAYER,   p->kind, made[0], p->heads,
+                                      made[1],       made[2], p->boundary, made[3], made[4], made[5], made[6]};
     assert_int_equal(b->ops->grad->attention_back(b, &args), DCM_OK);
     const kv_store_back_args store = {&c.step, p->heads, p->kv_heads, p->dim, made[5], made[4]};
     assert_int_equal(b->ops->grad->kv_store_back(b, &store), DCM_OK);
     assert_int_equal(b->ops->read(made[4], 0, qkv, n * row * 4), DCM_OK);
     assert_int_equal(b->ops->read(made[5], 0, dunits, 2 * u * 4), DCM_OK);
+    assert_int_equal(b->ops->read(made[6], 0, dscores, u / p->dim * 4), DCM_OK);
+    check_near(dscores, x->ds, u / p->dim, largest(x->ds, u / p->dim), "scores' gradient");
     const double dq_most = largest(x->dq, q), dk_most = largest(x->dk, u), dv_most = largest(x->dv, u);
     for (size_t t = 0; t < n; t++)
         check_near(qkv + t * row, x->dq + t * q_row, q_row, dq_most, "queries' gradient");
@@ -328,6 +341,7 @@ static void run_back(backend *b, const problem *p, const truth *x)
     free(out);
     free(dout);
     free(dunits);
+    free(dscores);
 }
 
 static const problem *now;
@@ -348,13 +362,16 @@ static void check_problem(problem p, uint32_t group, uint32_t sinks, uint32_t n)
     p.k = normals(u, 1, &rng);
     p.v = normals(u, 1, &rng);
     p.w = normals(q, 1, &rng);
+    p.moved = fx_alloc((size_t)h->units * p.kv_heads * sizeof *p.moved);
+    memset(p.moved, 0, (size_t)h->units * p.kv_heads * sizeof *p.moved);
+    fx_fill(p.bias, 1, sizeof p.bias / sizeof *p.bias, FX_NORMAL, &rng);
     now = &p;
     expected = truth_of(&p);
     assert_int_equal(backend_ref_open(&ref, 1, 0), DCM_OK);
     run_back(ref, &p, &expected);
     backend_close(&ref);
     on_every_device(run_device);
-    double *all[] = {p.q, p.k, p.v, p.w, expected.dq, expected.dk, expected.dv, expected.out};
+    double *all[] = {p.q, p.k, p.v, p.w, p.moved, expected.dq, expected.dk, expected.dv, expected.ds, expected.out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     history_free(h);

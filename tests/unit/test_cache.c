@@ -113,7 +113,9 @@ static void check_view(const cache *c, const history *h, uint32_t i, uint32_t si
             const unit want = h->unit[place], got = *at(c, slot);
             assert_int_equal(got.first, want.first);
             assert_int_equal(got.tokens, want.tokens);
-            assert_true(fabs(range->bias - log_r * log((double)want.tokens)) < 1e-6);
+            const float *bias = (const float *)c->words + range->bias;
+            for (uint32_t head = 0; head < c->slots.pool.layers * c->slots.pool.kv_heads; head++)
+                assert_true(fabs(bias[head] - log_r * log((double)want.tokens)) < 1e-6);
             const float *rot = (const float *)c->words + c->step.query_rot + ((size_t)i * VIEW_RANGES + r) * 2 * PAIRS;
             if (j == 0 || j + 1 == range->count) /* query turn minus key turn is the distance of places */
                 check_rotation(rot, h->count - 1 - place + anchor(want, sinks));

@@ -45,7 +45,7 @@ static void expect(const fx_cache *cache, uint32_t layer, const float *q, uint32
             for (uint32_t c = 0; c < d; c++)
                 score += turned[c] * fx_get(cache, cache->block, layer, 0, kv, slot, c);
             /* Scores of the test inputs are small enough for exp without a maximum. */
-            const long double weight = expl(score / sqrtl(d) + v->range[r].bias);
+            const long double weight = expl(score / sqrtl(d) + fx_bias(cache, v->range + r, layer, kv));
             sum += weight;
             for (uint32_t c = 0; c < d; c++) {
                 const long double term = weight * fx_get(cache, cache->block, layer, 1, kv, slot, c);

@@ -22,7 +22,7 @@ typedef struct rig {
     score_layout at;
     uint32_t level;
     float magnitude;
-    float *params, dunits[UNITS * 2 * HEADS * HEAD];
+    float *params, dunits[UNITS * 2 * HEADS * HEAD], dscores[UNITS * HEADS];
     long double unit[MERGES][HEADS][2][X]; /* a and b, the key turned back */
     long double size[MERGES][HEADS];       /* t */
 } rig;
@@ -41,12 +41,15 @@ static long double key_size(const long double *k)
     return sqrtl(squares);
 }
 
-/* Sum of results times their gradients, and the magnitude term. */
+/* Sum of results and of their bias times their gradients, and the magnitude term. */
 static long double loss(const rig *r, uint32_t head)
 {
+    const float *p = r->params + (LAYER * HEADS + head) * r->at.row;
+    const uint32_t level = r->level < r->shape.levels ? r->level : r->shape.levels - 1;
     long double sum = 0, y[X];
     for (uint32_t m = 0; m < MERGES; m++) {
-        fx_score_merge(r->shape, r->params + (LAYER * HEADS + head) * r->at.row, r->level, r->unit[m][head][0],
+        sum += (long double)p[r->at.bias + level] * r->dscores[(FIRST + m) * HEADS + head];
+        fx_score_merge(r->shape, p, r->level, r->unit[m][head][0],
                        r->unit[m][head][1], y);
         for (uint32_t c = 0; c < X; c++)
             sum += y[c] * r->dunits[gradient_at(FIRST + m, head, c)];
@@ -66,6 +69,7 @@ static void rig_open(rig *r, rope_kind rope, uint32_t level, float magnitude)
     r->params = fx_score(r->shape, LAYERS * HEADS, 1, &rng);
     r->cache.step.n_merges = MERGES;
     fx_fill(r->dunits, 1, sizeof r->dunits / sizeof *r->dunits, FX_NORMAL, &rng);
+    fx_fill(r->dscores, 1, sizeof r->dscores / sizeof *r->dscores, FX_NORMAL, &rng);
     for (uint32_t m = 0; m < MERGES; m++) {
         merge_pair *pair = (merge_pair *)(r->cache.words + r->cache.step.merges) + m;
         pair->out = fx_merge(&r->cache, MERGES + m)->a; /* results in slots of their own */
@@ -103,18 +107,19 @@ static void run(rig *r, result *out)
     buffer *params = fx_make_plain(b, "params", r->params, out->bytes, 4);
     buffer *dparams = fx_make_plain(b, "dparams", out->before, out->bytes, 4);
     buffer *dunits = fx_make_plain(b, "dunits", r->dunits, sizeof r->dunits, 4);
+    buffer *dscores = fx_make_plain(b, "dscores", r->dscores, sizeof r->dscores, 4);
     buffer *loss_of = fx_make_plain(b, "loss", (float[HEADS]){1, 2}, sizeof out->loss, 4);
     grad_units list = {fx_make_plain(b, "units", units, sizeof units, 4), UNITS};
     const rope_kind rope = r->cache.spec.rope;
     const merge_score_args forward = {&pool, &s, LAYER, 1, rope, r->shape, params};
     assert_int_equal(b->ops->merge_score(b, &forward), DCM_OK);
-    const merge_score_back_args back = {&pool,    &s,     &list,   FIRST,  LAYER,        rope,
-                                        r->shape, params, dparams, dunits, r->magnitude, loss_of};
+    const merge_score_back_args back = {&pool,  &s,      &list,  FIRST,   LAYER,        rope,   r->shape,
+                                        params, dparams, dunits, dscores, r->magnitude, loss_of};
     assert_int_equal(b->ops->grad->merge_score_back(b, &back), DCM_OK);
     b->ops->read(dparams, 0, out->dparams, out->bytes);
     b->ops->read(dunits, 0, out->dunits, sizeof out->dunits);
     b->ops->read(loss_of, 0, out->loss, sizeof out->loss);
-    buffer *made[] = {params, dparams, dunits, loss_of, list.list};
+    buffer *made[] = {params, dparams, dunits, dscores, loss_of, list.list};
     for (size_t i = 0; i < sizeof made / sizeof *made; i++)
         buffer_free(&made[i]);
     fx_free_uploaded(&pool, &s);

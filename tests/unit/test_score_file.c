@@ -217,6 +217,9 @@ static void test_wrong_files(void **state)
     make_parts(&p);
     put(&p);
     assert_int_equal(load(&facts, &found, &params), DCM_OK); /* what follows fails for its own reason */
+    for (size_t row = 0; row < ROWS; row++) /* bias is left out */
+        for (size_t g = 0; g < 3; g++)
+            assert_true(params[row * score_layout_of(found).row + score_layout_of(found).bias + g] == 0);
     mem_free(&params);
     for (size_t i = 0; i < p.count; i++) {
         const char *name = p.array[i].name;

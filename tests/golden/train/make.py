@@ -82,7 +82,7 @@ class Case:
         l.set(rows, "scale", 1 / units.std(1))
         shape = rows.shape[:2]
         for name, middle, std in (("w1", 0, 1.2 * x**-0.5), ("b1", 0, 0.3), ("w2", 0, 1.5 * l.hidden**-0.5),
-                                  ("u", 0, 0.15 * l.hidden**-0.5), ("r", 0, 0.1), ("prior", -0.2, 0.4),
+                                  ("u", 0, 0.15 * l.hidden**-0.5), ("r", 0, 0.1), ("prior", -0.2, 0.4), ("bias", -0.5, 0.5),
                                   ("deviation", 0.8, 0.3), ("sharp_k", 1.5, 0.3), ("sharp_v", 0.9, 0.3)):
             values = middle + std * self.rng.standard_normal((*shape, *l.shapes[name]))
             l.set(rows, name, torch.from_numpy(np.asarray(values)))

@@ -21,7 +21,7 @@ class Layout:
         self.d, self.hidden, self.levels = d, hidden, levels
         self.shapes = {
             "mean": (2 * d,), "scale": (2 * d,), "w1": (hidden, 2 * d), "b1": (levels, hidden), "w2": (hidden,),
-            "u": (hidden, 2 * d), "r": (levels, 2 * d), "prior": (levels,), "deviation": (), "sharp_k": (),
+            "u": (hidden, 2 * d), "r": (levels, 2 * d), "prior": (levels,), "bias": (levels,), "deviation": (), "sharp_k": (),
             "sharp_v": (),
         }
         self.at, at = {}, 0
@@ -116,6 +116,12 @@ class ScoredDcm(Dcm):
         self.raw[layer].append((k, v))
         return super().add(layer, k, v)
 
+    def biases(self, layer):
+        """What is added to the scores of all units: (kv_heads, N)."""
+        bias = self.layout.of(self.rows[layer], "bias")
+        levels = [r.bit_length() - 1 for r in self.ratios]
+        return torch.stack([bias[:, min(g, self.layout.levels) - 1] if g else torch.zeros_like(bias[:, 0]) for g in levels], 1)
+
     def range_ends(self):
         """Places of the newest units of all ranges of the view but the last: sinks, then one range a level."""
         s, r = min(self.sinks, len(self.ratios)), self.ratios
@@ -138,7 +144,7 @@ class Run:
             for layer in range(model.layers):
                 q, k, v = model.qkv(x, layer)
                 keys, values = policy.add(layer, k[0], v[0])
-                out, scores = self.attend(q[0], keys, values)
+                out, scores = self.attend(q[0], keys, values, policy.biases(layer))
                 self.boundaries(scores)
                 raw_k, raw_v = (torch.stack(part) for part in zip(*policy.raw[layer]))
                 full, _ = self.attend(q[0], raw_k, raw_v)
@@ -148,12 +154,14 @@ class Run:
             logits.append(model.linear(model.norm(x, "output_norm.weight"), name)[0])
         self.logits = torch.stack(logits)
 
-    def attend(self, q, keys, values):
-        """One query (heads, d) at place N - 1; also the scores (kv_heads, group, N)."""
+    def attend(self, q, keys, values, biases=None):
+        """One query (heads, d) at place N - 1, biases (kv_heads, N); also the scores (kv_heads, group, N)."""
         m, n = self.model, len(keys)
         keys = m.rotate(keys, torch.arange(n))
         q = m.rotate(q[None], torch.tensor([n - 1]))[0].reshape(m.kv_heads, m.heads // m.kv_heads, m.d)
         scores = torch.einsum("hgd,nhd->hgn", q, keys) / math.sqrt(m.d)
+        if biases is not None:
+            scores = scores + biases[:, None]
         return torch.einsum("hgn,nhd->hgd", torch.softmax(scores, dim=-1), values).reshape(-1), scores
 
     def boundaries(self, scores):
