@@ -29,8 +29,8 @@ typedef struct merge_model {
     buffer *params;       /* of a scorer, as in merge_score_args; else NULL */
     dcm_merge_seen *seen; /* of a scorer on the reference; NULL: nobody wants to know */
     void *seen_context;
-    float *bias;    /* of a scorer, for cache_add_biases: (layers x kv_heads, score.levels); else NULL */
-    size_t rows;    /* of bias */
+    float *bias;          /* of a scorer, for cache_add_biases: (layers x kv_heads, score.levels); else NULL */
+    size_t rows;          /* of bias */
 } merge_model;
 
 /*
