@@ -1,18 +1,23 @@
 /* Weight matrices: products with few vectors, and single rows. Built behind cl/weights.cl. */
 #ifndef PREFETCH
-#define PREFETCH 0 /* bytes ahead; CPUs whose compiler has the builtin of clang */
+#define PREFETCH 0 /* 1: ask for weights before their turn; CPUs whose compiler has the builtin of clang */
 #endif
+#define FAR 16384 /* bytes ahead of use: into the second cache */
+#define NEAR 1024 /* into the first */
 
 #define INPUT_PREPARED 3 /* x and its sums are in `work` */
 
 /* ---- Wide: one work-item, 16 rows in a vector ---- */
 
-void prefetch_block(__global const uchar *p)
+void prefetch_bytes(__global const uchar *p, int bytes)
 {
 #if PREFETCH && defined(__clang__)
-    /* OpenCL's own prefetch() is empty on PoCL; this is worth a factor of 1.6 there. */
-    for (int i = 0; i < BLOCK_BYTES; i += 64)
-        __builtin_prefetch((const void *)(uintptr_t)(p + PREFETCH + i));
+    UNROLL
+    for (int i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const void *)(uintptr_t)(p + FAR + i), 0, 2);
+    UNROLL
+    for (int i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const void *)(uintptr_t)(p + NEAR + i));
 #endif
 }
 
@@ -49,7 +54,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
     float16 sum = 0;
     for (uint b = 0; b < cols / BLOCK; b++) {
         __global const uchar *p = block_at(tile, b);
-        prefetch_block(p);
+        prefetch_bytes(p, BLOCK_BYTES);
         const float16 d = SCALES(16, 0, p, super_at(tile, b));
         sum = fma(d, block_dot(p + BLOCK_HEAD, x + (size_t)b * BLOCK), sum);
 #if HAS_MIN
@@ -64,10 +69,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
     float16 a = 0, b = 0, c = 0, d = 0;
     uint k = 0;
     for (; k + 4 <= cols; k += 4) {
-#if PREFETCH && defined(__clang__)
-        for (int i = 0; i < 4 * BLOCK_BYTES; i += 64)
-            __builtin_prefetch((const void *)(uintptr_t)(tile + (size_t)k * BLOCK_BYTES + PREFETCH + i));
-#endif
+        prefetch_bytes(tile + (size_t)k * BLOCK_BYTES, 4 * BLOCK_BYTES);
         a = fma(column16(tile, k), (float16)(x[k]), a);
         b = fma(column16(tile, k + 1), (float16)(x[k + 1]), b);
         c = fma(column16(tile, k + 2), (float16)(x[k + 2]), c);

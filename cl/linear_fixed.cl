@@ -103,7 +103,7 @@ static inline float16 block_dot(__global const uchar *quants, __global const int
     return fma(convert_float16(c), (float16)(65536.0f), low) * as_float(record[DOT_SCALE]);
 }
 
-void prefetch_block(__global const uchar *p);
+void prefetch_bytes(__global const uchar *p, int bytes);
 
 /* The 16 rows' products with the x of the records. */
 float16 tile_dot(__global const uchar *tile, uint cols, __global const int *record)
@@ -111,7 +111,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const int *reco
     float16 sum = 0;
     for (uint b = 0; b < cols / BLOCK; b++, record += DOT_WORDS) {
         __global const uchar *p = block_at(tile, b);
-        prefetch_block(p);
+        prefetch_bytes(p, BLOCK_BYTES);
         const float16 d = SCALES(16, 0, p, super_at(tile, b));
         sum = fma(d, block_dot(p + BLOCK_HEAD, record), sum);
 #if HAS_MIN

@@ -91,6 +91,7 @@ void cldev_close(cldev **device)
     }
     if (d->other)
         clReleaseCommandQueue(d->other);
+    cldev_buffers_close(d);
     if (d->context)
         clReleaseContext(d->context);
     if (d->sub_device)

@@ -55,6 +55,8 @@ dcm_status cldev_list(cldev_entry **entries, size_t *count);
  */
 dcm_status cldev_choose(const char *name, cldev_entry *entry, bool *found);
 
+typedef struct cldev_slab cldev_slab;
+
 /* An opened device: one context and one in-order queue. */
 typedef struct cldev {
     cldev_limits limits;
@@ -65,6 +67,7 @@ typedef struct cldev {
     cl_command_queue queue;
     cl_command_queue other; /* without profiling while `queue` has it, and the other way round; NULL: not asked for */
     bool profiling;         /* `queue` times what it runs */
+    cldev_slab *slab;       /* that lasting buffers are put into; NULL: the next one makes it */
 } cldev;
 
 /* Errors name the device. A CPU that cannot be divided is used whole, and it is said. */
@@ -75,6 +78,16 @@ dcm_status cldev_profile(cldev *device, bool on);
 
 /* Waits for the queue, then releases; NULL and pointers to NULL are accepted. */
 void cldev_close(cldev **device);
+
+/*
+ * A buffer of `bytes`, at least 1; released by clReleaseMemObject. On CPUs the large ones, and all that are `lasting`
+ * (weights: they are put side by side), are memory of this process in huge pages where the system has some: a step
+ * reads so many small pages that finding them takes time, and huge ones share the caches more evenly.
+ */
+dcm_status cldev_buffer_new(cldev *device, size_t bytes, bool lasting, cl_mem *buffer);
+
+/* No lasting buffers are added to those there are; for cldev_close. */
+void cldev_buffers_close(cldev *device);
 
 /*
  * Find limits.fp16 and limits.subgroups: those that the driver claims are built, run and compared, with a small

@@ -18,11 +18,8 @@ fail:
 dcm_status probe_run_buffers(probe_run *run, cldev *device, size_t in_bytes, const void *data, size_t out_bytes)
 {
     dcm_status status = DCM_OK;
-    cl_int error;
-    run->in = clCreateBuffer(device->context, CL_MEM_READ_WRITE, in_bytes, NULL, &error);
-    DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer(...)"));
-    run->out = clCreateBuffer(device->context, CL_MEM_READ_WRITE, out_bytes, NULL, &error);
-    DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer(...)"));
+    DCM_TRY(status, fail, cldev_buffer_new(device, in_bytes, false, &run->in));
+    DCM_TRY(status, fail, cldev_buffer_new(device, out_bytes, false, &run->out));
     CL_TRY(status, fail, clSetKernelArg(run->kernel, 0, sizeof run->in, &run->in));
     CL_TRY(status, fail, clSetKernelArg(run->kernel, 1, sizeof run->out, &run->out));
     if (data)

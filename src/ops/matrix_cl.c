@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { TILE = MATRIX_TILE, UPLOAD_BYTES = 256 << 10, PREFETCH_BYTES = 4096, GROUP_MAX = 256 };
+enum { TILE = MATRIX_TILE, UPLOAD_BYTES = 256 << 10, GROUP_MAX = 256 };
 
 /* The layout of a type; what cl/linear.cl is built with. */
 typedef struct layout {
@@ -179,7 +179,7 @@ static void set_options(backend *b, matrix_cl *m)
              "-DTYPE=%u -DBITS=%u -DBLOCK=%u -DBLOCK_HEAD=%u -DBLOCK_BYTES=%u -DSUPER=%u -DSUPER_HEAD=%u "
              "-DPREFETCH=%d -DQUADS=%d -DX86=%d",
              (unsigned)m->base.type, l.bits, l.block, l.block_head, l.block_bytes, l.super, l.super_head,
-             cpu ? PREFETCH_BYTES : 0, m->quads, clop_dot4(b));
+             cpu, m->quads, clop_dot4(b));
 }
 
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out)

@@ -84,7 +84,7 @@ dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buff
 {
     cldev *device = self(b)->device;
     dcm_status status;
-    cl_int error;
+    cl_mem mem;
     *out = NULL;
     if (bytes > b->max_alloc)
         return dcm_fail(DCM_ERR_MEMORY,
@@ -98,10 +98,9 @@ dcm_status clop_buffer_new(backend *b, size_t bytes, mem_category category, buff
     (*out)->bytes = bytes;
     (*out)->category = category;
     mem_count(&b->memory, category, bytes);
-    (*out)->handle = clCreateBuffer(device->context, CL_MEM_READ_WRITE, bytes ? bytes : 1, NULL, &error);
-    DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer"));
+    DCM_TRY(status, fail, cldev_buffer_new(device, bytes, category == MEM_WEIGHTS, &mem));
+    (*out)->handle = mem;
     /* Drivers allocate at first use: have it now, where lack of memory can be told apart from a failing kernel. */
-    cl_mem mem = buffer_mem(*out);
     CL_TRY(status, fail,
            clEnqueueMigrateMemObjects(device->queue, 1, &mem, CL_MIGRATE_MEM_OBJECT_CONTENT_UNDEFINED, 0, NULL, NULL));
     return DCM_OK;
