@@ -37,8 +37,7 @@ static cldev_slab *slab_new(size_t bytes)
     cldev_slab *s = (cldev_slab *)(map + before);
     if (before)
         munmap(map, before);
-    if (after)
-        munmap(map + before + whole, after);
+    munmap(map + before + whole, after);
 #ifdef MADV_HUGEPAGE
     madvise(s, whole, MADV_HUGEPAGE); /* where it is refused, small pages do */
 #endif
@@ -91,7 +90,7 @@ dcm_status cldev_buffer_new(cldev *device, size_t bytes, bool lasting, cl_mem *b
     if (host) {
         slab = slab_for(device, bytes, lasting);
         if (!slab)
-            return dcm_fail(DCM_ERR_MEMORY, "the system has no memory left for them");
+            return dcm_fail(DCM_ERR_MEMORY, "the system has no memory for %zu bytes", bytes);
     }
     void *data = slab ? (uint8_t *)slab + slab->used : NULL;
     *buffer = clCreateBuffer(device->context, CL_MEM_READ_WRITE | (host ? CL_MEM_USE_HOST_PTR : 0), bytes, data,
