@@ -151,6 +151,8 @@ OBJECT(cl_mem, clCreateSubBuffer, CL_OUT_OF_RESOURCES,
        (cl_mem buffer, cl_mem_flags flags, cl_buffer_create_type type, const void *info, cl_int *error),
        (buffer, flags, type, info, error))
 STATUS(clGetMemObjectInfo, (cl_mem buffer, cl_mem_info what, ANSWER), (buffer, what, size, value, size_out))
+STATUS(clSetMemObjectDestructorCallback,
+       (cl_mem buffer, void(CL_CALLBACK *released)(cl_mem, void *), void *user), (buffer, released, user))
 STATUS(clEnqueueReadBuffer,
        (cl_command_queue queue, cl_mem buffer, cl_bool block, size_t at, size_t size, void *to, WAITS),
        (queue, buffer, block, at, size, to, WAIT))
