@@ -9,14 +9,16 @@
 
 /* ---- Wide: one work-item, 16 rows in a vector ---- */
 
-void prefetch_bytes(__global const uchar *p, int bytes)
+/* Where weights like the FETCHED bytes at p come later. */
+#define FETCHED (QUANTIZED ? BLOCK_BYTES : 4 * BLOCK_BYTES)
+void fetch_ahead(__global const uchar *p)
 {
 #if PREFETCH && defined(__clang__)
     UNROLL
-    for (int i = 0; i < bytes; i += 64)
+    for (int i = 0; i < FETCHED; i += 64)
         __builtin_prefetch((const void *)(uintptr_t)(p + FAR + i), 0, 2);
     UNROLL
-    for (int i = 0; i < bytes; i += 64)
+    for (int i = 0; i < FETCHED; i += 64)
         __builtin_prefetch((const void *)(uintptr_t)(p + NEAR + i));
 #endif
 }
@@ -54,7 +56,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
     float16 sum = 0;
     for (uint b = 0; b < cols / BLOCK; b++) {
         __global const uchar *p = block_at(tile, b);
-        prefetch_bytes(p, BLOCK_BYTES);
+        fetch_ahead(p);
         const float16 d = SCALES(16, 0, p, super_at(tile, b));
         sum = fma(d, block_dot(p + BLOCK_HEAD, x + (size_t)b * BLOCK), sum);
 #if HAS_MIN
@@ -69,7 +71,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const float *x,
     float16 a = 0, b = 0, c = 0, d = 0;
     uint k = 0;
     for (; k + 4 <= cols; k += 4) {
-        prefetch_bytes(tile + (size_t)k * BLOCK_BYTES, 4 * BLOCK_BYTES);
+        fetch_ahead(tile + (size_t)k * BLOCK_BYTES);
         a = fma(column16(tile, k), (float16)(x[k]), a);
         b = fma(column16(tile, k + 1), (float16)(x[k + 1]), b);
         c = fma(column16(tile, k + 2), (float16)(x[k + 2]), c);

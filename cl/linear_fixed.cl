@@ -36,7 +36,7 @@ static inline int total16(int16 v)
 
 /* The lowest signed byte of each, and what is left for the others. */
 static inline int16 lowest(int16 x) { return x << 24 >> 24; }
-static inline int16 others(int16 x) { return x - lowest(x) >> 8; }
+static inline int16 others(int16 x) { return (x - lowest(x)) >> 8; }
 
 /* Put 16 values of a block at column k into its record; their bytes are added to a, b and c. */
 static inline void fix16(float16 x, float inverse, uint k, __global int *record, int16 *a, int16 *b, int16 *c)
@@ -103,7 +103,7 @@ static inline float16 block_dot(__global const uchar *quants, __global const int
     return fma(convert_float16(c), (float16)(65536.0f), low) * as_float(record[DOT_SCALE]);
 }
 
-void prefetch_bytes(__global const uchar *p, int bytes);
+void fetch_ahead(__global const uchar *p);
 
 /* The 16 rows' products with the x of the records. */
 float16 tile_dot(__global const uchar *tile, uint cols, __global const int *record)
@@ -111,7 +111,7 @@ float16 tile_dot(__global const uchar *tile, uint cols, __global const int *reco
     float16 sum = 0;
     for (uint b = 0; b < cols / BLOCK; b++, record += DOT_WORDS) {
         __global const uchar *p = block_at(tile, b);
-        prefetch_bytes(p, BLOCK_BYTES);
+        fetch_ahead(p);
         const float16 d = SCALES(16, 0, p, super_at(tile, b));
         sum = fma(d, block_dot(p + BLOCK_HEAD, record), sum);
 #if HAS_MIN
