@@ -245,9 +245,10 @@ static inline const __global kv_t *end_key(const seen *s, uint range, bool newes
 
 /*
  * The boundary term of head g, whose sums are those of dq by now: its gradients of the score of each range's newest
- * unit go to edge[range], those of the next range's oldest are the negated.
+ * unit go to edge[range], those of the next range's oldest are the negated. None from range 0 with `sinks`.
  */
-static inline void add_boundaries(query_state *st, const seen *s, uint g, float boundary, __global float *edge)
+static inline void add_boundaries(query_state *st, const seen *s, uint g, float boundary, uint sinks,
+                                  __global float *edge)
 {
     const uint ranges = s->view[VIEW_N_RANGES];
     float before = 0.0f; /* score of the older range's newest unit */
@@ -268,7 +269,7 @@ static inline void add_boundaries(query_state *st, const seen *s, uint g, float 
         }
         const float step = before - score[0];
         if (r)
-            edge[r - 1] = fabs(step) > RATIO_MOST ? 0.0f : sign(step) * boundary * exp(step);
+            edge[r - 1] = r <= sinks || fabs(step) > RATIO_MOST ? 0.0f : sign(step) * boundary * exp(step);
         before = score[1];
     }
     edge[ranges - 1] = 0.0f;
@@ -291,7 +292,7 @@ static inline void add_boundaries(query_state *st, const seen *s, uint g, float 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
            const __global float *qkv, ulong qkv_row, uint layer, const __global float *out, const __global float *dout,
-           float boundary, __global float *lse, __global float *dqkv, __global float *edge)
+           float boundary, uint sinks, __global float *lse, __global float *dqkv, __global float *edge)
 {
     KV_TABLE(kv);
     const size_t token = get_global_id(0);
@@ -324,7 +325,7 @@ query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulo
         for (uint v = 0; v < VECS; v++)
             VSTORE(VLOAD(st.sum[g] + v * LANES) / st.total[g], st.sum[g] + v * LANES);
 #if BOUNDARY
-        add_boundaries(&st, &s, g, boundary, edge + (head + g) * VIEW_RANGES);
+        add_boundaries(&st, &s, g, boundary, sinks, edge + (head + g) * VIEW_RANGES);
 #endif
         for (uint v = 0; v < VECS; v++)
             VSTORE(VLOAD(st.sum[g] + v * LANES), dqkv + at + g * HEAD_DIM + v * LANES);

@@ -14,7 +14,7 @@ typedef struct back {
     const attention_back_args *a;
     char options[192];
     uint32_t blocks, units;
-    cl_uint layer, count;
+    cl_uint layer, count, sinks;
     cl_ulong views, query_rot, qkv_row;
     cl_float boundary;
     buffer *edge;
@@ -27,7 +27,7 @@ static dcm_status query_back(back *k)
     cl_kernel kernel;
     dcm_status status;
     DCM_TRY(status, fail, clop_kernel(k->b, family, k->options, "query_back", &kernel));
-    clop_arg args[POOL_ARGS + 13] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
+    clop_arg args[POOL_ARGS + 14] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
                                      CLOP_MEM(a->step->data),
                                      CLOP_VAR(k->views),
                                      CLOP_VAR(k->query_rot),
@@ -37,6 +37,7 @@ static dcm_status query_back(back *k)
                                      CLOP_MEM(a->out),
                                      CLOP_MEM(a->dout),
                                      CLOP_VAR(k->boundary),
+                                     CLOP_VAR(k->sinks),
                                      CLOP_MEM(a->lse),
                                      CLOP_MEM(a->dqkv),
                                      CLOP_MEM(k->edge)};
@@ -84,6 +85,7 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
               .units = clop_wide(b) ? UNITS_WIDE : UNITS_ELSE,
               .layer = a->layer,
               .count = a->units->count,
+              .sinks = a->sinks,
               .views = a->step->views,
               .query_rot = a->step->query_rot,
               .qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim,

@@ -60,7 +60,8 @@ typedef struct swiglu_back_args {
  * `lse` is scratch of (n, heads, 2) floats: the log of the sum of exp(scores), and dout . out.
  * Boundary term (weight 0: none): adds boundary x (1/Z) sum over tokens, heads and neighbouring ranges of a view of
  * |exp(s_a - s_b) - 1| to the loss, s_a the score of the older range's newest unit and s_b that of the newer range's
- * oldest one, Z the number of such terms; pairs whose ratio is over 1e3 or under 1e-3 are skipped.
+ * oldest one, Z the number of such terms; pairs whose ratio is over 1e3 or under 1e-3 are skipped. Sinks are no such
+ * neighbour: no merge changes them.
  */
 typedef struct attention_back_args {
     kv_pool *pool;
@@ -72,6 +73,7 @@ typedef struct attention_back_args {
     uint32_t heads;
     buffer *out, *dout; /* (n, heads head_dim) */
     float boundary;     /* weight / Z */
+    bool sinks;         /* a view's first range is that of the sinks */
     buffer *lse;
     buffer *dqkv;
     buffer *dunits;

@@ -49,6 +49,7 @@ static dcm_status op_attention_back(backend *b, const attention_back_args *a)
                                     .out = floats_of(a->out),
                                     .dout = floats_of(a->dout),
                                     .boundary = a->boundary,
+                                    .sinks = a->sinks,
                                     .lse = floats_of(a->lse),
                                     .dqkv = floats_of(a->dqkv),
                                     .dunits = floats_of(a->dunits),

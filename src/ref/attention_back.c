@@ -64,8 +64,9 @@ static double score_query(const back *b, const ref_query *query, const float *q)
 /* The boundary term's gradients of the scores, added to ds. */
 static void add_boundaries(const back *b, const ref_query *query)
 {
-    uint32_t newer = 0; /* place of the newer range's oldest unit */
-    for (uint32_t r = 0; r + 1 < query->n_ranges; r++) {
+    const uint32_t first = b->a->sinks;
+    uint32_t newer = first ? query->range[0].count : 0; /* place of the newer range's oldest unit */
+    for (uint32_t r = first; r + 1 < query->n_ranges; r++) {
         newer += query->range[r].count;
         const double step = b->score[newer - 1] - b->score[newer], ratio = exp(step);
         if (ratio > 1e3 || ratio < 1e-3 || step == 0)

@@ -137,6 +137,7 @@ typedef struct ref_attention_back_args {
     const float *qkv;       /* (n, (heads + 2 kv_heads) head_dim): queries */
     const float *out, *dout;
     float boundary;
+    bool sinks;
     float *lse, *dqkv, *dunits, *dscores;
 } ref_attention_back_args;
 

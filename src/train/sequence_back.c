@@ -94,14 +94,15 @@ static dcm_status merges_back(sequence *s, uint32_t layer, learner *l, float wei
     return status;
 }
 
-/* Neighbouring ranges in all views of the step. */
+/* Neighbouring ranges in all views of the step, the sinks' left out. */
 static double count_boundaries(const cache *c)
 {
+    const bool sinks = c->plan.sinks > 0;
     double count = 0;
     for (uint32_t t = 0; t < c->step.n; t++) {
         view v;
         memcpy(&v, c->words + c->step.views + t * (size_t)VIEW_WORDS, sizeof v);
-        count += v.n_ranges - 1;
+        count += v.n_ranges > 1 ? v.n_ranges - 1 - sinks : 0;
     }
     return count;
 }
@@ -121,6 +122,7 @@ static dcm_status attention_back(sequence *s, uint32_t layer, activations *a, fl
                                       .out = a->attn,
                                       .dout = s->dattn,
                                       .boundary = (float)(boundary / boundaries),
+                                      .sinks = s->packed.plan.sinks > 0,
                                       .lse = s->lse,
                                       .dqkv = s->dqkv,
                                       .dunits = s->dunits,

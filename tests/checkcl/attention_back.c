@@ -13,6 +13,7 @@ typedef struct back_case {
     fx_cache cache;
     uint32_t layer, units;
     float boundary;
+    bool sinks;
     grad_unit *unit;
     float *qkv, *out, *dout, *pattern;
     size_t qkv_bytes, out_bytes, lse_bytes, dunits_bytes, dscores_bytes;
@@ -37,6 +38,7 @@ static dcm_status run(ck *c, int side, const void *what)
                                       .out = ck_buffer(c, side, "out", a->out, a->out_bytes, 4),
                                       .dout = ck_buffer(c, side, "dout", a->dout, a->out_bytes, 4),
                                       .boundary = a->boundary,
+                                      .sinks = a->sinks,
                                       .lse = ck_buffer(c, side, "lse", a->pattern, a->lse_bytes, 4),
                                       .dqkv = ck_buffer(c, side, "dqkv", a->pattern, a->qkv_bytes, 4),
                                       .dunits = ck_buffer(c, side, "dunits", a->pattern, a->dunits_bytes, 4),
@@ -164,7 +166,7 @@ static void slope_units(bounding *b, uint32_t n, double delta, double delta_erro
     }
     for (uint32_t j = 0; boundary != 0 && j + 1 < n; j++) {
         seen_unit *older = &b->seen[j], *newer = older + 1;
-        if (older->range == newer->range)
+        if (older->range == newer->range || (b->a->sinks && older->range == 0))
             continue;
         const double step = older->score - newer->score, error = older->error + newer->error + 8 * CK_U * fabs(step);
         const double up = fabs(step) > log(1e3) ? 0 : copysign(boundary * exp(step), step);
@@ -303,7 +305,7 @@ static void list_units(back_case *a)
 
 static void one(ck *c, fx_spec spec, fx_prompt prompt, fx_input fill, float boundary)
 {
-    back_case a = {.layer = spec.layers - 1, .boundary = boundary};
+    back_case a = {.layer = spec.layers - 1, .boundary = boundary, .sinks = prompt.sinks > 0};
     if (!ck_case(c, "attention_back/L%u_W%u_S%u_after%u_h%u_kv%u_d%u_n%u_%s_%s%s%s_%s", prompt.group, prompt.window,
                  prompt.sinks, prompt.before, spec.heads, spec.kv_heads, spec.head_dim, spec.n,
                  spec.type == KV_F16 ? "f16" : "f32", spec.rope == ROPE_HALF ? "half" : "interleaved",

@@ -154,7 +154,7 @@ static double loss_of(const problem *p, uint32_t t, uint32_t head, double *out)
     for (uint32_t i = 0; i + 1 < count; i++) {
         const unit *a = &p->h->unit[seen[i]], *b = &p->h->unit[seen[i + 1]];
         const double ratio = exp(score[i] - score[i + 1]);
-        if ((a->level != b->level || a->sink != b->sink) && ratio <= 1e3 && ratio >= 1e-3)
+        if (a->level != b->level && !a->sink && ratio <= 1e3 && ratio >= 1e-3)
             loss += p->boundary * fabs(ratio - 1);
     }
     return loss;
@@ -312,8 +312,9 @@ static void run_back(backend *b, const problem *p, const truth *x)
                       fx_make_plain(b, "dout", dout, q * 4, 4),      fx_make_plain(b, "lse", qkv, n * p->heads * 8, 4),
                       fx_make_plain(b, "dqkv", qkv, n * row * 4, 4), fx_make_plain(b, "dunits", dunits, 2 * u * 4, 4),
                       fx_make_plain(b, "dscores", dscores, u / p->dim * 4, 4)};
-    const attention_back_args args = {&c.slots.pool, &c.step, &units,      LAYER,   p->kind, made[0], p->heads,
-                                      made[1],       made[2], p->boundary, made[3], made[4], made[5], made[6]};
+    const attention_back_args args = {&c.slots.pool,   &c.step,  &units,  LAYER,   p->kind,
+                                      made[0],         p->heads, made[1], made[2], p->boundary,
+                                      p->h->sinks > 0, made[3],  made[4], made[5], made[6]};
     assert_int_equal(b->ops->grad->attention_back(b, &args), DCM_OK);
     const kv_store_back_args store = {&c.step, p->heads, p->kv_heads, p->dim, made[5], made[4]};
     assert_int_equal(b->ops->grad->kv_store_back(b, &store), DCM_OK);

@@ -26,6 +26,9 @@ class PairDcm(ScoredDcm):
         self.direct = direct
         self.magnitude, self.magnitude_terms = torch.zeros(()), 1
 
+    def biases(self, layer):
+        return None
+
     def mlp(self, a, b):
         x = torch.cat([a, b], dim=-1)
         for weight, bias in zip(self.maps[:-2:2], self.maps[1:-2:2]):

@@ -123,9 +123,9 @@ class ScoredDcm(Dcm):
         return torch.stack([bias[:, min(g, self.layout.levels) - 1] if g else torch.zeros_like(bias[:, 0]) for g in levels], 1)
 
     def range_ends(self):
-        """Places of the newest units of all ranges of the view but the last: sinks, then one range a level."""
-        s, r = min(self.sinks, len(self.ratios)), self.ratios
-        return [i for i in range(len(r) - 1) if i == s - 1 or r[i] != r[i + 1]]
+        """Places of the newest units of all levels of the view but the last; sinks are no level."""
+        r = self.ratios
+        return [i for i in range(min(self.sinks, len(r)), len(r) - 1) if r[i] != r[i + 1]]
 
 
 class Run:
