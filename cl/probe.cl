@@ -1,6 +1,6 @@
 /*
  * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with
- * PROBE_FP16, PROBE_SUBGROUPS, PROBE_DOT4 or PROBE_MMA since its build may fail.
+ * PROBE_FP16, PROBE_SUBGROUPS, PROBE_DOT4, PROBE_HALF16 or PROBE_MMA since its build may fail.
  */
 #if defined(PROBE_FP16)
 
@@ -45,6 +45,17 @@ __kernel void probe_dot4(__global const int *x, __global int *out)
     int16 s = u;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(first));
     vstore16(s, i, out);
+}
+
+#elif defined(PROBE_HALF16)
+
+/* x is (n) halves, out (n), 16 an item: as in cl/common.cl. */
+__kernel void probe_half16(__global const ushort *x, __global float *out)
+{
+    const size_t i = get_global_id(0);
+    float16 v;
+    __asm__("vcvtph2ps %1, %0" : "=v"(v) : "m"(*(const __global ushort16 *)(x + 16 * i)));
+    vstore16(v, i, out);
 }
 
 #elif defined(PROBE_MMA)

@@ -10,7 +10,8 @@
 #include <string.h>
 
 typedef struct devices_options {
-    bool probe;
+    bool probe, tiers;
+    device_options device; /* its tiers */
     int format;
     verbosity_options verbosity;
 } devices_options;
@@ -77,6 +78,36 @@ static dcm_status print_device(table *t, const dcm_device_entry *entry, bool mea
     return status;
 }
 
+static const table_column tier_columns[] = {{"device", 0}, {"name", 0}, {"tier", 0},  {"works", 0},
+                                            {"used", 0},   {"why", 0},  {"needs", 0}, {"used_by", 0}};
+
+/* A row for each tier of one device. 0, or the exit code after a message. */
+static int print_tiers(table *t, const dcm_device_entry *entry, device_options *options)
+{
+    char number[32];
+    dcm_device *device = NULL;
+    dcm_device_tier tier[DCM_DEVICE_TIERS];
+    snprintf(number, sizeof number, "%u.%u", entry->platform_index, entry->device_index);
+    options->device = number;
+    const int code = options_open_device(options, &device);
+    const size_t count = code ? 0 : dcm_device_tiers(device, tier);
+    for (size_t i = 0; i < count; i++) {
+        const table_cell row[] = {
+            cell_text(number),
+            cell_text(entry->name),
+            cell_text(tier[i].name),
+            cell_text(tier[i].works ? "yes" : "no"),
+            cell_text(tier[i].used ? "yes" : "no"),
+            cell_text(tier[i].why),
+            cell_text(tier[i].needs),
+            cell_text(tier[i].used_by),
+        };
+        table_row(t, row);
+    }
+    dcm_device_close(&device);
+    return code;
+}
+
 int cmd_devices(int argc, char **argv)
 {
     devices_options o = {0};
@@ -84,6 +115,10 @@ int cmd_devices(int argc, char **argv)
         {"probe", 0, ARG_FLAG, &o.probe, NULL,
          "Measure too: read bandwidth (GB = 10^9 bytes), microseconds of a launch and of a round trip, largest buffer "
          "that worked."},
+        {"tiers", 0, ARG_FLAG, &o.tiers, NULL,
+         "A row for each tier of each device instead: what it may have beyond OpenCL 1.2, whether it works, is used, "
+         "and "
+         "why not."},
         table_format_option(&o.format),
     };
     args a = {
@@ -93,6 +128,7 @@ int cmd_devices(int argc, char **argv)
             "arithmetic), subgroups (sub-group reductions) and dot4 (sums of four byte products, x86), found by\n"
             "trying; unified (memory shared with the host). --device ref, the C reference, needs no device."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
+    options_add_tiers(&a, &o.device);
     options_add_verbosity(&a, &o.verbosity);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -100,6 +136,10 @@ int cmd_devices(int argc, char **argv)
     code = options_apply_verbosity(&o.verbosity);
     if (code)
         return code;
+    if (o.probe && o.tiers)
+        return tool_fail(DCM_ERR_USAGE, "--probe has no effect with --tiers");
+    if (args_seen(&a, "tier") && !o.tiers)
+        return tool_fail(DCM_ERR_USAGE, "--tier has no effect without --tiers");
     dcm_device_entry *entries = NULL;
     size_t count = 0;
     const dcm_status status = dcm_device_list(&entries, &count);
@@ -108,10 +148,15 @@ int cmd_devices(int argc, char **argv)
     if (!count)
         fprintf(stderr, "%s: no OpenCL device on this machine; --device ref computes without one\n", tool_name());
     table t;
-    table_begin(&t, (table_format)o.format, columns, o.probe ? WITH_PROBE : WITHOUT_PROBE, runtime_host_meta());
+    if (o.tiers)
+        table_begin(&t, (table_format)o.format, tier_columns, sizeof tier_columns / sizeof *tier_columns,
+                    runtime_host_meta());
+    else
+        table_begin(&t, (table_format)o.format, columns, o.probe ? WITH_PROBE : WITHOUT_PROBE, runtime_host_meta());
     for (size_t i = 0; i < count; i++) {
-        const dcm_status tried = print_device(&t, &entries[i], o.probe);
-        if (tried != DCM_OK)
+        const int tried =
+            o.tiers ? print_tiers(&t, &entries[i], &o.device) : (int)print_device(&t, &entries[i], o.probe);
+        if (tried)
             code = tried;
     }
     table_end(&t);

@@ -17,14 +17,14 @@ typedef struct tune_options {
 
 enum { MEASURED_COLUMNS = 7, SHOWN_COLUMNS = 4 };
 
-static json_t *meta_of(const dcm_device *device)
+static json_t *meta_of(dcm_device *device)
 {
     json_t *meta = runtime_host_meta();
     runtime_add_device(meta, device);
     return meta;
 }
 
-static void show(const dcm_device *device, table_format format)
+static void show(dcm_device *device, table_format format)
 {
     static const table_column columns[SHOWN_COLUMNS] = {{"choice", 0}, {"value", 0}, {"origin", 0}, {"about", 0}};
     dcm_tuning_choice choice[DCM_TUNING_CHOICES];

@@ -4,6 +4,7 @@
 
 #include <dcm/log.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,7 @@ enum { CHUNK_MAX = 65536 };
 
 /* ---- Device ---- */
 
-/* --threads, --max-memory and --no-tuning, behind `device` where it is not NULL. */
+/* --threads, --max-memory, --no-tuning and --tier, behind `device` where it is not NULL. */
 static void add_device(args *a, device_options *o, const arg_option *device)
 {
     const arg_option options[] = {
@@ -30,6 +31,20 @@ static void add_device(args *a, device_options *o, const arg_option *device)
     if (device)
         args_add(a, "Device", device, 1);
     args_add(a, device ? NULL : "Device", options, COUNT(options));
+    options_add_tiers(a, o);
+}
+
+void options_add_tiers(args *a, device_options *o)
+{
+    const arg_option option = {
+        "tier",
+        0,
+        ARG_TEXTS,
+        &o->tiers,
+        "NAME=on|off",
+        "Force what some devices have beyond OpenCL 1.2 on (an error where it does not work) or off; several times for "
+        "several. `dcm devices --tiers` lists the names. $DCM_TIERS is taken first, with commas between."};
+    args_add(a, NULL, &option, 1);
 }
 
 void options_add_device(args *a, device_options *o)
@@ -63,13 +78,28 @@ void options_add_strict(args *a, device_options *o)
 
 static size_t share_of(size_t bytes, double percent) { return (size_t)((double)bytes * percent / 100); }
 
+/* $DCM_TIERS and the options in one text. */
+static int join_tiers(const device_options *o, char *out, size_t size)
+{
+    const char *set = getenv("DCM_TIERS");
+    size_t used = (size_t)snprintf(out, size, "%s", set ? set : "");
+    for (size_t i = 0; i < o->tiers.count && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? "," : "", o->tiers.item[i]);
+    return used < size ? 0 : tool_fail(DCM_ERR_USAGE, "--tier: too many");
+}
+
 int options_open_device(const device_options *o, dcm_device **device)
 {
+    char tiers[1024];
+    const int wrong = join_tiers(o, tiers, sizeof tiers);
+    if (wrong)
+        return wrong;
     const char *name = o->device ? o->device : getenv("DCM_DEVICE"), *tuning = getenv("DCM_TUNING");
     dcm_device_params params = {.name = name && *name ? name : "auto",
                                 .threads = (int)o->threads,
                                 .max_memory = o->max_memory.bytes,
                                 .strict = o->strict,
+                                .tiers = tiers,
                                 .no_tuning = o->no_tuning || (tuning && !strcmp(tuning, "off"))};
     if (tuning && *tuning && strcmp(tuning, "off") && strcmp(tuning, "on"))
         return tool_fail(DCM_ERR_USAGE, "DCM_TUNING is \"%s\", neither on nor off", tuning);

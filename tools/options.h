@@ -8,19 +8,23 @@
 
 #include "args.h"
 
-/* --device, --threads, --max-memory, --no-tuning. */
+/* --device, --threads, --max-memory, --no-tuning, --tier; --strict. */
 typedef struct device_options {
     const char *device; /* NULL: $DCM_DEVICE, else "auto" */
     int64_t threads;
     arg_memory max_memory;
     bool no_tuning; /* or $DCM_TUNING is "off" */
     bool strict;
+    arg_texts tiers; /* behind those of $DCM_TIERS */
 } device_options;
 
 void options_add_device(args *a, device_options *o);
 
 /* The same without --device. */
 void options_add_limits(args *a, device_options *o);
+
+/* --tier alone. */
+void options_add_tiers(args *a, device_options *o);
 
 /* --strict. */
 void options_add_strict(args *a, device_options *o);

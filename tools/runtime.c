@@ -84,9 +84,10 @@ json_t *runtime_host_meta(void)
                      "command_line", runtime_text(tool_command_line()));
 }
 
-void runtime_add_device(json_t *meta, const dcm_device *device)
+void runtime_add_device(json_t *meta, dcm_device *device)
 {
-    char tuning[128] = "";
+    char tuning[128] = "", tiers[128] = "";
+    dcm_device_tier tier[DCM_DEVICE_TIERS];
     dcm_tuning_choice choice[DCM_TUNING_CHOICES];
     dcm_device_info info;
     const size_t count = dcm_device_tuning(device, choice);
@@ -94,8 +95,13 @@ void runtime_add_device(json_t *meta, const dcm_device *device)
     for (size_t i = 0, used = 0; i < count && used < sizeof tuning; i++)
         used += (size_t)snprintf(tuning + used, sizeof tuning - used, "%s%s=%s", i ? " " : "", choice[i].choice,
                                  choice[i].value);
-    json_t *own = json_pack("{s:o,s:o,s:o,s:s}", "device", runtime_text(info.name), "driver", runtime_text(info.driver),
-                            "platform", runtime_text(info.platform), "tuning", tuning);
+    const size_t n_tiers = dcm_device_tiers(device, tier);
+    for (size_t i = 0, used = 0; i < n_tiers && used < sizeof tiers; i++)
+        if (tier[i].used)
+            used += (size_t)snprintf(tiers + used, sizeof tiers - used, "%s%s", used ? " " : "", tier[i].name);
+    json_t *own =
+        json_pack("{s:o,s:o,s:o,s:s,s:s}", "device", runtime_text(info.name), "driver", runtime_text(info.driver),
+                  "platform", runtime_text(info.platform), "tuning", tuning, "tiers", tiers);
     json_object_update(meta, own);
     json_decref(own);
 }

@@ -27,8 +27,9 @@ json_t *runtime_text(const char *text);
 /* Commit, host CPU, date and command line: what every measured result carries. */
 json_t *runtime_host_meta(void);
 
-/* Members about a device: device, driver, platform and tuning (what is chosen by measurement, "many=mma"). */
-void runtime_add_device(json_t *meta, const dcm_device *device);
+/* Members about a device: device, driver, platform, tuning (what is chosen by measurement, "many=mma") and tiers in use
+ * ("dot4 half16"). */
+void runtime_add_device(json_t *meta, dcm_device *device);
 
 /* The same with those of the device, and the model. */
 json_t *runtime_meta(const runtime *r);

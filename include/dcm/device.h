@@ -39,6 +39,13 @@ typedef struct dcm_device_params {
      * Training stays as it is.
      */
     bool strict;
+    /*
+     * Tiers (see dcm_device_tiers) forced on or off: "NAME=on" or "NAME=off", several with commas between, the last of
+     * a name holds. NULL: each is used where its probe finds that it works. DCM_ERR_USAGE where there is no such name,
+     * which are then listed, and with `strict`, which uses none; DCM_ERR_DEVICE where one that is forced on does not
+     * work. The reference has no tiers: names are checked, no more.
+     */
+    const char *tiers;
 } dcm_device_params;
 
 /* What an opened device is. Strings are owned by the device. */
@@ -150,6 +157,22 @@ enum { DCM_TUNING_CHOICES = 8 };
 
 /* The choices that the device has, into `out`; returns how many there are, none for the reference. */
 DCM_API size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES]);
+
+/*
+ * Tiers: what some devices have beyond OpenCL C 1.2. Kernels use one where a small kernel of it has been built, run and
+ * compared on the device. On and off differ in the last bits of results.
+ */
+typedef struct dcm_device_tier {
+    const char *name, *needs, *used_by; /* static: for params.tiers; what it takes; the kernels that use it */
+    bool works;                         /* the probe was right */
+    bool used;                          /* it works, is not forced off, and the device takes kernels that use it */
+    const char *why;                    /* it is not used; "" where it is; owned by the device */
+} dcm_device_tier;
+
+enum { DCM_DEVICE_TIERS = 8 };
+
+/* All tiers into `out`; returns how many there are, none for the reference. Probes what was not probed before. */
+DCM_API size_t dcm_device_tiers(dcm_device *device, dcm_device_tier out[DCM_DEVICE_TIERS]);
 
 /* Let dcm_session_stats.peak_bytes count from what the device holds now. */
 DCM_API void dcm_device_reset_peak(dcm_device *device);

@@ -30,30 +30,69 @@ static bool injected(void)
     return true;
 }
 
-dcm_status file_map_open(file_map *map, const char *path)
+/* Map the open file, whose facts are `st`, and close it. */
+static dcm_status map_and_close(file_map *map, int fd, const struct stat *st, const char *path)
 {
-    *map = (file_map){0};
-    const int fd = injected() ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
-    struct stat st;
     dcm_status status = DCM_OK;
-    if (injected() || fstat(fd, &st) != 0)
-        status = dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
-    else if (!S_ISREG(st.st_mode))
+    if (!S_ISREG(st->st_mode))
         status = dcm_fail(DCM_ERR_FILE, "%s: not a regular file", path);
-    else if (st.st_size == 0)
+    else if (st->st_size == 0)
         status = dcm_fail(DCM_ERR_FILE, "%s: the file is empty", path);
     if (status == DCM_OK) {
-        void *data = injected() ? MAP_FAILED : mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        void *data = injected() ? MAP_FAILED : mmap(NULL, (size_t)st->st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
-            status =
-                dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(errno));
+            status = dcm_fail(DCM_ERR_MEMORY, "%s: cannot map %lld bytes: %s", path, (long long)st->st_size,
+                              strerror(errno));
         else
-            *map = (file_map){data, (size_t)st.st_size};
+            *map = (file_map){data, (size_t)st->st_size};
     }
     close(fd);
     return status;
+}
+
+/* Open without waiting for a pipe's writer; -1 after a message. */
+static int open_file(const char *path, int flags, struct stat *st)
+{
+    const int fd = injected() ? -1 : open(path, O_RDONLY | O_CLOEXEC | flags);
+    if (fd >= 0 && !injected() && fstat(fd, st) == 0)
+        return fd;
+    dcm_fail(DCM_ERR_FILE, "%s: %s", path, flags & O_NOFOLLOW && errno == ELOOP ? "a link" : strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+dcm_status file_map_open(file_map *map, const char *path)
+{
+    struct stat st;
+    *map = (file_map){0};
+    const int fd = open_file(path, 0, &st);
+    return fd < 0 ? DCM_ERR_FILE : map_and_close(map, fd, &st, path);
+}
+
+/* The user's, and with none of the bits `others` of the mode. */
+static bool is_own(const struct stat *st, mode_t others) { return st->st_uid == geteuid() && !(st->st_mode & others); }
+
+dcm_status file_map_own(file_map *map, const char *path)
+{
+    char folder[4096];
+    struct stat st, above;
+    *map = (file_map){0};
+    if (access(path, F_OK) != 0 && errno != ELOOP)
+        return DCM_OK;
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    if (injected() || stat(folder, &above) != 0)
+        return dcm_fail(DCM_ERR_FILE, "%s: %s", folder, strerror(errno));
+    if (!is_own(&above, S_IWOTH)) /* of a group each file still has to be the user's */
+        return dcm_fail(DCM_ERR_FILE, "%s: the folder belongs to another user, or others can write it", folder);
+    const int fd = open_file(path, O_NOFOLLOW | O_NONBLOCK, &st);
+    if (fd < 0)
+        return DCM_ERR_FILE;
+    if (is_own(&st, S_IWGRP | S_IWOTH))
+        return map_and_close(map, fd, &st, path);
+    close(fd);
+    return dcm_fail(DCM_ERR_FILE, "%s: belongs to another user, or others can write it", path);
 }
 
 void file_map_close(file_map *map)
@@ -101,13 +140,6 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
     if ((size_t)snprintf(path, size, "%s/%s", folder, name) >= size)
         return dcm_fail(DCM_ERR_FILE, "%s/%s: the path is too long", folder, name);
     return DCM_OK;
-}
-
-bool file_is_own(const char *path)
-{
-    struct stat st;
-    return !injected() && lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
-           !(st.st_mode & S_IWOTH);
 }
 
 static int write_all(int fd, const char *data, size_t size)

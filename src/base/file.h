@@ -25,8 +25,12 @@ void file_map_close(file_map *map);
  */
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
 
-/* A regular file (no link) of this user's that others cannot write: what it says can be trusted as far as the user. */
-bool file_is_own(const char *path);
+/*
+ * Map a file of the cache folder where it can be trusted as far as the user: it is a regular file (no link), it and its
+ * folder are the user's, others can write neither, and the group not the file. Where there is none, DCM_OK and an
+ * empty map; DCM_ERR_FILE where it is not to be trusted.
+ */
+dcm_status file_map_own(file_map *map, const char *path);
 
 /*
  * Fault injection for tests: the n-th call of the system from now fails with EIO (1: the next), 0 turns it off. Returns

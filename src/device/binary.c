@@ -77,13 +77,15 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     file_map map = {0};
     binary_header header;
     *program = NULL;
-    if (binary_path(path, sizeof path, source, key, false) != DCM_OK || access(path, F_OK) != 0)
+    if (binary_path(path, sizeof path, source, key, false) != DCM_OK)
         return;
-    const char *fault = file_is_own(path) ? NULL : "not a file of this user";
-    if (!fault && file_map_open(&map, path) != DCM_OK)
-        fault = "unreadable";
-    if (!fault)
-        fault = binary_check(map.data, map.size, key, &header);
+    if (file_map_own(&map, path) != DCM_OK) {
+        dcm_log(DCM_LOG_INFO, "a cached program is not used, building again: %s", dcm_error());
+        return;
+    }
+    if (!map.data)
+        return;
+    const char *fault = binary_check(map.data, map.size, key, &header);
     if (!fault) {
         *program = create_built(device, source, map.data + sizeof header, header.size);
         fault = *program ? NULL : "refused by the driver";

@@ -84,7 +84,7 @@ dcm_status dcm_device_try(const dcm_device_entry *entry, unsigned what, dcm_devi
         DCM_TRY(status, fail, cldev_probe_features(device));
         probe->fp16 = device->limits.fp16;
         probe->subgroups = device->limits.subgroups;
-        probe->dot4 = device->limits.dot4;
+        probe->dot4 = cldev_has(device, CLDEV_DOT4);
     }
     if (what & DCM_PROBE_SPEED) {
         DCM_TRY(status, fail, cldev_measure(device, &measured));

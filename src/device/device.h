@@ -30,11 +30,20 @@ typedef struct cldev_limits {
     bool exact_divide;      /* divisions and square roots can be asked to round correctly */
     uint32_t vector_floats; /* floats in a vector register, as the driver says */
     bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
+    bool host_code;         /* a CPU device runs kernels in this process, and its compiler takes inline assembly */
     bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
     bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
-    bool dot4;              /* sums of four byte products as x86's VNNI has them: set by cldev_probe_dot4 */
-    bool mma;               /* NVIDIA's matrix units by inline PTX, likewise: set by cldev_probe_mma */
+    uint32_t tiers_on, tiers_off; /* forced, a bit (1 << cldev_tier) each */
 } cldev_limits;
+
+/* What some devices have beyond OpenCL C 1.2; kernels use what a probe finds to work. The table is in tiers.c. */
+typedef enum cldev_tier { CLDEV_DOT4, CLDEV_HALF16, CLDEV_MMA, CLDEV_TIERS } cldev_tier;
+
+/* What a probe said; not probed yet: all zero. */
+typedef struct cldev_tier_state {
+    bool probed, works;
+    char why[200]; /* it does not */
+} cldev_tier_state;
 
 /* One place in the platform/device list. */
 typedef struct cldev_entry {
@@ -68,6 +77,7 @@ typedef struct cldev {
     cl_command_queue other; /* without profiling while `queue` has it, and the other way round; NULL: not asked for */
     bool profiling;         /* `queue` times what it runs */
     cldev_slab *slab;       /* that lasting buffers are put into; NULL: the next one makes it */
+    cldev_tier_state tier[CLDEV_TIERS];
 } cldev;
 
 /* Errors name the device. A CPU that cannot be divided is used whole, and it is said. */
@@ -90,27 +100,44 @@ dcm_status cldev_buffer_new(cldev *device, size_t bytes, bool lasting, cl_mem *b
 void cldev_buffers_close(cldev *device);
 
 /*
- * Find limits.fp16 and limits.subgroups: those that the driver claims are built, run and compared, with a small
- * kernel each. Takes as long as the builds; a feature that does not build, run or give the right numbers is not
- * there, and the reason is logged at DCM_LOG_DEBUG. Errors: DCM_ERR_MEMORY and DCM_ERR_DEVICE where not even a
- * plain kernel works.
+ * Find limits.fp16, limits.subgroups and all tiers: those that the driver claims are built, run and compared, with a
+ * small kernel each. Takes as long as the builds. Errors: DCM_ERR_MEMORY and DCM_ERR_DEVICE where not even a plain
+ * kernel works.
  */
 dcm_status cldev_probe_features(cldev *device);
 
-/* Find limits.mma in the same way; takes time on NVIDIA's devices alone. */
-void cldev_probe_mma(cldev *device);
+/*
+ * What the probe of a tier says, whatever is forced: now where it was not probed before, a small kernel is built, run
+ * and compared. What does not build, run or give the right numbers is not there; `why` is logged at DCM_LOG_DEBUG.
+ */
+const cldev_tier_state *cldev_tier_probe(cldev *device, cldev_tier tier);
+
+/* Whether kernels may use a tier: it works, and is not forced off. */
+bool cldev_has(cldev *device, cldev_tier tier);
 
 /*
- * Find limits.dot4 in the same way: on CPUs whose kernels run in this process (PoCL) on an x86 that has the
- * instruction, which is tried by inline assembly.
+ * "dot4=off,mma=on": bits into `on` and `off`, the last of several of a name holds; NULL: none. DCM_ERR_USAGE where a
+ * name, which are then listed, or a value is none.
  */
-void cldev_probe_dot4(cldev *device);
+dcm_status cldev_tiers_parse(const char *text, uint32_t *on, uint32_t *off);
+
+/* Take the tiers `off` as not there; DCM_ERR_DEVICE where one of `on` does not work. Both replace what was forced. */
+dcm_status cldev_tiers_force(cldev *device, uint32_t on, uint32_t off);
+
+/* A tier's name, the kernels that use it, and whether those are of the wide shape or of that of groups. */
+typedef struct cldev_tier_text {
+    const char *name, *needs, *used_by;
+    bool wide;
+} cldev_tier_text;
+
+const cldev_tier_text *cldev_tier_get(cldev_tier tier);
 
 /*
  * Build one kernel family: cl/common.cl, then cl/FAMILY.cl, with `options` such as "-DHEAD_DIM=64"; "weights+linear" is
  * cl/weights.cl, then cl/linear.cl. Binaries are kept in the cache folder under a key of sources, options, platform,
- * device, driver and format version; a corrupt or unreadable one is rebuilt, an unwritable folder is passed over with a
- * word. A failed build is DCM_ERR_DEVICE and the build log is shown.
+ * device, driver and format version; a corrupt or unreadable one, or one that others could have written, is rebuilt, an
+ * unwritable folder is passed over with a word. Where the driver keeps what it compiles (limits.own_cache: PoCL, whose
+ * binaries cost more than they save), nothing is kept here. A failed build is DCM_ERR_DEVICE; its log is shown.
  */
 dcm_status cldev_build(cldev *device, const char *family, const char *options, cl_program *program);
 

@@ -5,6 +5,7 @@
 typedef struct quirk {
     const char *platform, *vendor; /* a part of the name, NULL: any */
     bool own_cache;
+    bool host_code;
     bool not_wide;
 } quirk;
 
@@ -13,7 +14,7 @@ static const quirk quirks[] = {
      * PoCL 3.1: asking for a binary compiles every kernel once more, for an unknown work-group size (measured: 180 ms a
      * kernel), while a build from its own cache takes 30 ms a program.
      */
-    {.platform = "Portable Computing Language", .own_cache = true},
+    {.platform = "Portable Computing Language", .own_cache = true, .host_code = true},
     /* An interpreter that says it is a device of every type. */
     {.platform = "Oclgrind", .own_cache = true, .not_wide = true},
 };
@@ -27,6 +28,8 @@ void cldev_apply_quirks(cldev_limits *limits)
             continue;
         if (q->own_cache)
             limits->own_cache = true;
+        if (q->host_code)
+            limits->host_code = true;
         if (q->not_wide)
             limits->wide_items = false;
     }

@@ -62,7 +62,7 @@ void tuning_defaults(const cldev_limits *l, tuning *t)
 /* Text and its end, so that two texts do not run into one another. */
 static uint64_t hash_text(uint64_t hash, const char *text) { return hash_bytes(hash, text, strlen(text) + 1); }
 
-/* What must be the same for a choice to hold: device, driver, all kernels. */
+/* What must be the same for a choice to hold: device, driver, tiers that are forced, all kernels. */
 static uint64_t key_of(const cldev_limits *l)
 {
     uint64_t hash = HASH_START;
@@ -71,6 +71,10 @@ static uint64_t key_of(const cldev_limits *l)
     hash = hash_text(hash, l->vendor);
     hash = hash_text(hash, l->version);
     hash = hash_text(hash, l->driver);
+    if (l->tiers_on | l->tiers_off) {
+        hash = hash_bytes(hash, &l->tiers_on, sizeof l->tiers_on);
+        hash = hash_bytes(hash, &l->tiers_off, sizeof l->tiers_off);
+    }
     for (const cl_source *s = cl_sources; s->family; s++)
         hash = hash_bytes(hash_text(hash, s->family), s->text, s->size);
     return hash;
@@ -125,13 +129,13 @@ void tuning_load(const cldev_limits *limits, tuning *t)
 {
     char path[4096];
     file_map map = {0};
-    if (tuning_path(limits, path, sizeof path, false) != DCM_OK || access(path, F_OK) != 0)
+    if (tuning_path(limits, path, sizeof path, false) != DCM_OK)
         return;
-    const char *fault = file_is_own(path) ? NULL : "not a file of this user";
-    if (!fault && file_map_open(&map, path) != DCM_OK)
-        fault = "unreadable";
-    if (!fault)
-        fault = tuning_parse(map.data, map.size, key_of(limits), t);
+    if (file_map_own(&map, path) != DCM_OK) {
+        dcm_log(DCM_LOG_WARN, "tuning is not read, `dcm tune` makes it anew: %s", dcm_error());
+        return;
+    }
+    const char *fault = map.data ? tuning_parse(map.data, map.size, key_of(limits), t) : NULL;
     file_map_close(&map);
     if (fault)
         dcm_log(DCM_LOG_WARN, "%s: tuning is refused, it is %s; `dcm tune` makes it anew", path, fault);

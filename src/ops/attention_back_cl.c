@@ -96,7 +96,7 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
              "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DUNITS=%u -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u "
              "-DX86=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, k.units,
-             a->boundary != 0, (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, limits->dot4);
+             a->boundary != 0, (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, clop_tier(b, CLDEV_HALF16));
     if (a->boundary != 0)
         DCM_TRY(status, fail,
                 clop_scratch(b, CLOP_SCRATCH_BOUNDARY, (size_t)a->step->n * a->heads * VIEW_RANGES * sizeof(cl_float),

@@ -48,7 +48,7 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     snprintf(options, sizeof options,
              "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, limits->dot4, l->wide && a->store);
+             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, clop_tier(b, CLDEV_HALF16), l->wide && a->store);
     DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:

@@ -14,7 +14,7 @@
  *                F32, F16, BF16: 16 items for each column
  *
  * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four
- * rows each. Where the device multiplies bytes four at a time (limits.dot4), bytes k = 4 j .. 4 j + 3 of a row stand
+ * rows each. Where the device multiplies bytes four at a time (CLDEV_DOT4), bytes k = 4 j .. 4 j + 3 of a row stand
  * together instead, those of row r at index 4 r of each 64.
  */
 #ifndef OPS_MATRIX_CL_H

@@ -19,7 +19,10 @@ static size_t host_memory(void)
 
 static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, bool float_sums)
 {
-    const dcm_status status = backend_ref_open(&device->ops, params->threads, params->max_memory);
+    uint32_t on, off;
+    dcm_status status = cldev_tiers_parse(params->tiers, &on, &off);
+    if (status == DCM_OK)
+        status = backend_ref_open(&device->ops, params->threads, params->max_memory);
     if (status != DCM_OK)
         return status;
     if (float_sums)
@@ -41,7 +44,12 @@ static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, 
 
 static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dcm_device_params *params)
 {
-    dcm_status status = cldev_open(&device->cl, entry, false);
+    uint32_t on, off;
+    dcm_status status = cldev_tiers_parse(params->tiers, &on, &off);
+    if (status == DCM_OK)
+        status = cldev_open(&device->cl, entry, false);
+    if (status == DCM_OK)
+        status = cldev_tiers_force(device->cl, on, off);
     if (status == DCM_OK)
         status = backend_cl_open(&device->ops, device->cl, params->max_memory);
     if (status == DCM_OK && params->strict)
@@ -77,6 +85,8 @@ dcm_status dcm_device_open(dcm_device **out, const dcm_device_params *given)
     const bool float_sums = params->name && strcmp(params->name, "ref-float") == 0;
     if (float_sums && params->strict)
         return dcm_fail(DCM_ERR_USAGE, "ref-float shows what the order of sums does, which strict fixes: take ref");
+    if (params->strict && params->tiers && *params->tiers)
+        return dcm_fail(DCM_ERR_USAGE, "tiers have no effect with strict, which uses none: leave one of them out");
     DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));
     device->strict = params->strict;
     if (float_sums || (params->name && strcmp(params->name, "ref") == 0)) {
@@ -169,4 +179,34 @@ dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *co
 size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES])
 {
     return device->cl && !device->strict ? tune_list(device->ops, out) : 0;
+}
+
+/* Why a tier is not used: its probe, what was forced, the kernels that the device takes; "" where it is used. */
+static const char *tier_unused(const dcm_device *device, cldev_tier tier)
+{
+    if (!cldev_tier_probe(device->cl, tier)->works)
+        return device->cl->tier[tier].why;
+    if (device->cl->limits.tiers_off & 1u << tier)
+        return "forced off";
+    if (device->strict)
+        return "strict uses none";
+    if (clop_tier(device->ops, tier))
+        return "";
+    return cldev_tier_get(tier)->wide ? "it is for the kernels of CPUs" : "it is for the kernels of GPUs";
+}
+
+size_t dcm_device_tiers(dcm_device *device, dcm_device_tier out[DCM_DEVICE_TIERS])
+{
+    _Static_assert((int)CLDEV_TIERS <= (int)DCM_DEVICE_TIERS, "all tiers have a place");
+    for (int t = 0; device->cl && t < CLDEV_TIERS; t++) {
+        const cldev_tier_text *text = cldev_tier_get((cldev_tier)t);
+        const char *why = tier_unused(device, (cldev_tier)t);
+        out[t] = (dcm_device_tier){.name = text->name,
+                                   .needs = text->needs,
+                                   .used_by = text->used_by,
+                                   .works = device->cl->tier[t].works,
+                                   .used = !*why,
+                                   .why = why};
+    }
+    return device->cl ? CLDEV_TIERS : 0;
 }

@@ -39,7 +39,7 @@ struct backend_cl {
     cldev *device;
     clop_shape shape;
     clop_dense dense;
-    bool no_dot4, is_strict;
+    bool is_strict;
     ops strict; /* the table of a strict back end */
     clop_tuned tuned;
     program *programs;
@@ -66,12 +66,9 @@ bool clop_wide(const backend *b)
     return cl->shape == CLOP_SHAPE_AUTO ? cl->device->limits.wide_items : cl->shape == CLOP_SHAPE_WIDE;
 }
 
-void clop_set_dot4(backend *b, bool on) { self(b)->no_dot4 = !on; }
-
-bool clop_dot4(const backend *b)
+bool clop_tier(const backend *b, cldev_tier tier)
 {
-    const backend_cl *cl = (const backend_cl *)b;
-    return cl->device->limits.dot4 && !cl->no_dot4 && clop_wide(b);
+    return cldev_tier_get(tier)->wide == clop_wide(b) && cldev_has(((const backend_cl *)b)->device, tier);
 }
 
 void clop_set_dense(backend *b, clop_dense dense) { self(b)->dense = dense; }
@@ -427,8 +424,6 @@ dcm_status backend_cl_open(backend **out, struct cldev *device, size_t max_memor
     cl->base.max_memory = device->limits.memory ? device->limits.memory : SIZE_MAX;
     if (max_memory && max_memory < cl->base.max_memory)
         cl->base.max_memory = max_memory;
-    if (device->limits.wide_items)
-        cldev_probe_dot4(device);
     DCM_TRY(status, fail, staging_open(cl));
     *out = &cl->base;
     return DCM_OK;

@@ -88,10 +88,8 @@ typedef enum clop_shape { CLOP_SHAPE_AUTO, CLOP_SHAPE_WIDE, CLOP_SHAPE_GROUP } c
 void clop_set_shape(backend *b, clop_shape shape);
 bool clop_wide(const backend *b);
 
-/* Products of quants by integers: where the device has limits.dot4 and the shape is wide; off for tests. For matrices
- * made from now on. */
-void clop_set_dot4(backend *b, bool on);
-bool clop_dot4(const backend *b);
+/* cldev_has, for a tier whose kernels are of the shape in use. Matrices keep what held when they were made. */
+bool clop_tier(const backend *b, cldev_tier tier);
 
 /* How dense products of many rows are computed: by CLBlast where the shape is not wide and the columns many, or one of
  * them (tests). */

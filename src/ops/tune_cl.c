@@ -178,7 +178,9 @@ static bool eligible(backend *b, tuning_what what, const char *value)
         return clop_wide(b);
     if (many_wide(b))
         return !strcmp(value, "wide");
-    return strcmp(value, "wide") != 0 && (clop_device(b)->limits.mma || strcmp(value, "mma") != 0);
+    if (clop_device(b)->limits.tiers_on & 1u << CLDEV_MMA)
+        return !strcmp(value, "mma");
+    return strcmp(value, "wide") != 0 && (cldev_has(clop_device(b), CLDEV_MMA) || strcmp(value, "mma") != 0);
 }
 
 static uint64_t elapsed_ms(const tuner *t) { return (clock_ns() - t->begin) / 1000000; }
@@ -302,7 +304,6 @@ dcm_status tune_all(backend *b, dcm_tuning_row **rows, size_t *count)
     dcm_status status;
     *rows = NULL;
     *count = 0;
-    cldev_probe_mma(clop_device(b));
     clop_tuned_of(b)->decided = true;
     DCM_TRY(status, fail, mem_new(&t.row, ROWS_MAX, sizeof *t.row, "what was measured"));
     DCM_TRY(status, fail, tune_choice(&t, TUNE_MANY, many_shapes, 2));
@@ -347,10 +348,9 @@ dcm_status tune_many(backend *b, quant_type type, clop_many *engine)
     if (tuned->many == CLOP_MANY_AUTO && !tuned->decided) {
         const bool open = tuned->tuning.choice[TUNE_MANY].origin == TUNING_DEFAULT;
         tuned->decided = true; /* measuring comes back here */
-        cldev_probe_mma(clop_device(b));
-        if (!(open && tuned->measure && list_values(b, TUNE_MANY, values) > 1 && measure_many(b, type)) &&
+        if (!(list_values(b, TUNE_MANY, values) > 1 && open && tuned->measure && measure_many(b, type)) &&
             !eligible(b, TUNE_MANY, tuning_text(&tuned->tuning, TUNE_MANY)))
-            tuning_set(&tuned->tuning, TUNE_MANY, "group", TUNING_DEFAULT);
+            tuning_set(&tuned->tuning, TUNE_MANY, values[0], TUNING_DEFAULT);
     }
     *engine = tuned->many ? tuned->many : (clop_many)(CLOP_MANY_WIDE + tuned->tuning.choice[TUNE_MANY].value);
     return DCM_OK;

@@ -333,29 +333,31 @@ void ck_run_family(ck *c, const ck_family *family)
         clop_shape shape;
         clop_dense dense;
         clop_many many;
-        bool dot4;
-    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, true},
-                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, true},
-                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, true},
-                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, false},
-                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, true}};
+        int off; /* the tier that is forced off, where the device has it; CLDEV_TIERS: none */
+    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_TIERS},
+                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, CLDEV_TIERS},
+                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, CLDEV_TIERS},
+                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_DOT4},
+                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, CLDEV_TIERS},
+                    {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_HALF16}};
     c->variant = "";
-    if (family->variants & CK_MMA && !c->list)
-        cldev_probe_mma(c->device);
     if ((family->variants & ~CK_STRICT) == CK_ONE)
         family->run(c);
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-        if (!(family->variants & 1u << i) || (!variants[i].dot4 && !c->list && !c->device->limits.dot4) ||
-            (variants[i].many == CLOP_MANY_MMA && !c->list && !c->device->limits.mma))
+        const int off = variants[i].off, needed = variants[i].many == CLOP_MANY_MMA ? CLDEV_MMA : off;
+        if (!(family->variants & 1u << i) ||
+            (needed != CLDEV_TIERS && !c->list && !cldev_has(c->device, (cldev_tier)needed)))
             continue;
         c->variant = variants[i].name;
         if (!c->list) {
             clop_set_shape(c->side[CK_CL], variants[i].shape);
             clop_set_dense(c->side[CK_CL], variants[i].dense);
             clop_set_many(c->side[CK_CL], variants[i].many);
-            clop_set_dot4(c->side[CK_CL], variants[i].dot4);
+            c->device->limits.tiers_off = off == CLDEV_TIERS ? 0 : 1u << off;
         }
         family->run(c);
+        if (!c->list)
+            c->device->limits.tiers_off = 0;
     }
     if (family->variants & CK_STRICT)
         run_strict(c, family);

@@ -426,6 +426,43 @@ def test_devices(cli):
         assert re.fullmatch(r"\d+\.\d+", row["device"]) and row["max_alloc"] <= row["memory"], row
 
 
+def test_tiers(cli):
+    """Listed, forced on and off by option and environment; every one that works is right on and off."""
+    prompt = ["run", "-m", cli.tiny, "-p", "x", "-n", "2"]
+    names = "there is no tier \"fast\"; there are: dot4, half16, mma"
+    cli.fails(2, names, *prompt, "--tier", "fast=on")  # also where it has no effect: ref
+    cli.fails(2, names, *prompt, DCM_TIERS="dot4=off,fast=on")
+    cli.fails(2, "neither dot4=on nor dot4=off", *prompt, "--tier", "dot4=1")
+    cli.fails(2, "no effect with strict", *prompt, "--tier", "dot4=off", "--strict")
+    cli.fails(2, "--tier has no effect without --tiers", "devices", "--tier", "dot4=off")
+    cli.fails(2, "--probe has no effect with --tiers", "devices", "--probe", "--tiers")
+
+    def tiers(*args, **environment):
+        result = cli.run("devices", "--tiers", "--format", "json", *args, **environment)
+        assert result.returncode in (0, 4), result.stderr  # 4: a tier is forced on that another device does not have
+        rows = json.loads(result.stdout)["rows"]
+        return {(r["device"], r["tier"]): (r["works"] == "yes", r["used"] == "yes", r["why"]) for r in rows}
+
+    probed = tiers()
+    opencl = [r["device"] for r in json.loads(cli.ok("devices", "--format", "json"))["rows"]]
+    assert set(probed) == {(d, t) for d in opencl for t in ("dot4", "half16", "mma")}
+    for (device, tier), (works, used, why) in probed.items():
+        assert (works or not used) and used == (why == ""), (device, tier, works, used, why)
+        on, off = ["--tier", f"{tier}=on"], ["--tier", f"{tier}=off"]
+        there = ["--device", device]
+        if not works:
+            cli.fails(4, f"tier {tier} is forced on and does not work here: {re.escape(why)}", *prompt, *there, *on)
+            continue
+        want = works, False, "forced off"
+        assert tiers(*off)[device, tier] == tiers(DCM_TIERS=f"mma=off,{tier}=off")[device, tier] == want
+        assert tiers(*off, *on)[device, tier] == probed[device, tier]
+        assert tiers(*on, DCM_TIERS=f"{tier}=off")[device, tier] == probed[device, tier]
+        for setting in on, off:
+            check = ["check", "-m", cli.tiny, "--merge", "newer", "-L", "8", "-n", "24", "--devices", f"ref,{device}"]
+            rows = json.loads(cli.ok(*check, *setting, "--kv", "f16", "--format", "json"))["rows"]
+            assert rows[1]["status"] == "ok" and rows[1]["steps"] == 24, (device, setting, rows)
+
+
 def test_tune(cli):
     """Measured once, then read; refused where it is broken; not read where it must not be."""
     opencl = json.loads(cli.ok("devices", "--format", "json"))["rows"]

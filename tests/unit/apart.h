@@ -57,7 +57,7 @@ static cldev *open_with_cache(const cldev_entry *entry)
 
 static int saved_stderr = -1;
 
-static void capture_begin(void)
+__attribute__((unused)) static void capture_begin(void)
 {
     FILE *file = tmpfile();
     assert_non_null(file);
@@ -68,7 +68,7 @@ static void capture_begin(void)
 }
 
 /* What was written to stderr since capture_begin. */
-static const char *capture_end(void)
+__attribute__((unused)) static const char *capture_end(void)
 {
     static char text[1 << 16];
     fflush(stderr);

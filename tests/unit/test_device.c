@@ -320,7 +320,8 @@ static void features(void **state)
             vnni = vnni || strstr(line, "avx512_vnni");
         if (info)
             fclose(info);
-        assert_int_equal(device->limits.dot4, vnni && !strcmp(device->limits.platform, "Portable Computing Language"));
+        assert_int_equal(cldev_has(device, CLDEV_DOT4),
+                         vnni && !strcmp(device->limits.platform, "Portable Computing Language"));
         cldev_close(&device);
     }
     mem_free(&entries);

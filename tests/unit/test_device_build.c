@@ -269,6 +269,44 @@ static void cache_damaged(void **state)
 }
 
 /* DCM_CACHE names a file here. */
+/* Any byte of a file changed, and any length of it, is seen. */
+static void every_byte(void **state)
+{
+    (void)state;
+    enum { BODY = 300 };
+    unsigned char file[sizeof(binary_header) + BODY], changed[sizeof file];
+    binary_header header = {.size = BODY}, found;
+    size_t count;
+    char path[1024];
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    assert_true(build_and_run(device));
+    assert_int_equal(count_files(path, sizeof path), 1);
+    file_map map;
+    assert_int_equal(file_map_open(&map, path), DCM_OK);
+    memcpy(&header, map.data, sizeof header); /* the format's own numbers, over a body that is quickly read */
+    header.size = BODY;
+    header.checksum = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < BODY; i++) {
+        file[sizeof header + i] = map.data[sizeof header + i % (map.size - sizeof header)];
+        header.checksum = (header.checksum ^ file[sizeof header + i]) * 0x100000001b3u;
+    }
+    memcpy(file, &header, sizeof header);
+    file_map_close(&map);
+    assert_null(binary_check(file, sizeof file, header.key, &found));
+    for (size_t i = 0; i < sizeof file; i++)
+        for (int bit = 0; bit < 8; bit++) {
+            memcpy(changed, file, sizeof file);
+            changed[i] ^= (unsigned char)(1 << bit);
+            assert_non_null(binary_check(changed, sizeof changed, header.key, &found));
+        }
+    for (size_t size = 0; size < sizeof file; size++)
+        assert_non_null(binary_check(file, size, header.key, &found));
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+/* A folder that is none, or in which nobody can write (DCM_CACHE): kernels are built, and it is said once. */
 static void cache_unwritable(void **state)
 {
     (void)state;
@@ -280,28 +318,61 @@ static void cache_unwritable(void **state)
     const char *said = capture_end();
     assert_true(first && second);
     assert_int_equal(occurrences(said, "built kernels are not kept"), 1);
-    assert_non_null(strstr(said, "not a folder"));
+    assert_non_null(strstr(said, strcmp(folder, "/proc/self/fd") ? "not a folder" : "cannot write beside it"));
     cldev_close(&device);
     mem_free(&entries);
 }
 
-static void cache_foreign(void **state)
+/* Built from source, with `why` said. */
+static void assert_not_used(cldev *device, const char *why)
 {
-    (void)state;
-    size_t count;
-    char path[1024];
-    if (geteuid() != 0)
-        skip_case(); /* only root can give a folder away */
-    cldev_entry *entries = all_devices(&count);
-    cldev *device = open_with_cache(&entries[0]);
-    assert_int_equal(mkdir(folder, 0777), 0);
-    assert_int_equal(chown(folder, 12345, 12345), 0);
     capture_begin();
     const bool source = build_and_run(device);
     const char *said = capture_end();
     assert_true(source);
-    assert_non_null(strstr(said, "belongs to another user"));
-    assert_int_equal(count_files(path, sizeof path), 0);
+    if (!strstr(said, why))
+        fail_msg("\"%s\" is not said: %s", why, said);
+}
+
+/* Good binaries that somebody else could have put there: not used, and nothing of others' is removed. */
+static void cache_foreign(void **state)
+{
+    (void)state;
+    enum { OTHER = 12345 };
+    size_t count;
+    char path[1024], away[1040];
+    struct stat st;
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    dcm_log_set_level(DCM_LOG_INFO);
+    assert_true(build_and_run(device));
+    assert_int_equal(count_files(path, sizeof path), 1);
+    assert_false(build_and_run(device));
+
+    snprintf(away, sizeof away, "%s.away", folder);
+    assert_int_equal(rename(path, away), 0);
+    assert_int_equal(symlink(away, path), 0);
+    assert_not_used(device, "building again"); /* a link: a file takes its place */
+    assert_true(lstat(path, &st) == 0 && S_ISREG(st.st_mode) && lstat(away, &st) == 0);
+    assert_false(build_and_run(device));
+
+    assert_int_equal(chmod(folder, 0777), 0);
+    assert_not_used(device, "others can write it");
+    assert_int_equal(chmod(folder, 0700), 0);
+    assert_false(build_and_run(device));
+
+    if (geteuid() == 0) { /* only root can give files away */
+        assert_int_equal(chown(path, OTHER, OTHER), 0);
+        assert_not_used(device, "belongs to another user");
+        assert_int_equal(lstat(path, &st), 0);
+        assert_int_equal(st.st_uid, 0); /* the new one */
+        assert_int_equal(chown(folder, OTHER, OTHER), 0);
+        assert_not_used(device, "belongs to another user");
+        assert_int_equal(chown(path, OTHER, OTHER), 0);
+        assert_not_used(device, "belongs to another user");
+        assert_int_equal(count_files(path, sizeof path), 1);
+        assert_true(lstat(path, &st) == 0 && st.st_uid == OTHER);
+    }
     cldev_close(&device);
     mem_free(&entries);
 }
@@ -345,7 +416,9 @@ static const apart_case cases[] = {
     {"keys", keys},
     {"cache_used", cache_used},
     {"cache_damaged", cache_damaged},
+    {"every_byte", every_byte},
     {"cache_unwritable", cache_unwritable, "DCM_CACHE", "/proc/self/status"},
+    {"cache_unwritable", cache_unwritable, "DCM_CACHE", "/proc/self/fd"},
     {"cache_foreign", cache_foreign},
     {"ten_at_once", ten_at_once},
     {.name = "build_once", .run = build_once, .hidden = true},

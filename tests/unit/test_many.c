@@ -45,7 +45,6 @@ static void each_device(void (*run)(backend *))
         assert_int_equal(cldev_open(&device, &entries[i], false), DCM_OK);
         assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
         clop_set_shape(b, CLOP_SHAPE_GROUP);
-        cldev_probe_mma(device);
         if (device->limits.max_work_group >= 256)
             run(b);
         backend_close(&b);
@@ -86,7 +85,7 @@ static void same_bits(backend *b)
     matrix *w = make_matrix(b, QUANT_Q4_1);
     fx_fill(x, MOST, COLS, FX_NORMAL, &rng);
     for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
-        if (engines[e] == CLOP_MANY_MMA && !clop_device(b)->limits.mma)
+        if (engines[e] == CLOP_MANY_MMA && !cldev_has(clop_device(b), CLDEV_MMA))
             continue;
         clop_set_many(b, engines[e]);
         product(b, w, x, MOST, whole);
@@ -145,7 +144,7 @@ static void decides(backend *b)
     product(b, w, x, 1, y);
     assert_true(tuned->decided);
     assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_DEFAULT);
-    assert_string_equal(tuning_text(&tuned->tuning, TUNE_MANY), l->mma ? "mma" : "group");
+    assert_string_equal(tuning_text(&tuned->tuning, TUNE_MANY), cldev_has(clop_device(b), CLDEV_MMA) ? "mma" : "group");
     tuning_defaults(l, &read);
     tuning_load(l, &read);
     assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_DEFAULT);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -223,11 +224,49 @@ static void not_stored(void **state)
     same(&read, &t);
 }
 
+/* Ten processes that write and read at once: every read finds a whole file, and no temporary one is left. */
+static void ten_at_once(void **state)
+{
+    static const char *const values[] = {"4", "8", "12"};
+    const cldev_limits l = limits_of("a device", true);
+    tuning t, standard;
+    char command[128];
+    int failed = 0;
+    (void)state;
+    tuning_defaults(&l, &standard);
+    t = standard;
+    tuning_set(&t, TUNE_PANEL, "8", TUNING_MEASURED);
+    tuning_store(&l, &t);
+    pid_t child[10];
+    for (int i = 0; i < 10; i++)
+        if ((child[i] = fork()) == 0) {
+            bool whole = true;
+            for (int k = 0; k < 20; k++) {
+                tuning_set(&t, TUNE_PANEL, values[(i + k) % 3], TUNING_MEASURED);
+                tuning_store(&l, &t);
+                tuning read = standard;
+                tuning_load(&l, &read);
+                whole = whole && read.choice[TUNE_PANEL].origin == TUNING_FILE;
+            }
+            _exit(!whole);
+        }
+    for (int i = 0; i < 10; i++) {
+        int code = -1;
+        waitpid(child[i], &code, 0);
+        failed += code != 0;
+    }
+    assert_int_equal(failed, 0);
+    snprintf(command, sizeof command, "test $(ls -A %s | wc -l) = 1", folder);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(families, begin, end), cmocka_unit_test_setup_teardown(round_trip, begin, end),
-        cmocka_unit_test_setup_teardown(hostile, begin, end), cmocka_unit_test_setup_teardown(not_own, begin, end),
-        cmocka_unit_test_setup_teardown(not_stored, begin, end)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(families, begin, end),
+                                       cmocka_unit_test_setup_teardown(round_trip, begin, end),
+                                       cmocka_unit_test_setup_teardown(hostile, begin, end),
+                                       cmocka_unit_test_setup_teardown(not_own, begin, end),
+                                       cmocka_unit_test_setup_teardown(ten_at_once, begin, end),
+                                       cmocka_unit_test_setup_teardown(not_stored, begin, end)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

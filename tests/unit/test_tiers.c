@@ -1,0 +1,257 @@
+/* Tiers: their names and settings, forced on and off on every device, the programs and the tuning that follow. */
+#define _GNU_SOURCE
+#include "apart.h"
+
+#include <dirent.h>
+
+#include <dcm/device.h>
+
+#include "device/tuning.h"
+#include "ops/ops_cl.h"
+#include "ops/tune_cl.h"
+#include "support/fixture.h"
+
+enum { ROWS = 32, COLS = 256 };
+
+static void parse(void **state)
+{
+    (void)state;
+    uint32_t on, off;
+    assert_int_equal(cldev_tiers_parse(NULL, &on, &off), DCM_OK);
+    assert_int_equal(on | off, 0);
+    assert_int_equal(cldev_tiers_parse("dot4=off,mma=on,half16=on,dot4=on,mma=off", &on, &off), DCM_OK);
+    assert_int_equal(on, 1u << CLDEV_DOT4 | 1u << CLDEV_HALF16); /* the last of a name holds */
+    assert_int_equal(off, 1u << CLDEV_MMA);
+    static const char *const wrong[][2] = {
+        {"fast=on", "there is no tier \"fast\"; there are: dot4, half16, mma"},
+        {"dot=on", "there is no tier \"dot\"; there are: dot4, half16, mma"},
+        {",dot4=on", "there is no tier \"\"; there are: dot4, half16, mma"},
+        {"dot4=on,DOT4=on", "there is no tier \"DOT4\"; there are: dot4, half16, mma"},
+        {"dot4", "tier \"dot4\" is neither dot4=on nor dot4=off"},
+        {"mma=on,dot4=yes", "tier \"dot4=yes\" is neither dot4=on nor dot4=off"},
+        {"dot4=onn", "tier \"dot4=onn\" is neither dot4=on nor dot4=off"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        assert_int_equal(cldev_tiers_parse(wrong[i][0], &on, &off), DCM_ERR_USAGE);
+        assert_string_equal(dcm_error(), wrong[i][1]);
+    }
+}
+
+/* On is an error just where the tier does not work, with the reason; off is always taken. */
+static void force(void **state)
+{
+    (void)state;
+    size_t count;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        cldev *device = open_with_cache(&entries[i]);
+        for (int t = 0; t < CLDEV_TIERS; t++) {
+            const bool works = cldev_tier_probe(device, (cldev_tier)t)->works;
+            assert_int_equal(cldev_has(device, (cldev_tier)t), works);
+            assert_true(works == !*device->tier[t].why);
+            assert_int_equal(cldev_tiers_force(device, 1u << t, 0), works ? DCM_OK : DCM_ERR_DEVICE);
+            if (!works)
+                assert_non_null(strstr(dcm_error(), device->tier[t].why));
+            assert_int_equal(cldev_tiers_force(device, 0, 1u << t), DCM_OK);
+            assert_false(cldev_has(device, (cldev_tier)t));
+            assert_int_equal(cldev_tiers_force(device, 0, 0), DCM_OK);
+            assert_int_equal(cldev_has(device, (cldev_tier)t), works);
+        }
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+}
+
+/* A device whose results have one wrong bit has no tier. What is read from devices goes through here (--wrap). */
+static bool spoil;
+static size_t spoiled_byte;
+
+cl_int __real_clEnqueueReadBuffer(cl_command_queue, cl_mem, cl_bool, size_t, size_t, void *, cl_uint, const cl_event *,
+                                  cl_event *);
+cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem buffer, cl_bool block, size_t at, size_t size,
+                                  void *to, cl_uint n_wait, const cl_event *wait, cl_event *event);
+cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem buffer, cl_bool block, size_t at, size_t size,
+                                  void *to, cl_uint n_wait, const cl_event *wait, cl_event *event)
+{
+    const cl_int error = __real_clEnqueueReadBuffer(queue, buffer, block, at, size, to, n_wait, wait, event);
+    if (spoil)
+        ((unsigned char *)to)[spoiled_byte % size] ^= 0x10;
+    return error;
+}
+
+static void wrong_numbers(void **state)
+{
+    (void)state;
+    size_t count, tried = 0;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        cldev *device = open_with_cache(&entries[i]);
+        for (int t = 0; t < CLDEV_TIERS; t++) {
+            if (!cldev_has(device, (cldev_tier)t))
+                continue;
+            tried++;
+            spoil = true;
+            for (spoiled_byte = 2; spoiled_byte < 1000; spoiled_byte += 300) { /* none of a NaN of check_half16 */
+                device->tier[t] = (cldev_tier_state){0};
+                assert_false(cldev_has(device, (cldev_tier)t));
+                assert_memory_equal(device->tier[t].why, "wrong numbers: ", strlen("wrong numbers: "));
+            }
+            spoil = false;
+            device->tier[t] = (cldev_tier_state){0};
+            assert_true(cldev_has(device, (cldev_tier)t));
+        }
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+    if (!tried)
+        skip_case();
+}
+
+static size_t programs(void)
+{
+    size_t n = 0;
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));)
+        n += !strncmp(e->d_name, "program-", 8) && !strstr(e->d_name, "-probe-");
+    if (d)
+        closedir(d);
+    return n;
+}
+
+/* One product of a matrix made now. */
+static void multiply(backend *b)
+{
+    static float x[COLS], y[ROWS];
+    uint64_t rng = 1;
+    matrix *w = NULL;
+    void *data = fx_weights(QUANT_Q4_1, ROWS, COLS, 0.3, &rng);
+    buffer *in = fx_make_plain(b, "x", x, sizeof x, 4), *out = fx_make_plain(b, "y", y, sizeof y, 4);
+    assert_int_equal(b->ops->matrix_new(b, QUANT_Q4_1, ROWS, COLS, data, &w), DCM_OK);
+    const linear_args args = {.w = w, .n = 1, .x = in, .y = out, .ldy = ROWS};
+    assert_int_equal(b->ops->linear(b, &args), DCM_OK);
+    free(data);
+    matrix_free(&w);
+    buffer_free(&in);
+    buffer_free(&out);
+}
+
+/* What is forced off gives other programs, under other keys of the cache folder; forced back, the first ones again. */
+static void keys(void **state)
+{
+    (void)state;
+    size_t count;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        const size_t before = programs();
+        size_t first = 0;
+        for (int round = 0; round < 3; round++) {
+            backend *b = NULL;
+            cldev *device = open_with_cache(&entries[i]);
+            assert_int_equal(cldev_tiers_force(device, 0, round == 1 ? (1u << CLDEV_TIERS) - 1 : 0), DCM_OK);
+            assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
+            const bool tiers = cldev_tier_probe(device, CLDEV_DOT4)->works && clop_wide(b);
+            multiply(b);
+            if (round == 0)
+                first = programs();
+            assert_true(first > before);
+            assert_int_equal(programs(), first + (round && tiers));
+            backend_close(&b);
+            cldev_close(&device);
+        }
+    }
+    mem_free(&entries);
+}
+
+/* What was measured without a tier is no choice with it; and mma forced on is taken whatever was measured. */
+static void tuning_follows(void **state)
+{
+    (void)state;
+    size_t count;
+    tuning t, read;
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    cldev_limits *l = &device->limits;
+    tuning_defaults(l, &t);
+    l->tiers_off = 1u << CLDEV_MMA;
+    assert_true(tuning_set(&t, TUNE_MANY, "clblast", TUNING_MEASURED));
+    tuning_store(l, &t);
+    for (int bits = 0; bits < 3; bits++) {
+        l->tiers_off = bits & 1 ? 1u << CLDEV_MMA : 0;
+        l->tiers_on = bits & 2 ? 1u << CLDEV_MMA : 0;
+        tuning_defaults(l, &read);
+        tuning_load(l, &read);
+        assert_int_equal(read.choice[TUNE_MANY].origin, bits == 1 ? TUNING_FILE : TUNING_DEFAULT);
+    }
+    backend *b = NULL;
+    clop_many engine = CLOP_MANY_AUTO;
+    l->tiers_on = l->tiers_off = 0;
+    assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
+    clop_set_shape(b, CLOP_SHAPE_GROUP);
+    if (l->max_work_group >= 256) {
+        clop_tuned_of(b)->tuning = t;
+        assert_int_equal(tune_many(b, QUANT_F16, &engine), DCM_OK);
+        assert_int_equal(engine, CLOP_MANY_CLBLAST);
+        clop_tuned_of(b)->decided = false;
+        l->tiers_on = 1u << CLDEV_MMA; /* as if it worked */
+        assert_int_equal(tune_many(b, QUANT_F16, &engine), DCM_OK);
+        assert_int_equal(engine, CLOP_MANY_MMA);
+    }
+    backend_close(&b);
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+/* As a program of the library sees them. */
+static void public_interface(void **state)
+{
+    (void)state;
+    dcm_device *device = NULL;
+    dcm_device_tier tier[DCM_DEVICE_TIERS];
+    size_t count;
+    dcm_device_params ref = {.name = "ref", .threads = 1, .tiers = "dot4=on"};
+    assert_int_equal(dcm_device_open(&device, &ref), DCM_OK);
+    assert_int_equal(dcm_device_tiers(device, tier), 0);
+    dcm_device_close(&device);
+    ref.strict = true;
+    assert_int_equal(dcm_device_open(&device, &ref), DCM_ERR_USAGE);
+    ref.strict = false;
+    ref.tiers = "fast=on";
+    assert_int_equal(dcm_device_open(&device, &ref), DCM_ERR_USAGE);
+    assert_null(device);
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        char number[32], setting[64];
+        dcm_device_params params = {.name = number};
+        snprintf(number, sizeof number, "%u.%u", entries[i].platform, entries[i].index);
+        for (int t = 0; t < CLDEV_TIERS; t++) {
+            params.tiers = NULL;
+            assert_int_equal(dcm_device_open(&device, &params), DCM_OK);
+            assert_int_equal(dcm_device_tiers(device, tier), CLDEV_TIERS);
+            const bool works = tier[t].works, used = tier[t].used;
+            assert_true(used == !*tier[t].why && (works || !used));
+            dcm_device_close(&device);
+            params.tiers = setting;
+            snprintf(setting, sizeof setting, "%s=off", tier[t].name);
+            assert_int_equal(dcm_device_open(&device, &params), DCM_OK);
+            dcm_device_tiers(device, tier);
+            assert_true(tier[t].works == works && !tier[t].used);
+            assert_true(!works || !strcmp(tier[t].why, "forced off"));
+            dcm_device_close(&device);
+            snprintf(setting, sizeof setting, "%s=on", tier[t].name);
+            assert_int_equal(dcm_device_open(&device, &params), works ? DCM_OK : DCM_ERR_DEVICE);
+            dcm_device_close(&device);
+        }
+    }
+    mem_free(&entries);
+}
+
+static const apart_case cases[] = {
+    {"parse", parse},
+    {"force", force},
+    {"wrong_numbers", wrong_numbers},
+    {"keys", keys},
+    {"tuning_follows", tuning_follows},
+    {"public_interface", public_interface},
+};
+
+int main(int argc, char **argv) { return apart_main(cases, sizeof cases / sizeof *cases, argc, argv); }
