@@ -26,6 +26,24 @@
 #define CPU 0 /* 1: the device is a CPU */
 #endif
 
+/*
+ * Ask for the cache line of p before its turn, FETCH_FAR into the second cache; no effect on values. OpenCL's
+ * prefetch() does nothing on PoCL.
+ */
+#ifndef PREFETCH_BUILTIN
+#define PREFETCH_BUILTIN 0 /* 1: a CPU, whose compiler may have clang's */
+#endif
+#if PREFETCH_BUILTIN && defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
+#define FETCH_FAR(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#endif
+#endif
+#ifndef FETCH_LINE
+#define FETCH_LINE(p) prefetch(p, (size_t)1)
+#define FETCH_FAR(p) FETCH_LINE(p)
+#endif
+
 #define KV_BLOCKS 64
 #ifndef KV_ARGS
 #define KV_ARGS KV_BLOCKS /* or 16, or 4: blocks that kernels take; the pool has no more */
@@ -226,19 +244,7 @@ static inline void kv_put_pair(__global kv_t *to_k, __global kv_t *to_v, const _
     kv_put(to_v + 2 * i + 1, v[2 * i + 1]);
 }
 
-/*
- * Scattered slots defeat a processor's own prefetching; OpenCL's prefetch() does nothing on PoCL. No effect on
- * values.
- */
-#if CPU && defined(__has_builtin)
-#if __has_builtin(__builtin_prefetch)
-#define FETCH_LINE(p) __builtin_prefetch((const void *)(size_t)(p))
-#endif
-#endif
-#ifndef FETCH_LINE
-#define FETCH_LINE(p) prefetch(p, (size_t)1)
-#endif
-
+/* Scattered slots defeat a processor's own prefetching. */
 static inline void row_fetch(const __global kv_t *row)
 {
     UNROLL

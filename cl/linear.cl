@@ -1,6 +1,6 @@
 /* Weight matrices: products with few vectors, and single rows. Built behind cl/weights.cl. */
 #ifndef PREFETCH
-#define PREFETCH 0 /* 1: ask for weights before their turn; CPUs whose compiler has the builtin of clang */
+#define PREFETCH 0 /* 1: ask for weights before their turn: CPUs */
 #endif
 #define FAR 16384 /* bytes ahead of use: into the second cache */
 #define NEAR 1024 /* into the first */
@@ -13,13 +13,13 @@
 #define FETCHED (QUANTIZED ? BLOCK_BYTES : 4 * BLOCK_BYTES)
 void fetch_ahead(__global const uchar *p)
 {
-#if PREFETCH && defined(__clang__)
+#if PREFETCH
     UNROLL
     for (int i = 0; i < FETCHED; i += 64)
-        __builtin_prefetch((const void *)(uintptr_t)(p + FAR + i), 0, 2);
+        FETCH_FAR(p + FAR + i);
     UNROLL
     for (int i = 0; i < FETCHED; i += 64)
-        __builtin_prefetch((const void *)(uintptr_t)(p + NEAR + i));
+        FETCH_LINE(p + NEAR + i);
 #endif
 }
 

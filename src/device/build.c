@@ -47,8 +47,9 @@ dcm_status program_source_init(program_source *source, const cldev *device, cons
     if (status != DCM_OK)
         return status;
     /* Never fast-math: the bounds of the kernels' tests count on IEEE arithmetic. */
-    const int n = snprintf(source->options, sizeof source->options, "-cl-std=CL1.2%s%s%s",
+    const int n = snprintf(source->options, sizeof source->options, "-cl-std=CL1.2%s%s%s%s",
                            device->limits.exact_divide ? " -cl-fp32-correctly-rounded-divide-sqrt" : "",
+                           device->limits.prefetch_builtin ? " -DPREFETCH_BUILTIN=1" : "",
                            options && *options ? " " : "", options ? options : "");
     if (n < 0 || (size_t)n >= sizeof source->options)
         return dcm_fail(DCM_ERR_DEVICE, "kernel family %s: its build options are too long", family);

@@ -29,6 +29,7 @@ typedef struct cldev_limits {
     bool wide_items;        /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
     bool exact_divide;      /* divisions and square roots can be asked to round correctly */
     uint32_t vector_floats; /* floats in a vector register, as the driver says */
+    bool prefetch_builtin;  /* a CPU: kernels may use clang's __builtin_prefetch, where the compiler has it */
     bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool host_code;         /* a CPU device runs kernels in this process, and its compiler takes inline assembly */
     bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */

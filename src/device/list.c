@@ -56,13 +56,33 @@ static cl_ulong device_number(cl_device_id id, cl_device_info what, size_t size)
     return clGetDeviceInfo(id, what, sizeof wide, &wide, NULL) == CL_SUCCESS ? wide : 0;
 }
 
+bool cldev_claims(cl_device_id id, const char *const *extensions)
+{
+    size_t size = 0;
+    char *text = NULL;
+    bool claimed = false;
+    if (clGetDeviceInfo(id, CL_DEVICE_EXTENSIONS, 0, NULL, &size) != CL_SUCCESS ||
+        mem_new(&text, size + 1, 1, "extensions") != DCM_OK)
+        return false;
+    if (clGetDeviceInfo(id, CL_DEVICE_EXTENSIONS, size, text, NULL) == CL_SUCCESS) {
+        char *rest = text;
+        for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+            for (const char *const *e = extensions; *e; e++)
+                claimed = claimed || strcmp(word, *e) == 0;
+    }
+    mem_free(&text);
+    return claimed;
+}
+
 /* Two extensions tell where a device is plugged in; most CPU drivers have neither. */
 static void query_pci(cl_device_id id, char *out, size_t size)
 {
+    static const char *const khr[] = {"cl_khr_pci_bus_info", NULL}, *const nv[] = {"cl_nv_device_attribute_query", NULL};
     cl_uint at[4] = {0}, slot = 0;
     out[0] = '\0';
-    if (clGetDeviceInfo(id, PCI_BUS_INFO_KHR, sizeof at, at, NULL) != CL_SUCCESS) {
-        if (clGetDeviceInfo(id, PCI_BUS_ID_NV, sizeof at[1], &at[1], NULL) != CL_SUCCESS ||
+    if (!cldev_claims(id, khr) || clGetDeviceInfo(id, PCI_BUS_INFO_KHR, sizeof at, at, NULL) != CL_SUCCESS) {
+        if (!cldev_claims(id, nv) ||
+            clGetDeviceInfo(id, PCI_BUS_ID_NV, sizeof at[1], &at[1], NULL) != CL_SUCCESS ||
             clGetDeviceInfo(id, PCI_SLOT_ID_NV, sizeof slot, &slot, NULL) != CL_SUCCESS)
             return;
         if (clGetDeviceInfo(id, PCI_DOMAIN_ID_NV, sizeof at[0], &at[0], NULL) != CL_SUCCESS)
@@ -102,6 +122,7 @@ static void query_limits(cl_platform_id platform, cl_device_id id, cldev_limits 
                 device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool)) && at_least_1_2(l->version);
     l->wide_items = l->type & CL_DEVICE_TYPE_CPU;
+    l->prefetch_builtin = l->type & CL_DEVICE_TYPE_CPU;
     l->vector_floats = (uint32_t)device_number(id, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
     cldev_apply_quirks(l);
 }

@@ -1,8 +1,11 @@
-/* Inside src/device: the order of device types, and the choice among devices already listed. */
+/* Inside src/device: what a device claims, the order of device types, and the choice among devices already listed. */
 #ifndef DEVICE_LIST_H
 #define DEVICE_LIST_H
 
 #include "device/device.h"
+
+/* Whether the device names one of `extensions`, which NULL ends. */
+bool cldev_claims(cl_device_id id, const char *const *extensions);
 
 /* 3 for a GPU, 2 for an accelerator, 1 for a CPU, 0 for any other. */
 int cldev_type_rank(cl_device_type type);

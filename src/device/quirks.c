@@ -7,6 +7,7 @@ typedef struct quirk {
     bool own_cache;
     bool host_code;
     bool not_wide;
+    bool no_prefetch;
 } quirk;
 
 static const quirk quirks[] = {
@@ -15,8 +16,8 @@ static const quirk quirks[] = {
      * kernel), while a build from its own cache takes 30 ms a program.
      */
     {.platform = "Portable Computing Language", .own_cache = true, .host_code = true},
-    /* An interpreter that says it is a device of every type. */
-    {.platform = "Oclgrind", .own_cache = true, .not_wide = true},
+    /* An interpreter that says it is a device of every type; it ends the program at llvm.prefetch. */
+    {.platform = "Oclgrind", .own_cache = true, .not_wide = true, .no_prefetch = true},
 };
 
 void cldev_apply_quirks(cldev_limits *limits)
@@ -32,5 +33,7 @@ void cldev_apply_quirks(cldev_limits *limits)
             limits->host_code = true;
         if (q->not_wide)
             limits->wide_items = false;
+        if (q->no_prefetch)
+            limits->prefetch_builtin = false;
     }
 }

@@ -12,6 +12,7 @@ enum {
     DEPTH = 32,
     TOKENS_SMALL = 64, /* of a group */
     TOKENS_LARGE = 128,
+    LOCAL_LARGE = 36 << 10,  /* bytes of local memory that its group may take; OpenCL 1.2 promises 32 KiB */
     TYPICAL_BLOCKS = 2,      /* groups of tokens that a step of a prompt has at least */
     UNITS_MIN = 8,           /* compute units that are reckoned with at least */
     SHARES_MAX = 16,         /* of the columns */
@@ -48,6 +49,7 @@ static uint32_t shares_of(backend *b, const matrix *m)
 static group_launch launch_of(backend *b, const linear_args *args, bool mma)
 {
     const matrix_cl *m = matrix_cl_of(args->w);
+    const cldev_limits *limits = &clop_device(b)->limits;
     group_launch l = {.n = args->n,
                       .cols = m->base.cols,
                       .rows = m->base.rows,
@@ -64,9 +66,10 @@ static group_launch launch_of(backend *b, const linear_args *args, bool mma)
                       .y = args->y};
     const size_t groups = blocks_of(l.rows, ROWS) * blocks_of(l.n, TOKENS_LARGE) * l.shares;
     /* Sums and fragments of 128 tokens leave room for one group on a unit of NVIDIA's: slower by an eighth. */
-    l.tokens = !mma && groups >= clop_device(b)->limits.compute_units ? TOKENS_LARGE : TOKENS_SMALL;
+    const bool large = !mma && groups >= limits->compute_units && limits->local_memory >= LOCAL_LARGE;
+    l.tokens = large ? TOKENS_LARGE : TOKENS_SMALL;
     snprintf(l.options, sizeof l.options, "%s -DTOKENS=%u -DMMA=%d -DCPU=%d", m->options, l.tokens, mma,
-             (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0);
+             (limits->type & CL_DEVICE_TYPE_CPU) != 0);
     return l;
 }
 

@@ -2,13 +2,15 @@
  */
 #include "harness.h"
 
+#include "base/half.h"
+
 #include <stdio.h>
 #include <string.h>
 
 typedef struct attention_case {
     fx_cache cache;
     uint32_t layer;
-    bool many;
+    bool many, store;
     float *qkv, *out;
     size_t qkv_bytes, out_bytes;
 } attention_case;
@@ -26,7 +28,8 @@ static dcm_status run(ck *c, int side, const void *what)
                                  .qkv = ck_buffer(c, side, "qkv", a->qkv, a->qkv_bytes, 4),
                                  .heads = a->cache.spec.heads,
                                  .out = ck_buffer(c, side, "out", a->out, a->out_bytes, 4),
-                                 .many = a->many};
+                                 .many = a->many,
+                                 .store = a->store};
     return c->side[side]->ops->attention(c->side[side], &args);
 }
 
@@ -106,10 +109,43 @@ static void bound_head(const attention_case *a, uint32_t t, uint32_t h, unit_sco
     }
 }
 
+/*
+ * A new unit, the last of the view, whose channels are halves and whose anchor turns by nothing: what is stored is exact.
+ * The cache gets the unit only behind the op (see bounds).
+ */
+static void make_new_unit(attention_case *a, uint64_t *rng)
+{
+    const fx_spec *spec = &a->cache.spec;
+    const view *v = fx_view(&a->cache, 0);
+    const view_range *last = v->range + v->n_ranges - 1;
+    float *rot = (float *)a->cache.words + a->cache.step.key_rot,
+          *unit = a->qkv + (size_t)spec->heads * spec->head_dim;
+    const size_t items = 2 * (size_t)spec->kv_heads * spec->head_dim;
+    a->cache.words[a->cache.step.slots] = fx_slot(&a->cache, last, last->count - 1);
+    for (uint32_t i = 0; i < spec->head_dim; i++)
+        rot[i] = i % 2 ? 0.0f : 1.0f;
+    fx_fill(unit, 1, items, FX_NORMAL, rng);
+    for (size_t i = 0; i < items; i++)
+        unit[i] = half_to_float(float_to_half(unit[i]));
+}
+
+static void put_new_unit(const attention_case *a)
+{
+    const fx_spec *spec = &a->cache.spec;
+    const float *unit = a->qkv + (size_t)spec->heads * spec->head_dim;
+    fx_cache cache = a->cache; /* the same blocks */
+    for (int w = 0; w < 2; w++)
+        for (uint32_t h = 0; h < spec->kv_heads; h++)
+            for (uint32_t i = 0; i < spec->head_dim; i++)
+                fx_put(&cache, a->layer, w, h, cache.words[cache.step.slots], i, *unit++);
+}
+
 static void bounds(ck *c, const void *what)
 {
     const attention_case *a = what;
     const fx_spec *spec = &a->cache.spec;
+    if (a->store)
+        put_new_unit(a);
     double *bound = ck_bound(c, "out");
     unit_score *units = fx_alloc(a->cache.step.max_units * sizeof *units);
     for (uint32_t t = 0; t < spec->n; t++)
@@ -119,9 +155,9 @@ static void bounds(ck *c, const void *what)
 }
 
 /* The case that ck_case has named. */
-static void run_case(ck *c, const fx_spec *spec, fx_input fill, bool many)
+static void run_case(ck *c, const fx_spec *spec, fx_input fill, bool many, bool store)
 {
-    attention_case a = {.layer = spec->layers - 1, .many = many};
+    attention_case a = {.layer = spec->layers - 1, .many = many, .store = store};
     const size_t row = (size_t)(spec->heads + 2 * spec->kv_heads) * spec->head_dim,
                  q_items = (size_t)spec->heads * spec->head_dim;
     fx_cache_new(&a.cache, spec, &c->rng);
@@ -137,6 +173,8 @@ static void run_case(ck *c, const fx_spec *spec, fx_input fill, bool many)
         c->traffic +=
             (size_t)fx_view(&a.cache, t)->units * 2 * spec->kv_heads * spec->head_dim * (spec->type == KV_F16 ? 2 : 4);
     }
+    if (store)
+        make_new_unit(&a, &c->rng);
     ck_run(c, run, bounds, &a);
     fx_cache_free(&a.cache);
     free(a.qkv);
@@ -161,8 +199,17 @@ static void one(ck *c, const fx_spec *spec, fx_input fill)
     for (int many = 0; many < 2; many++) {
         snprintf(what, sizeof what, "%su%u_r%u", many ? "many_" : "", units, spec->n_ranges);
         if (name_case(c, what, spec, fill))
-            run_case(c, spec, fill, many);
+            run_case(c, spec, fill, many, false);
     }
+}
+
+/* One query, whose own unit is stored first. */
+static void with_store(ck *c, const fx_spec *spec)
+{
+    char what[64];
+    snprintf(what, sizeof what, "store_u%u_r%u", spec->count[0] + spec->count[1], spec->n_ranges);
+    if (name_case(c, what, spec, FX_NORMAL))
+        run_case(c, spec, FX_NORMAL, false, true);
 }
 
 /* A step of a prompt: merges or evictions between its tokens. */
@@ -175,7 +222,7 @@ static void step_of(ck *c, fx_spec spec, fx_prompt prompt, fx_input fill)
     fx_seen *seen;
     spec.n_ranges = fx_prompt_seen(&prompt, spec.n, &seen);
     spec.seen = seen;
-    run_case(c, &spec, fill, true);
+    run_case(c, &spec, fill, true, false);
     free(seen);
 }
 
@@ -217,9 +264,12 @@ void check_attention(ck *c)
     static const uint32_t dims[] = {8, 16, 48, 64, 96, 128, 256};
     static const uint32_t units[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1000};
     static const uint32_t groups[] = {1, 2, 3, 4, 5, 7, 8};
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        one(c, &(fx_spec){2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 1, .count = {units[i]}},
-            FX_NORMAL);
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        const fx_spec spec = {2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 1, .count = {units[i]}};
+        one(c, &spec, FX_NORMAL);
+        with_store(c, &spec);
+    }
+    with_store(c, &(fx_spec){1, 1, 3, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 2, .count = {4, 4093}});
     for (int fill = 0; fill < FX_INPUTS; fill++) {
         one(c, &(fx_spec){2, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 2, .n_ranges = 3, .count = {4, 77, 50}},
             (fx_input)fill);

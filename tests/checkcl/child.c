@@ -48,6 +48,7 @@ int ck_child(const ck_options *o)
     c.filter = o->filter;
     c.seed = o->seed;
     c.bench = o->bench;
+    c.small = o->small;
     DCM_TRY(status, fail, open_device(o->device, o->bench, &c.device));
     if (o->bench) {
         DCM_TRY(status, fail, cldev_measure(c.device, &probe));
@@ -89,8 +90,9 @@ typedef struct process {
 
 static void repeat_with(const process *p, const char *name)
 {
-    printf("    repeat: %s --device %s --family %s --filter '%s' --seed %llu%s\n", p->options->self, p->device,
-           p->family->name, name, (unsigned long long)p->options->seed, p->options->bench ? " --bench" : "");
+    printf("    repeat: %s --device %s --family %s --filter '%s' --seed %llu%s%s\n", p->options->self, p->device,
+           p->family->name, name, (unsigned long long)p->options->seed, p->options->bench ? " --bench" : "",
+           p->options->small ? " --small" : "");
 }
 
 static void failed(process *p, const char *name, const char *why)
@@ -180,6 +182,7 @@ static bool spawn(process *p)
                     "--seed",
                     seed,
                     p->options->bench ? "--bench" : "--check",
+                    p->options->small ? "--small" : "--check",
                     p->options->filter ? "--filter" : NULL,
                     (char *)p->options->filter,
                     NULL};

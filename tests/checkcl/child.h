@@ -12,7 +12,7 @@ typedef struct ck_options {
     const char *filter;
     uint64_t seed;
     double timeout; /* seconds a child */
-    bool list, bench, verbose, child;
+    bool list, bench, small, verbose, child;
 } ck_options;
 
 /* Totals of a run. */

@@ -47,9 +47,13 @@ typedef struct ck {
     const char *variant; /* appended to case names; "" where the family has one form */
     uint64_t seed;
     bool list, bench;
+    bool count;       /* cases are counted in n_cases, and none is run */
+    bool small;       /* only the cases of small.c, and buffers without margins: for Oclgrind, which sees their ends */
     bool strict;      /* both sides compute strictly: the same bits are asked for */
     double read_gb_s; /* bandwidth of this run, for --bench */
     double launch_us;
+
+    size_t n_cases;
 
     /* Of the case at hand. */
     char name[160];
@@ -63,6 +67,10 @@ typedef struct ck {
 /* Name a case, e.g. ck_case(c, "attention/h%u_d%u", h, d); true when it is to be run, with c->rng seeded from the name.
  */
 bool ck_case(ck *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Whether small.c names the case; the first of its patterns that no call has met, or NULL. */
+bool ck_is_small(const char *name);
+const char *ck_small_unmet(void);
 
 /* One side's buffer `name`; at first use it is made on both sides with `bytes` of `data` (elements of `item` bytes). */
 buffer *ck_buffer(ck *c, int side, const char *name, const void *data, size_t bytes, unsigned item);

@@ -172,6 +172,7 @@ void check_linear(ck *c)
                 one(c, &(linear_case){type, 37, some, 1 + 2 * (fill % 2u), (linear_input)input, (fx_input)fill,
                                       fill % 2, fill % 3 == 0});
             one(c, &(linear_case){type, 5, items == 256 ? 256 : 32, 1, (linear_input)input, FX_NORMAL, .add = true});
+            one(c, &(linear_case){type, 21, items == 256 ? 256 : 32, 3, (linear_input)input, FX_NORMAL, .bias = true});
             one(c, &(linear_case){type, 64, 7 * (items == 256 ? 256 : 32), 1, (linear_input)input, FX_NORMAL});
         }
         for (size_t k = 0; k < sizeof rows / sizeof *rows; k++)
