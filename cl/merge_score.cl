@@ -157,6 +157,6 @@ merge_score_group(KV_PARAMS, const __global uint *data, ulong merges, ulong merg
     for (uint j = 0; j < HIDDEN; j++)
         gap += gaps[j];
     group_merge(p, it.level, score_sigmoid(p[SCORE_SHARP_K] * gap), score_sigmoid(p[SCORE_SHARP_V] * gap), both, x);
-    barrier(CLK_LOCAL_MEM_FENCE);
+    barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE); /* the result may take the place of a unit that was read */
     group_store(&it, x[0]);
 }

@@ -77,7 +77,8 @@ bool cldev_claims(cl_device_id id, const char *const *extensions)
 /* Two extensions tell where a device is plugged in; most CPU drivers have neither. */
 static void query_pci(cl_device_id id, char *out, size_t size)
 {
-    static const char *const khr[] = {"cl_khr_pci_bus_info", NULL}, *const nv[] = {"cl_nv_device_attribute_query", NULL};
+    static const char *const khr[] = {"cl_khr_pci_bus_info", NULL};
+    static const char *const nv[] = {"cl_nv_device_attribute_query", NULL};
     cl_uint at[4] = {0}, slot = 0;
     out[0] = '\0';
     if (!cldev_claims(id, khr) || clGetDeviceInfo(id, PCI_BUS_INFO_KHR, sizeof at, at, NULL) != CL_SUCCESS) {

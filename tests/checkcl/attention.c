@@ -110,8 +110,8 @@ static void bound_head(const attention_case *a, uint32_t t, uint32_t h, unit_sco
 }
 
 /*
- * A new unit, the last of the view, whose channels are halves and whose anchor turns by nothing: what is stored is exact.
- * The cache gets the unit only behind the op (see bounds).
+ * A new unit, the last of the view, whose channels are halves and whose anchor turns by nothing: what is stored is
+ * exact. The cache gets the unit only behind the op (see bounds).
  */
 static void make_new_unit(attention_case *a, uint64_t *rng)
 {

@@ -1,7 +1,13 @@
-"""checkcl's small cases of every kernel under Oclgrind, an interpreter that sees each access: oclgrind.py CHECKCL PLANTED.CL
+"""checkcl's small cases of every kernel under Oclgrind, which sees each access: oclgrind.py CHECKCL PLANTED.CL
 
 Fails where Oclgrind reports anything: an access outside a buffer, a data race, a value used before it is set, a wrong
-API call; where checkcl fails; and where Oclgrind does not see the faults of planted.cl.
+API call; where checkcl fails, which also counts the kernels launched; and where Oclgrind does not see the faults of
+planted.cl.
+
+Left out is attention_wide where it stores the new unit and has more than 64 to read: then the last of its work-items to
+end, by an atomic counter, reads what the others have written. OpenCL 1.2 (section 3.3.1) promises no order of plain
+memory between the groups of a launch, whatever the fences, so Oclgrind rightly calls it a race. It rests on what atomics
+do on CPUs, is built for CPUs alone, and is held against the reference there by checkcl's attention/store cases.
 """
 import pathlib
 import shutil
@@ -10,7 +16,18 @@ import sys
 import tempfile
 
 SKIPPED = 77
-LOOK = ["--num-threads", "1", "--max-errors", "20", "--data-races", "--check-api"]
+# Kernels as they are written: Oclgrind 21.10 does not know all that its compiler's optimiser puts into them.
+OCLGRIND = ["oclgrind", "--num-threads", "1", "--max-errors", "20", "--build-options", "-cl-opt-disable"]
+# Cases of kernels that shuffle no vectors: of x.lo + x.hi, with x a float16 that was read from a full buffer, Oclgrind
+# 21.10 says that it is uninitialised, or it crashes.
+INITIALISED = {
+    "kv_store": "*normal",
+    "merge": "merge/*normal",
+    "merge_back": "*",
+    "grad_rows": "*_c33_*/group",
+    "dense": "*/group",
+    "dense_back": "*/group",
+}
 failures = 0
 
 
@@ -43,14 +60,14 @@ def planted(source):
                 fail(f"planted.cl: {kernel}: Oclgrind says {said!r}, not {report!r}")
 
 
-def check(checkcl, *options, look=()):
-    """Whatever comes on stderr is a finding: checkcl is silent there where all is well, and Oclgrind speaks there."""
-    done = subprocess.run(["oclgrind", *LOOK, *look, checkcl, "--small", "--seed", "1", *options],
-                          stderr=subprocess.PIPE, text=True)
+def check(checkcl, look, *options):
+    """Whatever comes on stderr is a finding: Oclgrind speaks there, and checkcl only of trouble."""
+    done = subprocess.run([*OCLGRIND, *look, checkcl, "--small", "--seed", "1", *options], stderr=subprocess.PIPE,
+                          text=True)
     if done.stderr.strip():
-        fail(f"Oclgrind reports:\n{done.stderr}")
+        fail(f"{' '.join(look)}: reported:\n{done.stderr}")
     if done.returncode != 0:
-        fail(f"checkcl ended with code {done.returncode}")
+        fail(f"{' '.join(look)}: checkcl ended with code {done.returncode}")
 
 
 def main():
@@ -61,7 +78,10 @@ def main():
     if subprocess.run([checkcl, "--small", "--list"], stdout=subprocess.DEVNULL).returncode != 0:
         fail("checkcl --small --list")
     planted(source)
-    check(checkcl)
+    check(checkcl, ["--data-races", "--check-api"])
+    for family, cases in INITIALISED.items():
+        print(f"{family}: nothing uninitialised?", flush=True)
+        check(checkcl, ["--uninitialized"], "--family", family, "--filter", cases)
     print(f"{failures} failures")
     return failures > 0
 

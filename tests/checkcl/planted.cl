@@ -1,4 +1,7 @@
-/* One fault a kernel, of each kind that Oclgrind is asked for: oclgrind.py must see every one. Eight work-items, groups of four. */
+/*
+ * One fault a kernel, of each kind that Oclgrind is asked for: oclgrind.py must see every one. Eight work-items in
+ * groups of four.
+ */
 __kernel void sound(__global const float *x, __global float *y)
 {
     __local float shared[4];

@@ -7,7 +7,7 @@
 #include <fnmatch.h>
 
 static const char *const patterns[] = {
-    /* Every type: rows, products of one vector, of three singly and of three together; two tiles, the second in part. */
+    /* Every type: rows, products of one vector, of three singly and of three together; the last tile is not full. */
     "embed/*_n2/wide",
     "embed/F16_*_n2/group",
     "embed/Q4_1_*_n2/group",
@@ -28,7 +28,7 @@ static const char *const patterns[] = {
     "linear/F32_rmsnorm_r13_c17_n18_normal/strict",
     "kv_store/h9_kv3_d8_n1_l3_f16_interleaved_normal*",
     "kv_store/h9_kv3_d8_n4_l3_f32_half_normal*",
-    /* Combining inside one launch (store, more than 64 units, wide) is left out: tests/checkcl/oclgrind says why. */
+    /* Combining inside one launch (store, more than 64 units, wide) is left out: oclgrind.py says why. */
     "attention/u129_r1_h9_kv3_d64_n1_f16_interleaved_normal/wide",
     "attention/u129_r1_h9_kv3_d64_n1_f16_interleaved_normal/group",
     "attention/store_u33_r1_h9_kv3_d64_n1_f16_interleaved_normal/wide",
