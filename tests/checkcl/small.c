@@ -31,6 +31,7 @@ static const char *const patterns[] = {
     /* Combining inside one launch (store, more than 64 units, wide) is left out: oclgrind.py says why. */
     "attention/u129_r1_h9_kv3_d64_n1_f16_interleaved_normal/wide",
     "attention/u129_r1_h9_kv3_d64_n1_f16_interleaved_normal/group",
+    "attention/many_u257_r1_h9_kv3_d64_n1_f16_interleaved_normal/group",
     "attention/store_u33_r1_h9_kv3_d64_n1_f16_interleaved_normal/wide",
     "attention/store_u129_r1_h9_kv3_d64_n1_f16_interleaved_normal/group",
     "attention/store_u33_r1_h9_kv3_d64_n1_f16_interleaved_normal/strict",
