@@ -28,7 +28,7 @@ typedef struct dcm_cache_params {
     uint32_t window;   /* window: units in all, sinks and the current token included; must exceed sinks */
     const char *merge; /* dcm: "mean", "newer", the path of a safetensors file, or "auto": the weights shipped for this
                           very model, else "newer" with a warning; NULL: "auto" */
-    float log_r;       /* dcm: weight of log r in the scores */
+    float log_r;       /* dcm: weight of log r in the scores, beside the biases of a trained merge */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*
      * Most tokens of one step when several are fed at once, and most units that the cache holds meanwhile beyond those
