@@ -111,6 +111,28 @@ static void ref_matrix_free(matrix **m)
 
 /* ---- Ops ---- */
 
+/* What an op calls, by how sums are done. Rows of a table are exact anyway. */
+typedef struct ref_sums {
+    dcm_status (*linear)(const ref_linear_args *, int threads);
+    void (*kv_store)(const ref_pool *, uint32_t layer, const float *qkv, uint32_t heads, uint32_t n,
+                     const uint32_t *slots, const float *key_rot, int threads);
+    dcm_status (*attention)(const ref_pool *, uint32_t layer, const ref_range *, uint32_t n_ranges, const float *q,
+                            uint32_t heads, float *out, int threads);
+    void (*merge_gather)(const ref_pool *, const ref_merges *, float *x, int threads);
+    void (*merge_apply)(const ref_pool *, const ref_merges *, ref_merge_mode, float weight, const float *head,
+                        int threads);
+    void (*merge_score)(const ref_pool *, const ref_merges *, const ref_score *, dcm_merge_choice *seen, int threads);
+} ref_sums;
+
+static const ref_sums in_double = {ref_linear,       ref_kv_store,    ref_attention,
+                                   ref_merge_gather, ref_merge_apply, ref_merge_score};
+static const ref_sums in_float = {ref_linear_float, ref_kv_store,    ref_attention_float,
+                                  ref_merge_gather, ref_merge_apply, ref_merge_score_strict};
+static const ref_sums strictly = {ref_linear_strict,       ref_kv_store_strict,    ref_attention_strict,
+                                  ref_merge_gather_strict, ref_merge_apply_strict, ref_merge_score_strict};
+
+static const ref_sums *sums_of(const backend *b) { return ((const backend_ref *)b)->sums; }
+
 static dcm_status op_embed(backend *b, const embed_args *a)
 {
     (void)b;
@@ -118,10 +140,6 @@ static dcm_status op_embed(backend *b, const embed_args *a)
               floats_of(a->x));
     return DCM_OK;
 }
-
-typedef dcm_status linear_map_of(const ref_linear_args *, int threads);
-
-static linear_map_of *linear_of(const backend *b) { return float_sums_of(b) ? ref_linear_float : ref_linear; }
 
 static dcm_status op_linear(backend *b, const linear_args *a)
 {
@@ -140,7 +158,7 @@ static dcm_status op_linear(backend *b, const linear_args *a)
         .ldy = a->ldy,
         .add = a->add,
     };
-    return linear_of(b)(&args, threads_of(b));
+    return sums_of(b)->linear(&args, threads_of(b));
 }
 
 static dcm_status op_dense(backend *b, const dense_args *a)
@@ -157,14 +175,14 @@ static dcm_status op_dense(backend *b, const dense_args *a)
         .ldy = a->out,
         .elu = a->act == ACT_ELU,
     };
-    return linear_of(b)(&args, threads_of(b));
+    return sums_of(b)->linear(&args, threads_of(b));
 }
 
 static dcm_status op_kv_store(backend *b, const kv_store_args *a)
 {
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
-    ref_kv_store(&pool, a->layer, floats_of(a->qkv), a->heads, a->step->n, words_at(a->step, a->step->slots),
+    sums_of(b)->kv_store(&pool, a->layer, floats_of(a->qkv), a->heads, a->step->n, words_at(a->step, a->step->slots),
                  words_at(a->step, a->step->key_rot), threads_of(b));
     return DCM_OK;
 }
@@ -186,21 +204,13 @@ uint32_t ranges_of(const kv_pool *pool, const step *step, uint32_t layer, uint32
     return seen->n_ranges;
 }
 
-typedef dcm_status attention_of_one(const ref_pool *, uint32_t layer, const ref_range *, uint32_t n_ranges,
-                                    const float *q, uint32_t heads, float *out, int threads);
-
-static attention_of_one *attention_of(const backend *b)
-{
-    return float_sums_of(b) ? ref_attention_float : ref_attention;
-}
-
 /* Attention of the step's token t. */
 static dcm_status attend(const backend *b, const attention_args *a, const ref_pool *pool, uint32_t t)
 {
     const size_t d = pool->head_dim, row = (a->heads + 2 * (size_t)pool->kv_heads) * d;
     ref_range ranges[VIEW_RANGES];
     const uint32_t n_ranges = ranges_of(a->pool, a->step, a->layer, t, ranges);
-    return attention_of(b)(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
+    return sums_of(b)->attention(pool, a->layer, ranges, n_ranges, floats_of(a->qkv) + t * row, a->heads,
                            floats_of(a->out) + t * a->heads * d, threads_of(b));
 }
 
@@ -221,7 +231,7 @@ static dcm_status op_merge_gather(backend *b, const merge_gather_args *a)
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_merges merges = merges_of(a->step, a->layer, a->layers);
-    ref_merge_gather(&pool, &merges, floats_of(a->x), threads_of(b));
+    sums_of(b)->merge_gather(&pool, &merges, floats_of(a->x), threads_of(b));
     return DCM_OK;
 }
 
@@ -230,7 +240,7 @@ static dcm_status op_merge_apply(backend *b, const merge_apply_args *a)
     void *blocks[KV_BLOCKS];
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_merges merges = merges_of(a->step, a->layer, a->layers);
-    ref_merge_apply(&pool, &merges, (ref_merge_mode)a->mode, a->weight, floats_of(a->head), threads_of(b));
+    sums_of(b)->merge_apply(&pool, &merges, (ref_merge_mode)a->mode, a->weight, floats_of(a->head), threads_of(b));
     return DCM_OK;
 }
 
@@ -240,7 +250,7 @@ static dcm_status op_merge_score(backend *b, const merge_score_args *a)
     const ref_pool pool = pool_of(a->pool, a->rope, blocks);
     const ref_merges merges = merges_of(a->step, a->layer, a->layers);
     const ref_score score = score_of(a->shape, floats_of(a->params));
-    (float_sums_of(b) ? ref_merge_score_strict : ref_merge_score)(&pool, &merges, &score, a->seen, threads_of(b));
+    sums_of(b)->merge_score(&pool, &merges, &score, a->seen, threads_of(b));
     return DCM_OK;
 }
 
@@ -248,15 +258,13 @@ static dcm_status op_merge_score(backend *b, const merge_score_args *a)
 
 static dcm_status ref_profile(backend *b, profile *to);
 
-static const ops *used_by(const backend *b) { return ((const backend_ref *)b)->used; }
-
 static dcm_status timed_linear(backend *b, const linear_args *a)
 {
     profile *p = b->profile;
     p->rows = a->w->rows;
     p->cols = a->w->cols;
     const uint64_t begin = clock_ns();
-    const dcm_status status = used_by(b)->linear(b, a);
+    const dcm_status status = op_linear(b, a);
     profile_add(p, profile_find(p, "linear", "linear", 0), begin, clock_ns());
     p->rows = p->cols = 0;
     return status;
@@ -266,7 +274,7 @@ static dcm_status timed_linear(backend *b, const linear_args *a)
     static dcm_status timed_##OP(backend *b, const OP##_args *a)                                                       \
     {                                                                                                                  \
         const uint64_t begin = clock_ns();                                                                             \
-        const dcm_status status = used_by(b)->OP(b, a);                                                                \
+        const dcm_status status = op_##OP(b, a);                                                                \
         profile_add(b->profile, profile_find(b->profile, FAMILY, #OP, 0), begin, clock_ns());                          \
         return status;                                                                                                 \
     }
@@ -311,7 +319,7 @@ static const ops timed_ops = {
 
 static dcm_status ref_profile(backend *b, profile *to)
 {
-    b->ops = to ? &timed_ops : used_by(b);
+    b->ops = to ? &timed_ops : &ref_ops;
     b->profile = to;
     return DCM_OK;
 }
@@ -330,7 +338,8 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     *out = NULL;
     if (status != DCM_OK)
         return status;
-    made->base.ops = made->used = &ref_ops;
+    made->base.ops = &ref_ops;
+    made->sums = &in_double;
     made->base.max_memory = max_memory ? max_memory : host_memory();
     made->base.max_alloc = made->base.max_memory;
     made->base.chunk = REF_CHUNK;
@@ -339,12 +348,6 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
     return DCM_OK;
 }
 
-void backend_ref_sum_floats(backend *b, bool on) { ((backend_ref *)b)->float_sums = on; }
+void backend_ref_sum_floats(backend *b, bool on) { ((backend_ref *)b)->sums = on ? &in_float : &in_double; }
 
-void backend_ref_strict(backend *b)
-{
-    backend_ref *ref = (backend_ref *)b;
-    ref->strict = ref_ops;
-    ref_strict_ops(&ref->strict);
-    b->ops = ref->used = &ref->strict;
-}
+void backend_ref_strict(backend *b) { ((backend_ref *)b)->sums = &strictly; }

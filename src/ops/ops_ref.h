@@ -9,9 +9,7 @@
 typedef struct backend_ref {
     backend base;
     int threads;
-    bool float_sums;
-    ops strict;      /* the table of a strict back end */
-    const ops *used; /* the table while nothing is profiled */
+    const struct ref_sums *sums; /* how sums are done */
 } backend_ref;
 
 typedef struct matrix_ref {
@@ -20,7 +18,6 @@ typedef struct matrix_ref {
 } matrix_ref;
 
 static inline int threads_of(const backend *b) { return ((const backend_ref *)b)->threads; }
-static inline bool float_sums_of(const backend *b) { return ((const backend_ref *)b)->float_sums; }
 static inline const void *data_of(const matrix *m) { return ((const matrix_ref *)m)->data; }
 static inline float *floats_of(const buffer *b) { return b ? b->handle : NULL; }
 static inline const void *words_at(const step *step, size_t offset)
@@ -75,9 +72,6 @@ static inline ref_score score_of(score_shape shape, const float *params)
                        .sharp_k = params + l.sharp_k,
                        .sharp_v = params + l.sharp_v};
 }
-
-/* Put the strict operations into a table: strict_ref.c. */
-void ref_strict_ops(ops *table);
 
 /* The ops of training: grad_ref.c. */
 extern const struct grad_ops ref_grad_ops;

@@ -145,8 +145,8 @@ static void attend(head_sums *a, const ref_range *ranges, uint32_t n_ranges, con
         out[c] = a->out[c] / a->sum;
 }
 
-void ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
-                          const float *q, uint32_t heads, float *out, int threads)
+dcm_status ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
+                                const float *q, uint32_t heads, float *out, int threads)
 {
     const size_t d = pool->head_dim;
     size_t units = 0;
@@ -158,6 +158,7 @@ void ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range 
         sums.scale = (float)(1 / sqrt((double)d));
         attend(&sums, ranges, n_ranges, q + h * d, out + h * d);
     }
+    return DCM_OK;
 }
 
 /* ---- Merges ---- */

@@ -12,8 +12,8 @@
 dcm_status ref_linear_strict(const ref_linear_args *args, int threads);
 void ref_kv_store_strict(const ref_pool *pool, uint32_t layer, const float *qkv, uint32_t heads, uint32_t n,
                          const uint32_t *slots, const float *key_rot, int threads);
-void ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
-                          const float *q, uint32_t heads, float *out, int threads);
+dcm_status ref_attention_strict(const ref_pool *pool, uint32_t layer, const ref_range *ranges, uint32_t n_ranges,
+                                const float *q, uint32_t heads, float *out, int threads);
 void ref_merge_gather_strict(const ref_pool *pool, const ref_merges *merges, float *x, int threads);
 void ref_merge_apply_strict(const ref_pool *pool, const ref_merges *merges, ref_merge_mode mode, float weight,
                             const float *head, int threads);
