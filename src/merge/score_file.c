@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ARRAYS = 12, ARRAY_SCALE = 1, MEASURED = 2 /* the first ones are not part of the network */, ARRAY_BIAS = 8 };
+enum { ARRAYS = 12, ARRAY_SCALE = 1, MEASURED = 2 /* the first ones are not part of the network */ };
 
 static const char format_name[] = "dcm-merge", arch_name[] = "score", version_name[] = "1";
 
@@ -19,6 +19,8 @@ typedef struct row_array {
     const char *name;
     size_t at;
     uint32_t n_dims, rows, cols;
+    bool channels; /* items are a unit's channels */
+    bool optional; /* zeros where a file has none, as from before there was such an array */
 } row_array;
 
 /* mean, scale, and the network. */
@@ -27,15 +29,15 @@ static void describe(score_shape s, row_array *arrays)
     const score_layout l = score_layout_of(s);
     const uint32_t x = 2 * s.head_dim, h = s.hidden, g = s.levels;
     const row_array all[ARRAYS] = {
-        {"mean", l.mean, 1, 1, x},
-        {"scale", l.scale, 1, 1, x},
-        {"w1", l.w1, 2, h, x},
+        {"mean", l.mean, 1, 1, x, .channels = true},
+        {"scale", l.scale, 1, 1, x, .channels = true},
+        {"w1", l.w1, 2, h, x, .channels = true},
         {"b1", l.b1, 2, g, h},
         {"w2", l.w2, 1, 1, h},
-        {"u", l.u, 2, h, x},
-        {"r", l.r, 2, g, x},
+        {"u", l.u, 2, h, x, .channels = true},
+        {"r", l.r, 2, g, x, .channels = true},
         {"prior", l.prior, 1, 1, g},
-        {"bias", l.bias, 1, 1, g},
+        {"bias", l.bias, 1, 1, g, .optional = true},
         {"deviation", l.deviation, 0, 1, 1},
         {"sharp_k", l.sharp_k, 0, 1, 1},
         {"sharp_v", l.sharp_v, 0, 1, 1},
@@ -47,9 +49,7 @@ static void describe(score_shape s, row_array *arrays)
 static uint32_t place(const merge_facts *f, const row_array *a, uint32_t i)
 {
     const uint32_t d = f->head_dim;
-    if (strcmp(a->name, "b1") == 0 || strcmp(a->name, "w2") == 0 || strcmp(a->name, "prior") == 0 ||
-        strcmp(a->name, "bias") == 0 || a->n_dims == 0 ||
-        f->rope == ROPE_HALF || i >= d)
+    if (!a->channels || f->rope == ROPE_HALF || i >= d)
         return i;
     return i < d / 2 ? 2 * i : 2 * (i - d / 2) + 1;
 }
@@ -145,10 +145,9 @@ static dcm_status check_array(const safetensors *file, const merge_facts *facts,
     return a->n_dims == 0 ? dimension(file, a->name, 2, 0, &(uint64_t){0}) : DCM_OK;
 }
 
-/* Files from before there were biases have none: they stay 0. */
-static bool left_out(const safetensors *file, size_t array)
+static bool left_out(const safetensors *file, const row_array *a)
 {
-    return array == ARRAY_BIAS && !safetensors_find(file, "bias");
+    return a->optional && !safetensors_find(file, a->name);
 }
 
 static dcm_status check_value(const row_array *arrays, size_t array, float value, size_t row, const merge_facts *facts)
@@ -191,13 +190,13 @@ dcm_status score_file_load(const safetensors *file, const merge_facts *facts, sc
     describe(*shape, arrays);
     DCM_TRY(status, fail, check_names(file, arrays));
     for (size_t i = 0; i < ARRAYS; i++)
-        if (!left_out(file, i))
+        if (!left_out(file, &arrays[i]))
             DCM_TRY(status, fail, check_array(file, facts, &arrays[i]));
     const size_t row = score_layout_of(*shape).row;
     DCM_TRY(status, fail,
             mem_new(params, (size_t)facts->layers * facts->kv_heads * row, sizeof **params, "merge weights"));
     for (size_t i = 0; i < ARRAYS; i++)
-        if (!left_out(file, i))
+        if (!left_out(file, &arrays[i]))
             DCM_TRY(status, fail, load_array(file, facts, arrays, i, row, *params));
     return DCM_OK;
 fail:
