@@ -4,6 +4,8 @@
 
 #include "base/memory.h"
 
+#include <pthread.h>
+
 /* Drivers say here what an error code cannot; from any thread. */
 static void CL_CALLBACK notify(const char *text, const void *data, size_t size, void *user)
 {
@@ -11,20 +13,51 @@ static void CL_CALLBACK notify(const char *text, const void *data, size_t size, 
     dcm_log(DCM_LOG_DEBUG, "OpenCL: %s", text);
 }
 
+/*
+ * The part of a CPU with `units` compute units: made once and kept until the process ends. PoCL 3.1 frees a part that
+ * is released while its worker still reads it (event->queue->device), after clFinish and all other releases.
+ */
+static cl_int part_of(cl_device_id whole, uint32_t units, cl_device_id *part)
+{
+    enum { PARTS = 64 };
+    static struct {
+        cl_device_id whole, part;
+        uint32_t units;
+    } parts[PARTS];
+    static size_t count;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    const cl_device_partition_property how[] = {CL_DEVICE_PARTITION_BY_COUNTS, units,
+                                                CL_DEVICE_PARTITION_BY_COUNTS_LIST_END, 0};
+    cl_int error = CL_SUCCESS;
+    size_t i = 0;
+    pthread_mutex_lock(&lock);
+    while (i < count && !(parts[i].whole == whole && parts[i].units == units))
+        i++;
+    if (i == PARTS)
+        error = CL_OUT_OF_HOST_MEMORY;
+    else if (i == count)
+        error = clCreateSubDevices(whole, how, 1, &parts[i].part, NULL);
+    if (error == CL_SUCCESS && i == count) {
+        parts[i].whole = whole;
+        parts[i].units = units;
+        count++;
+    }
+    *part = error == CL_SUCCESS ? parts[i].part : NULL;
+    pthread_mutex_unlock(&lock);
+    return error;
+}
+
 /* Use `units` of a CPU's compute units, by a sub-device of that size. */
 static void divide(cldev *device, uint32_t units)
 {
-    const cl_device_partition_property how[] = {CL_DEVICE_PARTITION_BY_COUNTS, units,
-                                                CL_DEVICE_PARTITION_BY_COUNTS_LIST_END, 0};
     cl_device_id part;
-    const cl_int error = clCreateSubDevices(device->id, how, 1, &part, NULL);
+    const cl_int error = part_of(device->id, units, &part);
     if (error != CL_SUCCESS) {
         dcm_log(DCM_LOG_WARN, "%s: all %u processors are used: it cannot be divided (%s)", device->limits.name,
                 device->limits.compute_units, cldev_error_name(error));
         return;
     }
     device->id = part;
-    device->sub_device = true;
     device->limits.compute_units = units;
 }
 
@@ -94,7 +127,5 @@ void cldev_close(cldev **device)
     cldev_buffers_close(d);
     if (d->context)
         clReleaseContext(d->context);
-    if (d->sub_device)
-        clReleaseDevice(d->id);
     mem_free(device);
 }

@@ -72,7 +72,6 @@ typedef struct cldev {
     cldev_limits limits;
     cl_platform_id platform_id;
     cl_device_id id; /* a sub-device where only some of a CPU's units are used */
-    bool sub_device;
     cl_context context;
     cl_command_queue queue;
     cl_command_queue other; /* without profiling while `queue` has it, and the other way round; NULL: not asked for */

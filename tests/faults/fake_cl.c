@@ -114,7 +114,6 @@ STATUS(clGetDeviceInfo, (cl_device_id id, cl_device_info what, ANSWER), (id, wha
 STATUS(clCreateSubDevices,
        (cl_device_id id, const cl_device_partition_property *how, cl_uint n, cl_device_id *ids, cl_uint *out),
        (id, how, n, ids, out))
-STATUS(clReleaseDevice, (cl_device_id id), (id))
 OBJECT(cl_context, clCreateContext, CL_OUT_OF_HOST_MEMORY,
        (const cl_context_properties *how, cl_uint n, const cl_device_id *ids,
         void(CL_CALLBACK *notify)(const char *, const void *, size_t, void *), void *data, cl_int *error),

@@ -265,7 +265,8 @@ static void open_close(void **state)
     mem_free(&entries);
 }
 
-/* The driver itself says how many units the opened part has; kernels build and run there. */
+/* The driver itself says how many units the opened part has; kernels build and run there. A part outlives those who
+ * used it: PoCL's worker reads it after the last of them has closed. */
 static void some_threads(void **state)
 {
     (void)state;
@@ -284,6 +285,9 @@ static void some_threads(void **state)
         assert_int_equal(units, 1);
         assert_int_equal(device->limits.compute_units, 1);
         assert_int_equal(cldev_probe_features(device), DCM_OK);
+        cldev *other = open_with_cache(&entries[i]);
+        assert_ptr_equal(other->id, device->id);
+        cldev_close(&other);
         cldev_close(&device);
         entries[i].threads = entries[i].limits.compute_units; /* nothing to divide */
         device = open_with_cache(&entries[i]);
