@@ -66,7 +66,7 @@ static cl_program create_built(cldev *device, const program_source *source, cons
     if (error == CL_SUCCESS && refused == CL_SUCCESS &&
         clBuildProgram(program, 1, &device->id, source->options, NULL, NULL) == CL_SUCCESS)
         return program;
-    if (error == CL_SUCCESS && program)
+    if (program) /* NULL where it could not be created */
         clReleaseProgram(program);
     return NULL;
 }
@@ -118,14 +118,18 @@ void binary_store(const program_source *source, uint64_t key, cl_program program
         warn_once();
         return;
     }
-    if (mem_new(&file, sizeof(binary_header) + size, 1, "program binary") != DCM_OK)
+    if (mem_new(&file, sizeof(binary_header) + size, 1, "program binary") != DCM_OK) {
+        dcm_log(DCM_LOG_INFO, "kernel family %s: its binary is not kept: %s", source->family, dcm_error());
         return;
+    }
     unsigned char *binary = file + sizeof(binary_header);
     if (clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS) {
         const binary_header header = {BINARY_MAGIC, BINARY_VERSION, key, size, hash_bytes(HASH_START, binary, size)};
         memcpy(file, &header, sizeof header);
         if (file_write_atomic(path, file, sizeof header + size) != DCM_OK)
             warn_once();
+    } else {
+        dcm_log(DCM_LOG_INFO, "kernel family %s: the driver does not give its binary", source->family);
     }
     mem_free(&file);
 }
