@@ -107,8 +107,8 @@ DCM_API dcm_status dcm_trainer_gate(dcm_trainer *trainer, dcm_train_gate *gate);
 
 /*
  * AdamW with the mean gradient since the last update, at learning rate `rate`; `norm` (or NULL) gets the gradient's
- * norm before it was cut. DCM_ERR_USAGE where nothing was learnt since; DCM_ERR_DEVICE where the gradient is not
- * finite, as above.
+ * norm before it was cut. DCM_ERR_USAGE where nothing was learnt since, or `rate` is not finite; DCM_ERR_DEVICE where
+ * the gradient is not finite, as above.
  */
 DCM_API dcm_status dcm_trainer_update(dcm_trainer *trainer, double rate, double *norm);
 

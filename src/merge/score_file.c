@@ -150,12 +150,19 @@ static bool left_out(const safetensors *file, const row_array *a)
     return a->optional && !safetensors_find(file, a->name);
 }
 
-static dcm_status check_value(const row_array *arrays, size_t array, float value, size_t row, const merge_facts *facts)
+/* A value read, or one to be written in a type that holds no more than `largest`. */
+static dcm_status check_value(const row_array *arrays, size_t array, float value, float largest, size_t row,
+                              const merge_facts *facts)
 {
-    if (isfinite(value) && (array != ARRAY_SCALE || value > 0))
+    const char *why = "";
+    if (isfinite(value) && fabsf(value) > largest)
+        why = ", more than the file's type can hold";
+    else if (array == ARRAY_SCALE && isfinite(value) && value <= 0)
+        why = ", but must be positive";
+    else if (isfinite(value))
         return DCM_OK;
     return dcm_fail(DCM_ERR_FILE, "layer %zu, KV head %zu: %s holds %g%s", row / facts->kv_heads, row % facts->kv_heads,
-                    arrays[array].name, (double)value, isfinite(value) ? ", but must be positive" : "");
+                    arrays[array].name, (double)value, why);
 }
 
 static dcm_status load_array(const safetensors *file, const merge_facts *facts, const row_array *arrays, size_t array,
@@ -172,7 +179,7 @@ static dcm_status load_array(const safetensors *file, const merge_facts *facts, 
         for (uint32_t c = 0; c < a->cols; c++) {
             const size_t row = i / a->rows;
             const float value = values[i * a->cols + c];
-            DCM_TRY(status, done, check_value(arrays, array, value, row, facts));
+            DCM_TRY(status, done, check_value(arrays, array, value, INFINITY, row, facts));
             params[row * row_size + a->at + i % a->rows * a->cols + place(facts, a, c)] = value;
         }
 done:
@@ -220,7 +227,7 @@ static dcm_status save_array(const merge_facts *facts, const row_array *arrays, 
         for (uint32_t c = 0; c < a->cols; c++) {
             const size_t row = i / a->rows;
             const float value = params[row * row_size + a->at + i % a->rows * a->cols + place(facts, a, c)];
-            DCM_TRY(status, done, check_value(arrays, array, fabsf(value) <= largest ? value : NAN, row, facts));
+            DCM_TRY(status, done, check_value(arrays, array, value, largest, row, facts));
             values[i * a->cols + c] = value;
         }
     DCM_TRY(status, done, mem_new(out, items, st_item_bytes(type), "merge weights"));

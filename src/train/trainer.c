@@ -244,6 +244,8 @@ dcm_status dcm_trainer_update(dcm_trainer *t, double rate, double *norm)
     dcm_status status;
     if (!t->learnt)
         return dcm_fail(DCM_ERR_USAGE, "nothing was learnt since the last update");
+    if (!isfinite(rate))
+        return dcm_fail(DCM_ERR_USAGE, "a learning rate of %g", rate);
     DCM_TRY(status, fail, l->arch->read(l, t->gradient));
     const double length = adamw_norm(&t->adamw, t->gradient) / t->learnt, share = 1.0 / t->learnt;
     if (norm)
