@@ -168,6 +168,10 @@ void options_add_cache(args *a, cache_options *o)
          "window: units in all, sinks and the current token included; must exceed the sinks.", 1, 1 << 28},
         {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100,
          100, .show_zero = true},
+        {"far-limit", 0, ARG_INT, &o->far_limit, "N",
+         "dcm: units of L tokens, however many, weigh together in attention as N of them at most; 0: no limit, as in "
+         "the paper; without it the larger of 16 and L / 8.",
+         0, INT32_MAX},
         options_kv(&o->kv),
         {"chunk", 0, ARG_INT, &o->chunk, "N",
          "Most tokens read in one step of a prompt, and most cache units more than it needs afterwards (with dcm a "
@@ -188,7 +192,8 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
                    {"sinks", {true, false, true}},
                    {"merge", {true, false, false}},
                    {"window", {false, false, true}},
-                   {"log-r", {true, false, false}}};
+                   {"log-r", {true, false, false}},
+                   {"far-limit", {true, false, false}}};
     for (size_t i = 0; i < COUNT(effects); i++)
         if (args_seen(a, effects[i].option) && !effects[i].has_effect[o->kind])
             return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --cache %s: leave one of them out",
@@ -208,6 +213,8 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
         return 0;
     params->group = (uint32_t)o->group;
     params->log_r = (float)o->log_r;
+    if (args_seen(a, "far-limit"))
+        params->far_limit = o->far_limit ? (int32_t)o->far_limit : -1;
     params->merge = strcmp(o->merge, "auto") == 0 ? NULL : o->merge;
     return 0;
 }

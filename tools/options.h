@@ -49,6 +49,7 @@ typedef struct cache_options {
     int64_t group, sinks, window;
     const char *merge;
     double log_r;
+    int64_t far_limit;
     int kv;        /* dcm_kv_type */
     int64_t chunk; /* 0: the device's own */
 } cache_options;

@@ -53,12 +53,15 @@ static int read_setting(policy *p, const char *item, char *key)
         double x = 0;
         code = args_read_real(value, -100, 100, &x) ? 0 : wrong(item, "log-r is not a number in -100 .. 100");
         p->params.log_r = (float)x;
+    } else if (strcmp(key, "far-limit") == 0 && kind == DCM_CACHE_DCM) {
+        code = read_number(item, key, value, 0, INT32_MAX, &n);
+        p->params.far_limit = n ? (int32_t)n : -1;
     } else if (strcmp(key, "kv") == 0) {
         const int kv = args_choice("f16|f32", value);
         code = kv < 0 ? wrong(item, "kv is none of f16|f32") : 0;
         p->params.kv = (dcm_kv_type)kv;
     } else {
-        code = wrong(item, "settings are L, S, merge and log-r for dcm, W and S for window, kv for all");
+        code = wrong(item, "settings are L, S, merge, log-r and far-limit for dcm, W and S for window, kv for all");
     }
     return code;
 }
@@ -161,9 +164,11 @@ int policies_resolve(policy_list *list, uint64_t n)
 void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t size)
 {
     const char *kv = p->kv == DCM_KV_F32 ? ":kv=f32" : "";
-    char weight[64] = "";
+    char weight[64] = "", limit[32] = "";
     if (p->log_r != 0)
         snprintf(weight, sizeof weight, ":log-r=%g", (double)p->log_r);
+    if (p->far_limit)
+        snprintf(limit, sizeof limit, ":far-limit=%d", p->far_limit > 0 ? p->far_limit : 0);
     if (p->kind == DCM_CACHE_FULL)
         snprintf(out, size, "full%s", kv);
     else if (p->kind == DCM_CACHE_WINDOW && !p->window)
@@ -171,6 +176,6 @@ void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t
     else if (p->kind == DCM_CACHE_WINDOW)
         snprintf(out, size, "window:W=%u:S=%u%s", p->window, sinks_of(p), kv);
     else
-        snprintf(out, size, "dcm:L=%u:S=%u:merge=%s%s%s", p->group, sinks_of(p), p->merge ? p->merge : merge, weight,
-                 kv);
+        snprintf(out, size, "dcm:L=%u:S=%u:merge=%s%s%s%s", p->group, sinks_of(p), p->merge ? p->merge : merge, weight,
+                 limit, kv);
 }

@@ -29,6 +29,8 @@ typedef struct dcm_cache_params {
     const char *merge; /* dcm: "mean", "newer", the path of a safetensors file, or "auto": the weights shipped for this
                           very model, else "newer" with a warning; NULL: "auto" */
     float log_r;       /* dcm: weight of log r in the scores, beside the biases of a trained merge */
+    int32_t far_limit; /* dcm: m units of L tokens weigh together in attention as min(m, far_limit) of them: each one's
+                          score is less by log(m / far_limit). 0: max(16, L / 8); -1: no limit, as in the paper */
     dcm_kv_type kv;    /* how keys and values are stored */
     /*
      * Most tokens of one step when several are fed at once, and most units that the cache holds meanwhile beyond those

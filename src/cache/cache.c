@@ -5,6 +5,7 @@
 #include "cache/room.h"
 #include "cache/view.h"
 
+#include <math.h>
 #include <string.h>
 
 /* A slot that the step's later ops no longer name; those of longer steps stay readable until the step is done. */
@@ -106,10 +107,32 @@ static dcm_status reserve_words(cache *c, size_t words)
     return status;
 }
 
-/* Words of a step's data that do not depend on its tokens: the biases. */
-static size_t bias_words(const cache *c)
+/* Numbers of biases of a level. */
+static size_t bias_heads(const cache *c) { return (size_t)c->slots.pool.layers * c->slots.pool.kv_heads; }
+
+static size_t bias_words(const cache *c) { return c->levels * bias_heads(c); }
+
+/*
+ * Rows of biases that a step of n tokens adds to those of the levels: of the last level, for each number of its units
+ * from far_first on that a query may see, one in L tokens more. None where they stay within the limit.
+ */
+static size_t far_rows(const cache *c, uint32_t n)
 {
-    return (size_t)c->levels * c->slots.pool.layers * c->slots.pool.kv_heads;
+    const size_t more = n / (c->plan.group ? c->plan.group : 1) + 2;
+    return c->far_limit && c->far_first + more > c->far_limit ? more : 0;
+}
+
+static void fill_biases(cache *c, size_t rows)
+{
+    const size_t heads = bias_heads(c);
+    const float *last = c->bias + (c->levels - 1) * heads;
+    float *to = (float *)c->words + bias_words(c);
+    memcpy(c->words, c->bias, bias_words(c) * sizeof *c->words);
+    for (size_t row = 0; row < rows; row++) {
+        const double crowd = (double)(c->far_first + row) / c->far_limit, less = crowd > 1 ? log(crowd) : 0;
+        for (size_t i = 0; i < heads; i++)
+            *to++ = (float)(last[i] - less);
+    }
 }
 
 /* Words of a step's data for each token; `turn`: of a rotation. */
@@ -129,7 +152,9 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
     s->n = n;
     s->n_merges = 0;
     s->max_units = 0;
-    s->tokens = bias_words(c);
+    c->far_first = c->plan.count[c->levels - 1];
+    const size_t rows = far_rows(c, n);
+    s->tokens = bias_words(c) + rows * bias_heads(c);
     s->slots = s->tokens + n;
     s->key_rot = s->slots + n;
     s->views = s->key_rot + n * turn;
@@ -145,7 +170,7 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
     }
     status = reserve_words(c, s->tokens + n * token_words(turn));
     if (status == DCM_OK)
-        memcpy(c->words, c->bias, s->tokens * sizeof *c->words);
+        fill_biases(c, rows);
     return status;
 }
 
@@ -274,7 +299,8 @@ void cache_step_done(cache *c)
 bool cache_same_policy(const cache *a, const cache *b)
 {
     return a->kind == b->kind && a->window == b->window && a->plan.group == b->plan.group &&
-           a->plan.sinks == b->plan.sinks && memcmp(a->bias, b->bias, bias_words(a) * sizeof *a->bias) == 0;
+           a->plan.sinks == b->plan.sinks && a->far_limit == b->far_limit &&
+           memcmp(a->bias, b->bias, bias_words(a) * sizeof *a->bias) == 0;
 }
 
 size_t cache_units(const cache *c) { return (size_t)dcm_plan_units(&c->plan); }
@@ -295,18 +321,18 @@ dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const
         DCM_TRY(status, fail, dcm_plan_init(&c->plan, params->group, (uint32_t)params->sinks));
         for (uint32_t ratio = params->group; ratio > 1; ratio /= 2)
             c->levels++;
+        c->far_limit = params->far_limit > 0 ? (uint32_t)params->far_limit : 0;
     }
     DCM_TRY(status, fail, mem_new(&c->bias, bias_words(c), sizeof *c->bias, "biases of levels"));
-    const size_t heads = bias_words(c) / c->levels;
     for (size_t i = 0; i < bias_words(c); i++)
-        c->bias[i] = params->log_r * (float)(i / heads) * 0.693147180559945f;
+        c->bias[i] = params->log_r * (float)(i / bias_heads(c)) * 0.693147180559945f;
 fail:
     return status;
 }
 
 void cache_add_biases(cache *c, const float *bias, uint32_t levels)
 {
-    const size_t heads = bias_words(c) / c->levels;
+    const size_t heads = bias_heads(c);
     for (uint32_t g = 1; g < c->levels; g++)
         for (size_t i = 0; i < heads; i++)
             c->bias[g * heads + i] += bias[i * levels + (g <= levels ? g : levels) - 1];

@@ -47,6 +47,8 @@ typedef struct cache {
     bool yields;    /* where there is no memory for that, chunk becomes smaller */
     float *bias; /* (levels, layers, kv_heads): added to the scores of a level's units; row 0 is 0 */
     uint32_t levels;
+    uint32_t far_limit; /* units of the last level, L tokens each, that more of them weigh as; 0: they all count */
+    uint64_t far_first; /* units of the last level before the step */
     bool in_chunks; /* dcm: the schedule of chunked training instead of inference's; for steps from an empty cache */
     rope rope;
     dcm_plan plan; /* dcm: the schedule; full and window: level 0 alone, tokens and sinks counted there too */
@@ -79,6 +81,9 @@ void cache_add_biases(cache *c, const float *bias, uint32_t levels);
 /* Bytes on the device that each token of a chunk takes while a prompt is read: its data, and a unit beyond those that
  * stay. */
 size_t cache_bytes_read(const dcm_model_info *model, kv_type kv);
+
+/* What dcm_cache_params.far_limit is for a group length where none is given. */
+int32_t cache_far_limit(uint32_t group);
 
 /* Fill in defaults and refuse what is out of range or has no effect (DCM_ERR_USAGE). */
 dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *params);

@@ -1,7 +1,9 @@
 #include "base/error.h"
 #include "cache/cache.h"
 
-enum { DEFAULT_GROUP = 256, DEFAULT_SINKS = 4, MAX_CHUNK = 1 << 16 };
+enum { DEFAULT_GROUP = 256, DEFAULT_SINKS = 4, MIN_FAR_LIMIT = 16, MAX_CHUNK = 1 << 16 };
+
+int32_t cache_far_limit(uint32_t group) { return group / 8 > MIN_FAR_LIMIT ? (int32_t)(group / 8) : MIN_FAR_LIMIT; }
 
 static dcm_status check_dcm(dcm_cache_params *p)
 {
@@ -12,6 +14,10 @@ static dcm_status check_dcm(dcm_cache_params *p)
         return dcm_fail(DCM_ERR_USAGE, "a window of %u units has no effect with the dcm cache", p->window);
     if (!(p->log_r >= -100 && p->log_r <= 100))
         return dcm_fail(DCM_ERR_USAGE, "log-r weight %g is not in -100 .. 100", (double)p->log_r);
+    if (p->far_limit < -1)
+        return dcm_fail(DCM_ERR_USAGE, "a limit of %d far units is not in -1 .. %d", p->far_limit, INT32_MAX);
+    if (p->far_limit == 0)
+        p->far_limit = cache_far_limit(p->group);
     return dcm_plan_init(&probe, p->group, 0);
 }
 
@@ -32,8 +38,9 @@ dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *par
     if (out->chunk > MAX_CHUNK)
         return dcm_fail(DCM_ERR_USAGE, "a chunk of %u tokens is above %d", out->chunk, MAX_CHUNK);
     const bool compresses = out->kind == DCM_CACHE_DCM;
-    if (!compresses && (out->group || out->merge || out->log_r != 0))
-        return dcm_fail(DCM_ERR_USAGE, "group length, merge and log-r weight have no effect without the dcm cache");
+    if (!compresses && (out->group || out->merge || out->log_r != 0 || out->far_limit))
+        return dcm_fail(DCM_ERR_USAGE,
+                        "group length, merge, log-r weight and far limit have no effect without the dcm cache");
     if (out->kind == DCM_CACHE_FULL) {
         if (out->sinks || out->window)
             return dcm_fail(DCM_ERR_USAGE, "sinks and window have no effect with the full cache");

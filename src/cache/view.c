@@ -12,6 +12,13 @@ void rotation(const rope *r, uint64_t angle, float *out)
     }
 }
 
+/* The row of biases for `count` units of a level: its own, or that for so many of the last level. */
+static uint32_t bias_row(const cache *c, uint32_t level, uint64_t count)
+{
+    const bool crowded = c->far_limit && level == c->levels - 1 && count > c->far_limit;
+    return crowded ? c->levels + (uint32_t)(count - c->far_first) : level;
+}
+
 static void add_range(const cache *c, view *v, float *query_rot, const cache_ring *ring, uint64_t first, uint64_t count,
                       uint64_t anchor, uint32_t level, uint64_t units)
 {
@@ -21,7 +28,7 @@ static void add_range(const cache *c, view *v, float *query_rot, const cache_rin
                           .begin = (uint32_t)(first & ring->mask),
                           .count = (uint32_t)count,
                           .place = v->units,
-                          .bias = level * c->slots.pool.layers * c->slots.pool.kv_heads};
+                          .bias = bias_row(c, level, count) * c->slots.pool.layers * c->slots.pool.kv_heads};
     /* Every key of the range is `anchor - place` turns off its place; the query, at units - 1, makes up for it. */
     rotation(&c->rope, units - 1 - v->units + anchor, query_rot + (size_t)v->n_ranges * 2 * c->rope.pairs);
     v->n_ranges++;

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/rng.h"
+#include "ops/ops_ref.h"
 #include "ref/score_net.h"
 #include "train/adamw.h"
 
@@ -158,30 +159,10 @@ static dcm_status back(learner *t, const level_merges *m)
     return t->ops->ops->grad->merge_score_back(t->ops, &args);
 }
 
-static ref_score score_of(const learner *t)
-{
-    const score_layout l = score_layout_of(t->score);
-    const float *p = t->used;
-    return (ref_score){.hidden = t->score.hidden,
-                       .levels = t->score.levels,
-                       .row = l.row,
-                       .mean = p + l.mean,
-                       .scale = p + l.scale,
-                       .w1 = p + l.w1,
-                       .b1 = p + l.b1,
-                       .w2 = p + l.w2,
-                       .u = p + l.u,
-                       .r = p + l.r,
-                       .prior = p + l.prior,
-                       .bias = p + l.bias,
-                       .deviation = p + l.deviation,
-                       .sharp_k = p + l.sharp_k,
-                       .sharp_v = p + l.sharp_v};
-}
-
 static double share(const learner *t, const done_merge *m)
 {
-    const ref_score all = score_of(t), p = score_at(&all, (size_t)m->layer * t->facts.kv_heads + m->head);
+    const ref_score all = score_of(t->score, t->used);
+    const ref_score p = score_at(&all, (size_t)m->layer * t->facts.kv_heads + m->head);
     const uint32_t d = t->facts.head_dim, level = score_level(&all, m->pair.level);
     score_unit a, b;
     score_load(m->pool, m->layer, m->head, m->pair.a, m->rotation, &a);

@@ -203,10 +203,14 @@ static dcm_status check_room_to_merge(const sequence *s, uint32_t group)
 /* The compressed cache's forward pass; with an empty cache all merges are late. */
 static dcm_status read_packed(sequence *s, const int32_t *tokens, merge_model *merge, uint32_t group, bool in_chunks)
 {
-    dcm_cache_params params = {.kind = DCM_CACHE_DCM, .group = group, .kv = DCM_KV_F32, .chunk = 2 * s->n};
+    const dcm_cache_params params = {.kind = DCM_CACHE_DCM,
+                                     .group = group,
+                                     .sinks = (int32_t)s->sinks,
+                                     .far_limit = cache_far_limit(group),
+                                     .kv = DCM_KV_F32,
+                                     .chunk = 2 * s->n};
     cache *c = &s->packed;
     dcm_status status;
-    params.sinks = (int32_t)s->sinks;
     DCM_TRY(status, fail, check_room_to_merge(s, group));
     DCM_TRY(status, fail, begin_step(s, c, &params, merge, in_chunks, tokens, s->n));
     s->late = (late_merges){.merge = merge};

@@ -36,7 +36,7 @@ static unit *at(const cache *c, uint32_t slot)
     return (unit *)pool->block[block]->handle + index;
 }
 
-static size_t most_staged, most_late; /* over the runs of a test */
+static size_t most_staged, most_late, most_far; /* over the runs of a test */
 
 /* The history as the paper has it: an array of units, oldest first. */
 typedef struct history {
@@ -99,8 +99,23 @@ static uint64_t anchor(unit u, uint32_t sinks)
     return u.first < sinks ? u.first : (u.first - sinks) / u.tokens + sinks;
 }
 
-static void check_view(const cache *c, const history *h, uint32_t i, uint32_t sinks, float log_r)
+/* Units of L tokens, and what each of them weighs less by where there are more than the limit. */
+static double crowded(const history *h, const dcm_cache_params *params)
 {
+    const uint32_t usual = params->group > 128 ? params->group / 8 : 16;
+    const uint32_t limit = params->far_limit ? (uint32_t)params->far_limit : usual;
+    uint32_t far = 0;
+    for (uint32_t i = 0; i < h->count; i++)
+        far += h->unit[i].tokens == params->group;
+    if (params->kind != DCM_CACHE_DCM || params->far_limit < 0 || far <= limit)
+        return 0;
+    most_far = far > most_far ? far : most_far;
+    return log((double)far / limit);
+}
+
+static void check_view(const cache *c, const history *h, uint32_t i, uint32_t sinks, const dcm_cache_params *params)
+{
+    const double less = crowded(h, params);
     view v;
     memcpy(&v, c->words + c->step.views + (size_t)i * VIEW_WORDS, sizeof v);
     assert_int_equal(v.units, h->count);
@@ -114,8 +129,10 @@ static void check_view(const cache *c, const history *h, uint32_t i, uint32_t si
             assert_int_equal(got.first, want.first);
             assert_int_equal(got.tokens, want.tokens);
             const float *bias = (const float *)c->words + range->bias;
+            const double weight = params->log_r * log((double)want.tokens);
+            const double expected = weight - (want.tokens == params->group ? less : 0);
             for (uint32_t head = 0; head < c->slots.pool.layers * c->slots.pool.kv_heads; head++)
-                assert_true(fabs(bias[head] - log_r * log((double)want.tokens)) < 1e-6);
+                assert_true(fabs(bias[head] - expected) < 1e-6);
             const float *rot = (const float *)c->words + c->step.query_rot + ((size_t)i * VIEW_RANGES + r) * 2 * PAIRS;
             if (j == 0 || j + 1 == range->count) /* query turn minus key turn is the distance of places */
                 check_rotation(rot, h->count - 1 - place + anchor(want, sinks));
@@ -196,7 +213,7 @@ static void run(const dcm_cache_params *params, uint64_t tokens)
         for (uint32_t i = 0; i < n; i++) {
             history_step(h, &c, params->group, sinks);
             check_rotation((const float *)c.words + c.step.key_rot + (size_t)i * 2 * PAIRS, h->tokens - 1);
-            check_view(&c, h, i, sinks, params->log_r);
+            check_view(&c, h, i, sinks, params);
         }
         cache_step_done(&c);
         check_bytes(&c, reading);
@@ -213,16 +230,20 @@ static void dcm_token_by_token(void **state)
     for (uint32_t group = 2; group <= 64; group *= 2)
         for (int sinks = -1; sinks <= 4; sinks += sinks < 0 ? 2 : 3)
             run(&(dcm_cache_params){.group = group, .sinks = sinks, .log_r = 0.5f, .chunk = 1}, 40 * group + 200);
+    most_far = 0;
+    run(&(dcm_cache_params){.group = 256, .chunk = 64}, 14000);
+    assert_true(most_far > 32 && most_far < 64);
 }
 
 static void dcm_in_chunks(void **state)
 {
     (void)state;
-    most_staged = most_late = 0;
+    most_staged = most_late = most_far = 0;
     for (uint32_t group = 2; group <= 64; group *= 2)
         for (uint32_t chunk = 2; chunk <= CHUNK_MAX; chunk += chunk / 2 + 1)
-            run(&(dcm_cache_params){.group = group, .sinks = 1, .chunk = chunk}, 40 * group + 200);
-    assert_true(most_staged > 0 && most_late > 0);
+            run(&(dcm_cache_params){.group = group, .sinks = 1, .chunk = chunk, .far_limit = (int)chunk % 9 - 1},
+                40 * group + 200);
+    assert_true(most_staged > 0 && most_late > 0 && most_far > 0);
 }
 
 static void full_and_window(void **state)

@@ -168,7 +168,12 @@ def newer(a, b):
 
 
 class Dcm(Full):
-    """The paper's rule, by a scan of the near queue before every token. `merge` is given (rows, d) twice, the older first."""
+    """The paper's rule, by a scan of the near queue before every token. `merge` is given (rows, d) twice, the older first.
+
+    dcm's own: units of L tokens together weigh as FAR_LIMIT (for L up to 128) of them at most.
+    """
+
+    FAR_LIMIT = 16
 
     def __init__(self, group, sinks, merge, name, log_r=0.0):
         self.group, self.sinks, self.merge, self.log_r = group, sinks, merge, log_r
@@ -205,7 +210,9 @@ class Dcm(Full):
         self.edit = lambda k, v: (merged(k), merged(v))
 
     def bias(self):
-        return self.log_r * torch.log(torch.tensor(self.ratios, dtype=DOUBLE))
+        ratios = torch.tensor(self.ratios, dtype=DOUBLE)
+        far = ratios == self.group
+        return self.log_r * torch.log(ratios) - far * math.log(max(1, far.sum().item() / self.FAR_LIMIT))
 
 
 def save_csv(path, ids, log_probs):
