@@ -119,17 +119,20 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
 {
     const char *cache = getenv("DCM_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char folder[2048], parent[2048] = "";
+    int length;
     if (cache && *cache) {
-        snprintf(folder, sizeof folder, "%s", cache);
+        length = snprintf(folder, sizeof folder, "%s", cache);
     } else if (xdg && *xdg) {
-        snprintf(folder, sizeof folder, "%s/dcm", xdg);
+        length = snprintf(folder, sizeof folder, "%s/dcm", xdg);
         snprintf(parent, sizeof parent, "%s", xdg);
     } else if (home && *home) {
-        snprintf(folder, sizeof folder, "%s/.cache/dcm", home);
+        length = snprintf(folder, sizeof folder, "%s/.cache/dcm", home);
         snprintf(parent, sizeof parent, "%s/.cache", home);
     } else {
         return dcm_fail(DCM_ERR_FILE, "no cache folder: set DCM_CACHE, XDG_CACHE_HOME or HOME");
     }
+    if (length < 0 || (size_t)length >= sizeof folder)
+        return dcm_fail(DCM_ERR_FILE, "%.64s...: the cache folder's path is too long", folder);
     if (create) {
         if (*parent)
             mkdir(parent, 0700); /* own_folder reports what matters */

@@ -240,8 +240,39 @@ static void cache_folder(void **state)
     assert_int_equal(file_cache_path(path, sizeof path, "name", 0), DCM_OK);
     snprintf(expected, sizeof expected, "%s/.cache/dcm/name", folder);
     assert_string_equal(path, expected);
+    assert_int_equal(file_cache_path(path, sizeof path, "name", 1), DCM_OK); /* a home without .cache */
+    for (int i = 0; i < 2; i++) {
+        *strrchr(path, '/') = '\0';
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(st.st_mode & 0777, 0700);
+        assert_int_equal(rmdir(path), 0);
+    }
     unsetenv("HOME");
     assert_int_equal(file_cache_path(path, sizeof path, "name", 0), DCM_ERR_FILE);
+    rmdir(folder);
+}
+
+/* Folders that cannot be made, or whose name would be cut into that of another. */
+static void cache_folder_wrong(void **state)
+{
+    (void)state;
+    static const char *const variables[] = {"DCM_CACHE", "XDG_CACHE_HOME", "HOME"};
+    char folder[] = P_tmpdir "/dcm-test-XXXXXX", path[8192], lengthy[3000];
+    assert_non_null(mkdtemp(folder));
+    snprintf(lengthy, sizeof lengthy, "%s", folder);
+    for (size_t i = strlen(folder); i < sizeof lengthy - 1; i++)
+        lengthy[i] = i % 100 ? 'x' : '/';
+    lengthy[sizeof lengthy - 1] = '\0';
+    for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) {
+        setenv(variables[i], lengthy, 1);
+        assert_int_equal(file_cache_path(path, sizeof path, "name", 0), DCM_ERR_FILE);
+        assert_non_null(strstr(dcm_error(), "the cache folder's path is too long"));
+        snprintf(path, sizeof path, "%s/not there/cache", folder);
+        setenv(variables[i], path, 1);
+        assert_int_equal(file_cache_path(path, sizeof path, "name", 1), DCM_ERR_FILE);
+        assert_non_null(strstr(dcm_error(), "cannot make the folder: No such file or directory"));
+        unsetenv(variables[i]);
+    }
     rmdir(folder);
 }
 
@@ -253,6 +284,7 @@ int main(void)
         cmocka_unit_test(counters_keep_the_peak), cmocka_unit_test(messages_nest_and_never_overrun),
         cmocka_unit_test(hash_is_fnv1a),          cmocka_unit_test(numbers_are_splitmix64),
         cmocka_unit_test(files_map_and_write),    cmocka_unit_test(cache_folder),
+        cmocka_unit_test(cache_folder_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
