@@ -1,4 +1,5 @@
 #include "bench.h"
+#include "mix.h"
 #include "tool.h"
 
 #include <string.h>
@@ -103,11 +104,7 @@ int bench_shape_read(const char *model, dcm_model_info *shape)
     return strchr(name, '=') ? read_list(name, shape) : unknown(name);
 }
 
-/* splitmix64's finalizer */
 int32_t bench_token(uint64_t seed, uint64_t i, uint32_t vocab)
 {
-    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u + seed * 0xd1342543de82ef95u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (int32_t)((z ^ z >> 31) % vocab);
+    return (int32_t)(mix64((i + 1) * MIX_STEP + seed * 0xd1342543de82ef95u) % vocab);
 }

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "corpus.h"
 
+#include "mix.h"
 #include "reader.h"
 #include "tool.h"
 
@@ -118,15 +119,6 @@ void corpus_close(corpus *c)
     *c = (corpus){0};
 }
 
-/* splitmix64: a number of 64 bits from `seed`. */
-static uint64_t mix(uint64_t seed)
-{
-    uint64_t z = seed + 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
 void corpus_draw(const corpus *c, size_t number, uint64_t seed, int32_t *ids, size_t n)
 {
     const corpus_source *s = &c->source[number % c->count];
@@ -134,7 +126,7 @@ void corpus_draw(const corpus *c, size_t number, uint64_t seed, int32_t *ids, si
         *ids++ = c->bos;
         n--;
     }
-    uint64_t at = mix(seed) % all_places(s, n);
+    uint64_t at = mix64(MIX_STEP + seed) % all_places(s, n);
     const corpus_text *t = s->text;
     for (; at >= places(t, n); t++)
         at -= places(t, n);
@@ -146,6 +138,6 @@ uint64_t corpus_digest(const corpus *c)
     uint64_t digest = 0;
     for (size_t i = 0; i < c->count; i++)
         for (size_t k = 0; k < c->source[i].count; k++)
-            digest = mix(digest ^ (uint64_t)c->source[i].ids[k]);
+            digest = mix64(MIX_STEP + (digest ^ (uint64_t)c->source[i].ids[k]));
     return digest;
 }
