@@ -233,19 +233,30 @@ def test_plot(cli):
         assert {min(places), max(places)} == frame, (axis, places)
     unit = {"kB": 1e3, "MB": 1e6}[list(axes["x"])[-1].text.split()[-1]]
     groups = [g for g in drawing.findall(SVG + "g") if g.get("class") == "series"]
-    assert [g.find(SVG + "text").text for g in groups] == [r["policy"] for r in table]
-    assert [len(g.findall(SVG + "circle")) for g in groups] == [2] * 8 + [0]  # the ninth is a square
-    seen = []
-    for group, row in zip(groups[:8], table):
-        mark = group.findall(SVG + "circle")[1]
-        beside = sum(abs(b / row["kv_bytes"] - 1) < 0.01 for b in seen)
-        seen.append(row["kv_bytes"])
-        x, y = float(mark.get("cx")), float(mark.get("cy"))
-        assert abs(math.exp(log_bytes(x - 12 * beside)) * unit / row["kv_bytes"] - 1) < 1e-3, (x, row)
-        low, high = re.fullmatch(r"M[\d.]+ ([\d.]+)h10m-5 0V([\d.]+)m-5 0h10",
-                                 group.find(f"{SVG}path[@class='interval']").get("d")).groups()
-        for drawn, name in ((y, "kl"), (low, "kl_low"), (high, "kl_high")):
-            assert abs(kl(float(drawn)) - row[name]) < 2e-4 * table[-1]["kl"] + 1e-4, (name, row)
+    # A line for all that differ in L or W alone, in the order of their first, its points by rising bytes.
+    name_of = lambda policy: re.sub(r":[LW]=\d+", "", policy)
+    names = list(dict.fromkeys(name_of(row["policy"]) for row in table))
+    assert [g.find(SVG + "text").text for g in groups] == names and len(names) == 3
+    drawn = 0
+    for series, (group, name) in enumerate(zip(groups, names)):
+        expected = sorted((row for row in table if name_of(row["policy"]) == name), key=lambda row: row["kv_bytes"])
+        earlier = [row["kv_bytes"] for row in table if names.index(name_of(row["policy"])) < series]
+        marks = group.findall(SVG + "circle")[1:]
+        intervals = group.findall(f"{SVG}path[@class='interval']")
+        sizes = [text.text for text in group.findall(f"{SVG}text[@class='size']")]
+        assert len(marks) == len(intervals) == len(expected) and len(sizes) == len(expected)
+        ends = group.find(SVG + "polyline").get("points").split()
+        assert ends == [f"{mark.get('cx')},{mark.get('cy')}" for mark in marks]
+        for mark, bar, size, row in zip(marks, intervals, sizes, expected):
+            drawn += 1
+            assert (size or "") == ":".join(re.findall(r"[LW]=\d+", row["policy"])), (size, row)
+            beside = sum(abs(b / row["kv_bytes"] - 1) < 0.01 for b in earlier)
+            x, y = float(mark.get("cx")), float(mark.get("cy"))
+            assert abs(math.exp(log_bytes(x - 12 * beside)) * unit / row["kv_bytes"] - 1) < 1e-3, (x, row)
+            low, high = re.fullmatch(r"M[\d.]+ ([\d.]+)h10m-5 0V([\d.]+)m-5 0h10", bar.get("d")).groups()
+            for at, column in ((y, "kl"), (low, "kl_low"), (high, "kl_high")):
+                assert abs(kl(float(at)) - row[column]) < 2e-4 * max(r["kl"] for r in table) + 1e-4, (column, row)
+    assert drawn == len(table)
     # Of several texts their mean, where each has one block only: marks without bars.
     args = ["-f", cli.text, "-f", path, "-n", "60", "-L", "4", "--against", "full", "--plot", out]
     table = rows(cli, "ppl", *args)
