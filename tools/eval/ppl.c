@@ -297,8 +297,8 @@ static void add_options(args *a, ppl_options *o)
          "Policy whose KL the others' are divided by: its number or its text in --policies; without it the first "
          "window."},
         {"plot", 0, ARG_TEXT, &o->plot, "OUT.svg",
-         "Draw KL against bytes of the cache: a mark with its interval for each policy, those joined that differ in L or "
-         "W alone."},
+         "Draw KL against bytes of the cache: a mark with its interval for each policy, those that differ in L or W "
+         "alone joined."},
         {"block", 0, ARG_INT, &o->block, "TOKENS", "Consecutive tokens that are drawn together for the intervals.", 1,
          INT64_C(1) << 40},
     };
