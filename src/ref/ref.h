@@ -19,8 +19,10 @@
 /* Threads to use when `asked` were asked for: itself, or all processors for 0 and less. At least 1. */
 int ref_threads(int asked);
 
-/* Fewest products that are shared among threads: below, waking them costs more than it saves. */
-enum { REF_SHARED_MIN = 1 << 15 };
+/* Products up to which a loop has one thread: waking others would cost more than it saves (0 in tests/sanitize). */
+#ifndef REF_SHARED_MIN
+#define REF_SHARED_MIN (1 << 15)
+#endif
 
 /* Number of the calling thread in a parallel loop, from 0. */
 int ref_thread(void);
