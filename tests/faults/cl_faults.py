@@ -1,10 +1,12 @@
-"""OpenCL calls that fail, one after the other: cl_faults.py DCM MAKE_TINY_MODEL FAKE_CL [--every N] [--device D].
+"""OpenCL calls that fail, one after the other: cl_faults.py DCM MAKE_TINY_MODEL FAKE_CL [--every N [--from A] [--to B]]
+[--device D].
 
 A prompt is read and answered on a tiny model, with fake_cl between the program and the driver. Of each function of
 OpenCL the first call, the last and one between fail in turn, then calls spread over the whole run; then all calls from
-one on (a lost device); then the device's memory runs out at several sizes. --every N: also each N-th call of all (1:
-every one; some 5,000 runs). Each run must end with exit code 4 or 5 and one line that says what failed, or with 0 and
-the same text (a call that may fail, such as one for a cache); what it printed must be the beginning of the right text.
+one on (a lost device); then the device's memory runs out at several sizes. --every N: each N-th call of all in place of
+those spread (1: every one; some 5,000 runs), from the A-th to the B-th, so that it can be done in parts. Each run must
+end with exit code 4 or 5 and one line that says what failed, or with 0 and the same text (a call that may fail, such as
+one for a cache); what it printed must be the beginning of the right text.
 """
 import argparse
 import concurrent.futures
@@ -26,6 +28,8 @@ def parse():
     for name in "dcm", "make_tiny_model", "fake_cl":
         parser.add_argument(name)
     parser.add_argument("--every", type=int, default=0)
+    parser.add_argument("--from", type=int, default=1, dest="first")
+    parser.add_argument("--to", type=int, default=sys.maxsize, dest="last")
     parser.add_argument("--device", default="")
     return parser.parse_args()
 
@@ -82,14 +86,14 @@ def find_device(dcm):
     return usable[0]["device"] if usable else None
 
 
-def plan(counts, every):
+def plan(counts, options):
     """Settings of all runs whose outcome is judged."""
     total = sum(counts.values())
     for name, calls in counts.items():
         for at in sorted({1, (calls + 1) // 2, calls}):
             yield {"CL_FAULT_NAME": name, "CL_FAULT_AT": str(at)}
-    step = every or max(1, total // SPREAD)
-    for at in range(1, total + 1, step):
+    step = options.every or max(1, total // SPREAD)
+    for at in range(options.first, min(options.last, total) + 1, step):
         yield {"CL_FAULT_AT": str(at)}
     for at in range(1, total + 1, max(1, total // 8)):
         yield {"CL_FAULT_AT": str(at), "CL_FAULT_ALL": "1"}
@@ -110,7 +114,7 @@ def main():
         counts = {line.split()[0]: int(line.split()[1]) for line in count.read_text().splitlines()}
         full = runs.run(*FULL)
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(runs.check, right.stdout, DCM, **settings) for settings in plan(counts, options.every)]
+            jobs = [pool.submit(runs.check, right.stdout, DCM, **settings) for settings in plan(counts, options)]
             for size in range(400_000, 2_000_000, 100_000):  # the weights take some 500,000 bytes
                 jobs.append(pool.submit(runs.check, full.stdout, FULL, CL_FAULT_SIZE=str(size)))
             for job in jobs:
