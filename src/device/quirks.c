@@ -18,6 +18,8 @@ static const quirk quirks[] = {
     {.platform = "Portable Computing Language", .own_cache = true, .host_code = true},
     /* An interpreter that says it is a device of every type; it ends the program at llvm.prefetch. */
     {.platform = "Oclgrind", .own_cache = true, .not_wide = true, .no_prefetch = true},
+    /* Mesa 22.3: its translator to SPIR-V ends the program at llvm.prefetch. */
+    {.platform = "rusticl", .no_prefetch = true},
 };
 
 void cldev_apply_quirks(cldev_limits *limits)
