@@ -6,11 +6,11 @@
  *
  * On Mesa's rusticl (Debian: mesa-opencl-icd), one family at a time:
  *
- *     RUSTICL_ENABLE=llvmpipe OCL_ICD_VENDORS=/etc/OpenCL/vendors/rusticl.icd build/tests/checkcl/checkcl \
- *         --device rusticl --family embed --small
+ *     RUSTICL_ENABLE=llvmpipe OCL_ICD_VENDORS=/etc/OpenCL/vendors/rusticl.icd \
+ *         build/tests/checkcl/checkcl --device rusticl --family embed --small
  *
- * Of Mesa 22.3.6 (Debian 12) that one passes, but for strict arithmetic: it takes subnormal numbers for 0. kv_store ends
- * in a crash inside Mesa ("Treating load_kernel_arg in control flow as uniform"); other families are not known to work.
+ * With Mesa 22.3.6 (Debian 12) that one passes but for its strict case: subnormal numbers are taken for 0. kv_store
+ * crashes within Mesa ("Treating load_kernel_arg in control flow as uniform"); others are not known to work.
  */
 #include "child.h"
 
