@@ -42,7 +42,8 @@ static void print_held(stream *s, size_t size)
         s->last = s->held[at];
         at += length > 0 ? (size_t)length : 1;
     }
-    memmove(s->held, s->held + at, s->size - at);
+    if (at) /* else nothing may be held, and `held` NULL */
+        memmove(s->held, s->held + at, s->size - at);
     s->size -= at;
     fflush(stdout);
 }
