@@ -174,6 +174,21 @@ def test_equal_units(cli):
     assert table[-1]["policy"] == "window:W=auto:S=4" and table[-1]["units"] is None and "kl" not in table[-1]
 
 
+def test_settings_are_options(cli):
+    """A setting of a policy measures what the option of its name does, and another thing than the default."""
+    args = ["-f", cli.text, "-n", "150", "-q"]
+    usual = ["-L", "4", "--merge", "newer"]
+    plain = rows(cli, "ppl", *args, *usual)[0]["ppl"]
+    for setting, options in [("log-r=0.5", ["--log-r", "0.5"]), ("log-r=-1", ["--log-r=-1"]), ("S=0", ["--sinks", "0"]),
+                             ("S=9", ["--sinks", "9"]), ("far-limit=0", ["--far-limit", "0"]),
+                             ("far-limit=1", ["--far-limit", "1"]), ("merge=mean", ["--merge", "mean"]),
+                             ("L=8", ["-L", "8"]), ("kv=f32", ["--kv", "f32"])]:
+        by_option = rows(cli, "ppl", *args, *usual, *options)[0]
+        by_policy = rows(cli, "ppl", *args, "--policies", f"dcm:L=4:merge=newer:{setting}")[0]
+        assert by_option["ppl"] == by_policy["ppl"] != plain, (setting, by_option, by_policy, plain)
+        assert setting.startswith(("merge", "S")) or setting in by_option["policy"], by_option
+
+
 def test_formats(cli):
     args = ["-f", cli.text, "-n", "150", "--policies", "dcm:L=8,window:W=auto", "--against", "full", "-q"]
     names = list(rows(cli, "ppl", *args)[0])

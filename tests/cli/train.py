@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
 import struct
@@ -28,7 +29,7 @@ def text(seed, words):
 
 class Cli:
     def __init__(self, program, make_tiny_model, folder):
-        self.program, self.folder = program, folder
+        self.program, self.make_tiny_model, self.folder = program, make_tiny_model, folder
         self.tiny, self.other, self.wider = (str(folder / n) for n in ("tiny.gguf", "other.gguf", "wider.gguf"))
         subprocess.run([make_tiny_model, self.tiny], check=True)
         subprocess.run([make_tiny_model, self.other, "--seed", "7"], check=True)
@@ -205,6 +206,64 @@ def test_pair_resume(cli):
            out="more.safetensors")
     assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "more.safetensors")[0]
     cli.fails(3, "\"gate\"", "--steps", "1", "--from", cli.folder / "whole.safetensors")
+
+
+def test_rises(cli):
+    """Three tests in a row far above the best end it: the best is what is saved, and the journal has the rise."""
+    journal = cli.folder / "rises.csv"
+    result = cli.run("--steps", "14", "--rate", "1", "--held-out", cli.folder / "held.txt", "--test-every", "1",
+                     "--csv", journal, out="rises.safetensors")
+    assert result.returncode == 1, result.stderr
+    ratios = [float(r["held_ratio"]) for r in csv.DictReader(journal.open())]
+    best = min(ratios[:-3])
+    assert all(r > 1.1 * best for r in ratios[-3:]), ratios
+    assert all(min(ratios[i:i + 3]) <= 1.1 * min(ratios[:i]) for i in range(1, len(ratios) - 3)), "it ended late"
+    said = re.search(r"rose to ([\d.]+) of the window's, where it was ([\d.]+): .*rises.* has", result.stderr)
+    assert abs(float(said[1]) - ratios[-1]) < 1e-3 and abs(float(said[2]) - best) < 1e-3, result.stderr
+    assert arrays(cli.folder / "rises.safetensors")[1]["steps"] == str(ratios.index(best) + 1)
+
+
+def test_collapsed(cli):
+    """A gate that gives the same to every pair ends it, and is not saved."""
+    cli.ok("--steps", "1", out="before.safetensors")
+    flat = bytearray((cli.folder / "before.safetensors").read_bytes())
+    sharp = arrays(cli.folder / "before.safetensors")[0]["sharp_k"]
+    at = flat.index(sharp)
+    flat[at:at + len(sharp)] = bytes(len(sharp))
+    (cli.folder / "flat.safetensors").write_bytes(flat)
+    cli.fails(1, "step 1: the gate has collapsed: it gives 0.500 to every older unit", "--steps", "2", "--rate", "0",
+              "--from", cli.folder / "flat.safetensors", "--held-out", cli.folder / "held.txt", "--test-every", "1",
+              "-q", out="collapsed.safetensors")
+    assert not (cli.folder / "collapsed.safetensors").exists()
+
+
+def spoil_token(path, token):
+    """Write NaN over a token's row of a tiny model's embedding, the file's first tensor."""
+    data = bytearray(path.read_bytes())
+    tensors, = struct.unpack_from("<Q", data, 8)
+    name = b"token_embd.weight"
+    at = data.index(struct.pack("<Q", len(name)) + name)
+    columns = None
+    for _ in range(tensors):
+        size, = struct.unpack_from("<Q", data, at)
+        dims, = struct.unpack_from("<I", data, at + 8 + size)
+        columns = columns or struct.unpack_from("<Q", data, at + 12 + size)[0]
+        at += 8 + size + 4 + 8 * dims + 4 + 8
+    row = (at + 31) // 32 * 32 + token * columns * 4
+    data[row:row + columns * 4] = struct.pack("<f", math.nan) * columns
+    path.write_bytes(data)
+
+
+def test_held_out_nan(cli):
+    """A held-out loss that is no number ends it as one that rises does."""
+    model = cli.folder / "spoilt.gguf"
+    subprocess.run([cli.make_tiny_model, model, "--untied"], check=True)
+    spoil_token(model, ord("~"))
+    (cli.folder / "spoilt.txt").write_text(text(9, 300).replace(" ", " ~ "))
+    cli.ok("--steps", "1", "-q", "--held-out", cli.folder / "held.txt", model=model, out="spoilt.safetensors")
+    cli.fails(1, "step 1: the held-out loss is not finite", "--steps", "1", "-q", "--held-out",
+              cli.folder / "spoilt.txt", model=model, out="nan.safetensors")
+    assert not (cli.folder / "nan.safetensors").exists()
 
 
 def test_wrong_texts(cli):

@@ -96,6 +96,8 @@ static int look(train_run *run, journal_row *row)
                 "%.0f %% decided\n",
                 isatty(STDERR_FILENO) ? "\r\033[K" : "", row->step, row->held_kl, row->held_ratio, gate.mean,
                 gate.spread, 100 * gate.sure);
+    if (!isfinite(row->held_ratio))
+        return tool_fail(1, "step %" PRIu64 ": the held-out loss is not finite", row->step);
     if (gate.spread < 1e-3)
         return tool_fail(1, "step %" PRIu64 ": the gate has collapsed: it gives %.3f to every older unit", row->step,
                          gate.mean);
@@ -202,8 +204,8 @@ static int step(train_run *run)
         code = look(run, &row);
     else if (last)
         code = save(run, NAN);
-    if (code == 0)
-        code = journal_add(&run->journal, &row);
+    const int kept = journal_add(&run->journal, &row); /* also the row that ends it */
+    code = code ? code : kept;
     if (code == 0 && (last || row.step % (uint64_t)o->save_every == 0))
         code = checkpoint(run);
     show_progress(run, &row);
