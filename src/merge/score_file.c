@@ -155,12 +155,14 @@ static dcm_status check_value(const row_array *arrays, size_t array, float value
                               const merge_facts *facts)
 {
     const char *why = "";
-    if (isfinite(value) && fabsf(value) > largest)
-        why = ", more than the file's type can hold";
-    else if (array == ARRAY_SCALE && isfinite(value) && value <= 0)
-        why = ", but must be positive";
-    else if (isfinite(value))
-        return DCM_OK;
+    if (isfinite(value)) {
+        if (fabsf(value) > largest)
+            why = ", more than the file's type can hold";
+        else if (array == ARRAY_SCALE && value <= 0)
+            why = ", but must be positive";
+        else
+            return DCM_OK;
+    }
     return dcm_fail(DCM_ERR_FILE, "layer %zu, KV head %zu: %s holds %g%s", row / facts->kv_heads, row % facts->kv_heads,
                     arrays[array].name, (double)value, why);
 }

@@ -94,6 +94,39 @@ static void test_arch(void **state)
     refuse(&w, "architecture \"0123456789012345678901234567890123456789012345678901234567890123\"");
 }
 
+/* Head sizes and rotations that dcm would compute otherwise, and those that are no numbers. */
+static void test_heads(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key;
+        uint32_t value;
+        const char *part;
+    } wrong[] = {
+        {"llama.attention.head_count_kv", 3, "2 query heads are no multiple of 3 KV heads"},
+        {"llama.attention.key_length", 12, "head sizes 12 (keys) and 12 (values)"},
+        {"llama.attention.key_length", 4096, "head sizes 4096 (keys)"},
+        {"llama.attention.value_length", 16, "head sizes 8 (keys) and 16 (values)"},
+        {"llama.rope.dimension_count", 4, "RoPE on 4 of 8 channels is not supported"},
+    };
+    static const char *const keys[] = {"llama.attention.head_count_kv", "llama.attention.key_length",
+                                       "llama.attention.value_length", "llama.rope.dimension_count"};
+    gguf_writer w;
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        put_model(&w, "llama", true);
+        gw_u32(&w, wrong[i].key, wrong[i].value);
+        refuse(&w, wrong[i].part);
+    }
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        put_model(&w, "llama", true);
+        gw_string(&w, keys[i], "eight");
+        refuse(&w, keys[i]);
+    }
+    put_model(&w, "llama", true);
+    gw_string(&w, "llama.rope.freq_base", "eight");
+    refuse(&w, "llama.rope.freq_base");
+}
+
 static void test_rope(void **state)
 {
     (void)state;
@@ -153,6 +186,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_right),
         cmocka_unit_test(test_arch),
+        cmocka_unit_test(test_heads),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_embedding),
     };

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -156,6 +157,29 @@ static void refused(const char *part)
     assert_int_equal(record_read(&got, path), DCM_ERR_FILE);
     says(part);
     record_release(&got);
+}
+
+/* A file that cannot be opened, nothing at all, and a folder. */
+static void test_no_record(void **state)
+{
+    (void)state;
+    struct rlimit usual, none;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &usual), 0);
+    none = (struct rlimit){0, usual.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    record got = {0};
+    const int code = record_read(&got, path);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &usual), 0);
+    assert_int_equal(code, DCM_ERR_FILE);
+    says("not a file that can be read");
+    assert_int_equal(unlink(path), 0);
+    refused("No such file");
+    assert_int_equal(mkdir(path, 0700), 0);
+    refused("not a file that can be read");
+    assert_int_equal(rmdir(path), 0);
+    FILE *again = fopen(path, "wb"); /* for remove_path */
+    assert_non_null(again);
+    fclose(again);
 }
 
 static void test_wrong_contents(void **state)
@@ -360,6 +384,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sketch),  cmocka_unit_test(test_digest), IN_PLACE(test_round_trip),
+        IN_PLACE(test_no_record),
         IN_PLACE(test_wrong_contents),  IN_PLACE(test_wrong_headers),  IN_PLACE(test_wrong_records),
         IN_PLACE(test_results),         IN_PLACE(test_hostile_results),
     };
