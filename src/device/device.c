@@ -91,7 +91,9 @@ dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
     cl_int error;
     *out = NULL;
     if (!entry->limits.usable) {
-        status = dcm_fail(DCM_ERR_DEVICE, "not available, without a compiler, or older than OpenCL 1.2 (%s)",
+        status = dcm_fail(DCM_ERR_DEVICE,
+                          "not available, without a compiler, older than OpenCL 1.2 (%s), or its driver does not say "
+                          "what it is",
                           entry->limits.version);
         goto fail;
     }

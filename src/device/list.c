@@ -119,7 +119,9 @@ static void query_limits(cl_platform_id platform, cl_device_id id, cldev_limits 
     l->unified = device_number(id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_bool));
     l->exact_divide =
         device_number(id, CL_DEVICE_SINGLE_FP_CONFIG, sizeof(cl_ulong)) & CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT;
-    l->usable = device_number(id, CL_DEVICE_AVAILABLE, sizeof(cl_bool)) &&
+    /* Without its type a CPU would be given kernels for GPUs, which PoCL 3.1 compiles to wrong ones. */
+    const bool known = l->type && l->compute_units && l->memory && l->max_alloc && l->local_memory && l->max_work_group;
+    l->usable = known && device_number(id, CL_DEVICE_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool)) && at_least_1_2(l->version);
     l->wide_items = l->type & CL_DEVICE_TYPE_CPU;
