@@ -118,8 +118,10 @@ static size_t bias_words(const cache *c) { return c->levels * bias_heads(c); }
  */
 static size_t far_rows(const cache *c, uint32_t n)
 {
-    const size_t more = n / (c->plan.group ? c->plan.group : 1) + 2;
-    return c->far_limit && c->far_first + more > c->far_limit ? more : 0;
+    if (!c->far_limit)
+        return 0;
+    const size_t more = n / c->plan.group + 2;
+    return c->far_first + more > c->far_limit ? more : 0;
 }
 
 static void fill_biases(cache *c, size_t rows)
