@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "input.h"
 
+#include <dcm/folder.h>
+
 #include "tool.h"
 
 #include <errno.h>
@@ -100,32 +102,14 @@ void input_add_model(args *a, const char **model)
     args_add(a, "Model", &option, 1);
 }
 
-/* $DCM_CACHE, else $XDG_CACHE_HOME/dcm, else ~/.cache/dcm. */
-static int cache_path(const char *file, char *path, size_t size)
-{
-    const char *cache = getenv("DCM_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    int used;
-    if (cache && *cache)
-        used = snprintf(path, size, "%s/%s", cache, file);
-    else if (xdg && *xdg)
-        used = snprintf(path, size, "%s/dcm/%s", xdg, file);
-    else if (home && *home)
-        used = snprintf(path, size, "%s/.cache/dcm/%s", home, file);
-    else
-        return tool_fail(DCM_ERR_FILE, "no cache folder: set DCM_CACHE, XDG_CACHE_HOME or HOME");
-    if (used < 0 || (size_t)used >= size)
-        return tool_fail(DCM_ERR_FILE, "the path of the cache folder is too long");
-    return 0;
-}
-
 int input_model_path(const char *model, char *path, size_t size)
 {
     for (size_t i = 0; i < MODELS; i++) {
         if (strcmp(model, models[i].name) != 0)
             continue;
-        const int code = cache_path(models[i].file, path, size);
-        if (code)
-            return code;
+        const dcm_status status = dcm_cache_path(models[i].file, path, size);
+        if (status != DCM_OK)
+            return tool_fail_library(status);
         if (access(path, R_OK) == 0)
             return 0;
         return tool_fail(

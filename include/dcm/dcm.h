@@ -4,6 +4,7 @@
 
 #include <dcm/device.h>
 #include <dcm/eval.h>
+#include <dcm/folder.h>
 #include <dcm/log.h>
 #include <dcm/merge.h>
 #include <dcm/model.h>

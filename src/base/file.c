@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "base/file.h"
 
+#include <dcm/folder.h>
+
 #include "base/error.h"
 
 #include <errno.h>
@@ -144,6 +146,8 @@ dcm_status file_cache_path(char *path, size_t size, const char *name, int create
         return dcm_fail(DCM_ERR_FILE, "%s/%s: the path is too long", folder, name);
     return DCM_OK;
 }
+
+dcm_status dcm_cache_path(const char *name, char *path, size_t size) { return file_cache_path(path, size, name, 0); }
 
 static int write_all(int fd, const char *data, size_t size)
 {

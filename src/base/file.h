@@ -19,10 +19,7 @@ dcm_status file_map_open(file_map *map, const char *path);
 /* Unmap; a zeroed map is accepted, and the map is zeroed. */
 void file_map_close(file_map *map);
 
-/*
- * Path of `name` in the cache folder ($DCM_CACHE, else $XDG_CACHE_HOME/dcm, else ~/.cache/dcm) into `path`; the folder
- * is made when `create`. DCM_ERR_FILE when there is no home, or it cannot be made, or belongs to another user.
- */
+/* As dcm_cache_path; with `create` the folder is made. DCM_ERR_FILE too where it cannot be, or is another user's. */
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
 
 /*

@@ -107,10 +107,7 @@ static dcm_status reserve_words(cache *c, size_t words)
     return status;
 }
 
-/* Numbers of biases of a level. */
-static size_t bias_heads(const cache *c) { return (size_t)c->slots.pool.layers * c->slots.pool.kv_heads; }
-
-static size_t bias_words(const cache *c) { return c->levels * bias_heads(c); }
+static size_t bias_words(const cache *c) { return (size_t)c->levels * bias_row_size(c); }
 
 /*
  * Rows of biases that a step of n tokens adds to those of the levels: of the last level, for each number of its units
@@ -126,7 +123,7 @@ static size_t far_rows(const cache *c, uint32_t n)
 
 static void fill_biases(cache *c, size_t rows)
 {
-    const size_t heads = bias_heads(c);
+    const size_t heads = bias_row_size(c);
     const float *last = c->bias + (c->levels - 1) * heads;
     float *to = (float *)c->words + bias_words(c);
     memcpy(c->words, c->bias, bias_words(c) * sizeof *c->words);
@@ -156,7 +153,7 @@ static dcm_status lay_out_step(cache *c, uint32_t n)
     s->max_units = 0;
     c->far_first = c->plan.count[c->levels - 1];
     const size_t rows = far_rows(c, n);
-    s->tokens = bias_words(c) + rows * bias_heads(c);
+    s->tokens = bias_words(c) + rows * bias_row_size(c);
     s->slots = s->tokens + n;
     s->key_rot = s->slots + n;
     s->views = s->key_rot + n * turn;
@@ -327,14 +324,14 @@ dcm_status cache_open(cache *c, backend *ops, const dcm_model_info *model, const
     }
     DCM_TRY(status, fail, mem_new(&c->bias, bias_words(c), sizeof *c->bias, "biases of levels"));
     for (size_t i = 0; i < bias_words(c); i++)
-        c->bias[i] = params->log_r * (float)(i / bias_heads(c)) * 0.693147180559945f;
+        c->bias[i] = params->log_r * (float)(i / bias_row_size(c)) * 0.693147180559945f;
 fail:
     return status;
 }
 
 void cache_add_biases(cache *c, const float *bias, uint32_t levels)
 {
-    const size_t heads = bias_heads(c);
+    const size_t heads = bias_row_size(c);
     for (uint32_t g = 1; g < c->levels; g++)
         for (size_t i = 0; i < heads; i++)
             c->bias[g * heads + i] += bias[i * levels + (g <= levels ? g : levels) - 1];

@@ -28,7 +28,7 @@ static void add_range(const cache *c, view *v, float *query_rot, const cache_rin
                           .begin = (uint32_t)(first & ring->mask),
                           .count = (uint32_t)count,
                           .place = v->units,
-                          .bias = bias_row(c, level, count) * c->slots.pool.layers * c->slots.pool.kv_heads};
+                          .bias = bias_row(c, level, count) * bias_row_size(c)};
     /* Every key of the range is `anchor - place` turns off its place; the query, at units - 1, makes up for it. */
     rotation(&c->rope, units - 1 - v->units + anchor, query_rot + (size_t)v->n_ranges * 2 * c->rope.pairs);
     v->n_ranges++;

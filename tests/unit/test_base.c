@@ -1,4 +1,6 @@
 /* The lowest layer: numbers, sizes, memory, messages, files. */
+#include <dcm/folder.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/half.h"
@@ -225,6 +227,9 @@ static void cache_folder(void **state)
     assert_int_equal(stat(inside, &st), -1);
     assert_int_equal(file_cache_path(path, sizeof path, "name", 1), DCM_OK);
     snprintf(expected, sizeof expected, "%s/name", inside);
+    assert_string_equal(path, expected);
+    path[0] = '\0';
+    assert_int_equal(dcm_cache_path("name", path, sizeof path), DCM_OK);
     assert_string_equal(path, expected);
     assert_int_equal(stat(inside, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0700);

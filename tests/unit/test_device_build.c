@@ -211,7 +211,6 @@ static void cache_damaged(void **state)
     mem_free(&entries);
 }
 
-/* DCM_CACHE names a file here. */
 /* Any byte of a file changed, and any length of it, is seen. */
 static void every_byte(void **state)
 {
