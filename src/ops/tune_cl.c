@@ -318,22 +318,28 @@ fail:
     return status;
 }
 
-/* Decide by measurement, and keep it; false where that cannot be. */
+/*
+ * Decide by measurement; false where that cannot be. It is kept where all values had their turn: else the next start
+ * measures again, which need not build what was built here.
+ */
 static bool measure_many(backend *b, quant_type type)
 {
     const trial_shape shape = {type, 2048, 2048, 256, true};
     const tuning before = clop_tuned_of(b)->tuning;
+    bool whole = true;
     tuner t = {.b = b, .begin = clock_ns(), .limit_ms = FIRST_MS};
     dcm_status status = mem_new(&t.row, ROWS_MAX, sizeof *t.row, "what was measured");
     if (status == DCM_OK)
         status = tune_choice(&t, TUNE_MANY, &shape, 1);
-    for (size_t i = 0; i < t.count; i++)
+    for (size_t i = 0; i < t.count; i++) {
         dcm_log(DCM_LOG_INFO, "products of many vectors by %s: %.1f us, %s (%.2f s)", t.row[i].value, t.row[i].us,
                 t.row[i].chosen ? "chosen" : t.row[i].status, (double)elapsed_ms(&t) * 1e-3);
-    if (status == DCM_OK)
-        tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
-    else
+        whole = whole && strcmp(t.row[i].status, "skipped") != 0;
+    }
+    if (status != DCM_OK)
         clop_tuned_of(b)->tuning = before;
+    else if (whole)
+        tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
     mem_free(&t.row);
     return status == DCM_OK;
 }
