@@ -23,7 +23,7 @@ typedef struct dcm_model_info {
     uint32_t ffn; /* feed-forward dimension */
     uint32_t vocab;
     uint32_t context;    /* positions the model was trained on */
-    uint64_t digest;     /* of the model's facts and tensor directory: names the model a merge file belongs to */
+    uint64_t digest;     /* of the model's facts, its tensors' names and shapes, and a sample of each one's data */
     size_t weight_bytes; /* bytes the weights take on the device */
     size_t step_bytes;   /* of them read for one token: all but an embedding that is not the output matrix too */
     bool tied;           /* the output matrix is the embedding */

@@ -50,7 +50,7 @@ void gguf_close(gguf **file);
 const char *gguf_path(const gguf *file);
 uint32_t gguf_version(const gguf *file);
 
-/* Bytes before the tensor data: what model digests are made of. */
+/* Bytes before the tensor data. */
 size_t gguf_header_bytes(const gguf *file);
 
 /*

@@ -3,7 +3,6 @@
 #include "base/error.h"
 #include "base/memory.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -88,16 +87,6 @@ uint32_t pair_file_blocks(const safetensors *file)
     return MERGE_MAX_BLOCKS;
 }
 
-static dcm_status check_digest(const safetensors *file, const merge_facts *facts)
-{
-    const char *digest = safetensors_metadata(file, "model_digest");
-    char wanted[17];
-    snprintf(wanted, sizeof wanted, "%016" PRIx64, facts->digest);
-    if (digest && strcmp(digest, wanted) != 0)
-        return dcm_fail(DCM_ERR_FILE, "made for the model with digest %.32s; this model's is %s", digest, wanted);
-    return DCM_OK;
-}
-
 static dcm_status read_shape(const safetensors *file, const merge_facts *facts, pair_shape *shape)
 {
     const bool gate = safetensors_find(file, "lin1.weight") != NULL;
@@ -131,8 +120,12 @@ dcm_status pair_file_load(const safetensors *file, const merge_facts *facts, pai
     char name[NAME_SIZE];
     dcm_status status;
     *params = NULL;
-    DCM_TRY(status, fail, check_digest(file, facts));
+    const bool names_model = safetensors_metadata(file, "model_digest") != NULL; /* published files do not */
+    if (names_model)
+        DCM_TRY(status, fail, merge_check_version(file));
     DCM_TRY(status, fail, read_shape(file, facts, shape));
+    if (names_model)
+        DCM_TRY(status, fail, merge_check_digest(file, facts));
     DCM_TRY(status, fail, mem_new(params, pair_count(*shape), sizeof **params, "merge weights"));
     for (uint32_t i = 0; i < pair_linears(*shape); i++) {
         const pair_linear l = pair_linear_of(*shape, i);
@@ -184,20 +177,21 @@ dcm_status pair_file_save(const char *path, const merge_facts *facts, pair_shape
                           const st_note *notes, size_t n_notes, st_type type)
 {
     const size_t n_arrays = 2 * (size_t)pair_linears(shape), n_own = 4;
-    char digest[17];
+    const digest_text digest = merge_model_digest(facts);
     array_name *names = NULL;
     st_array *arrays = NULL;
     st_note *all = NULL;
     void *data = NULL;
     dcm_status status;
-    snprintf(digest, sizeof digest, "%016" PRIx64, facts->digest);
     DCM_TRY(status, done, convert(path, params, pair_count(shape), type, &data));
     DCM_TRY(status, done, mem_new(&names, n_arrays, sizeof *names, "names"));
     DCM_TRY(status, done, mem_new(&arrays, n_arrays, sizeof *arrays, "arrays"));
     DCM_TRY(status, done, mem_new(&all, n_own + n_notes, sizeof *all, "notes"));
     describe(shape, type, data, names, arrays);
-    const st_note own[] = {
-        {"format", "dcm-merge"}, {"arch", pair_name(shape)}, {"version", "1"}, {"model_digest", digest}};
+    const st_note own[] = {{"format", "dcm-merge"},
+                           {"arch", pair_name(shape)},
+                           {"version", MERGE_FILE_VERSION},
+                           {"model_digest", digest.text}};
     memcpy(all, own, sizeof own);
     for (size_t i = 0; i < n_notes; i++)
         all[n_own + i] = notes[i];

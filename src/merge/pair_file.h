@@ -49,7 +49,8 @@ uint32_t pair_file_blocks(const safetensors *file);
 bool pair_is_ours(const safetensors *file);
 
 /*
- * Parameters, freed by mem_free. Of `facts` the head size counts, and the digest where the file names one.
+ * Parameters, freed by mem_free. Of `facts` the head size counts, and the digest where the file names one (as published
+ * files do not).
  * DCM_ERR_FILE: of another model, an array missing, unknown or of another shape (both values are told), a value not
  * finite. DCM_ERR_MEMORY.
  */

@@ -12,7 +12,7 @@
 
 enum { ARRAYS = 12, ARRAY_SCALE = 1, MEASURED = 2 /* the first ones are not part of the network */ };
 
-static const char format_name[] = "dcm-merge", arch_name[] = "score", version_name[] = "1";
+static const char format_name[] = "dcm-merge", arch_name[] = "score";
 
 /* One array of a row: `rows` of `cols` items; n_dims says which of them its dimensions name. */
 typedef struct row_array {
@@ -62,22 +62,39 @@ bool score_is_ours(const safetensors *file)
 
 /* ---- Loading ---- */
 
-static dcm_status check_metadata(const safetensors *file, const merge_facts *facts)
+static dcm_status check_arch(const safetensors *file)
 {
-    const char *arch = safetensors_metadata(file, "arch"), *version = safetensors_metadata(file, "version");
+    const char *arch = safetensors_metadata(file, "arch");
+    if (arch && strcmp(arch, arch_name) == 0)
+        return DCM_OK;
+    return dcm_fail(DCM_ERR_FILE, "a merge model of arch \"%.32s\"; this dcm knows \"%s\"", arch ? arch : "",
+                    arch_name);
+}
+
+dcm_status merge_check_version(const safetensors *file)
+{
+    const char *version = safetensors_metadata(file, "version");
+    if (version && strcmp(version, MERGE_FILE_VERSION) == 0)
+        return DCM_OK;
+    return dcm_fail(DCM_ERR_FILE, "version \"%.32s\" of its format; this dcm knows \"%s\": train it again",
+                    version ? version : "", MERGE_FILE_VERSION);
+}
+
+digest_text merge_model_digest(const merge_facts *facts)
+{
+    digest_text digest;
+    snprintf(digest.text, sizeof digest.text, "%016" PRIx64, facts->digest);
+    return digest;
+}
+
+dcm_status merge_check_digest(const safetensors *file, const merge_facts *facts)
+{
     const char *digest = safetensors_metadata(file, "model_digest");
-    char wanted[17];
-    snprintf(wanted, sizeof wanted, "%016" PRIx64, facts->digest);
-    if (!arch || strcmp(arch, arch_name) != 0)
-        return dcm_fail(DCM_ERR_FILE, "a merge model of arch \"%.32s\"; this dcm knows \"%s\"", arch ? arch : "",
-                        arch_name);
-    if (!version || strcmp(version, version_name) != 0)
-        return dcm_fail(DCM_ERR_FILE, "version \"%.32s\" of its format; this dcm knows \"%s\"", version ? version : "",
-                        version_name);
-    if (!digest || strcmp(digest, wanted) != 0)
-        return dcm_fail(DCM_ERR_FILE, "made for the model with digest %.32s; this model's is %s", digest ? digest : "?",
-                        wanted);
-    return DCM_OK;
+    const digest_text wanted = merge_model_digest(facts);
+    if (digest && strcmp(digest, wanted.text) == 0)
+        return DCM_OK;
+    return dcm_fail(DCM_ERR_FILE, "made for the model with digest %.32s; this model's is %s", digest ? digest : "?",
+                    wanted.text);
 }
 
 /* Dimension i of an array whose number of dimensions is right. */
@@ -194,8 +211,10 @@ dcm_status score_file_load(const safetensors *file, const merge_facts *facts, sc
     row_array arrays[ARRAYS];
     dcm_status status;
     *params = NULL;
-    DCM_TRY(status, fail, check_metadata(file, facts));
+    DCM_TRY(status, fail, check_arch(file));
+    DCM_TRY(status, fail, merge_check_version(file));
     DCM_TRY(status, fail, read_shape(file, facts, shape));
+    DCM_TRY(status, fail, merge_check_digest(file, facts));
     describe(*shape, arrays);
     DCM_TRY(status, fail, check_names(file, arrays));
     for (size_t i = 0; i < ARRAYS; i++)
@@ -243,10 +262,9 @@ static dcm_status write_file(const char *path, const merge_facts *facts, const s
                              size_t n_notes)
 {
     st_note *all = NULL;
-    char digest[17];
-    snprintf(digest, sizeof digest, "%016" PRIx64, facts->digest);
+    const digest_text digest = merge_model_digest(facts);
     const st_note own[] = {
-        {"format", format_name}, {"arch", arch_name}, {"version", version_name}, {"model_digest", digest}};
+        {"format", format_name}, {"arch", arch_name}, {"version", MERGE_FILE_VERSION}, {"model_digest", digest.text}};
     const size_t n_own = sizeof own / sizeof *own;
     dcm_status status = mem_new(&all, n_own + n_notes, sizeof *all, "a file's notes");
     if (status != DCM_OK)
@@ -260,7 +278,7 @@ static dcm_status write_file(const char *path, const merge_facts *facts, const s
 }
 
 dcm_status score_file_save(const char *path, const merge_facts *facts, score_shape shape, const float *params,
-                      const st_note *notes, size_t n_notes, st_type network)
+                           const st_note *notes, size_t n_notes, st_type network)
 {
     const size_t row = score_layout_of(shape).row;
     row_array of[ARRAYS];

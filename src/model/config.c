@@ -12,6 +12,8 @@
 /* What is plausible for any model of the family: a guard against sizes that no file of this kind means. */
 enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_HEADS = 4096, MAX_VOCAB = 1 << 24 };
 
+enum { SAMPLE_BYTES = 256 }; /* of each tensor's data, for the digest: a page or two that loading reads anyway */
+
 static bool is_text(gguf_string s, const char *text) { return s.size == strlen(text) && !memcmp(s.data, text, s.size); }
 
 /* Metadata `ARCH.NAME`. */
@@ -160,7 +162,14 @@ static dcm_status read_vocab(model_config *c, const gguf *file)
     return DCM_OK;
 }
 
-/* FNV-1a of the facts a merge model depends on and of every tensor's name, type and shape. */
+/* Of the middle: the first rows may be of ids that no training has touched. */
+static uint64_t hash_sample(uint64_t hash, const gguf_tensor *t)
+{
+    const size_t size = t->bytes < SAMPLE_BYTES ? t->bytes : SAMPLE_BYTES;
+    return hash_bytes(hash, (const char *)t->data + (t->bytes - size) / 2, size);
+}
+
+/* FNV-1a of the facts a merge model depends on and of every tensor's name, type, shape and a sample of its data. */
 static uint64_t digest(const model_config *c, const gguf *file)
 {
     const dcm_model_info *m = &c->info;
@@ -175,6 +184,7 @@ static uint64_t digest(const model_config *c, const gguf *file)
         hash = hash_bytes(hash, t->name.data, t->name.size);
         hash = hash_bytes(hash, &type, sizeof type);
         hash = hash_bytes(hash, t->dims, sizeof t->dims);
+        hash = hash_sample(hash, t);
     }
     return hash;
 }

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char format_name[] = "dcm-train", version_name[] = "1";
+static const char format_name[] = "dcm-train", version_name[] = "2";
 
 enum { OPTIONS_SIZE = 512, ARRAYS = 5 };
 

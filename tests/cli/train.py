@@ -175,8 +175,9 @@ def test_pair_learns(cli):
         assert notes["arch"] == arch and notes["groups"] == "4,8" and len(notes["model_digest"]) == 16, notes
         result = cli.evaluate(cli.folder / out)
         assert result.returncode == 0 and json.loads(result.stdout)["rows"][0]["kl"] > 0, result
-        result = cli.evaluate(cli.folder / out, model=cli.wider)
-        assert result.returncode == 3 and "digest" in result.stderr, result.stderr
+        for model in cli.wider, cli.other:
+            result = cli.evaluate(cli.folder / out, model=model)
+            assert result.returncode == 3 and "digest" in result.stderr, result.stderr
 
 
 def test_chunked(cli):
@@ -305,8 +306,11 @@ def test_wrong_files(cli):
     nan[8 + size:12 + size] = struct.pack("<f", math.nan)
     (cli.folder / "nan").write_bytes(nan)
     cli.fails(3, "not finite", "--steps", "2", "--resume", cli.folder / "nan")
-    result = cli.evaluate(cli.folder / "good.safetensors", model=cli.wider)
-    assert result.returncode == 3 and len(result.stderr.splitlines()) == 1, result.stderr
+    cli.fails(3, "model_digest", "--steps", "2", "--resume", cli.folder / "good.safetensors.checkpoint",
+              model=cli.other)
+    for model, said in (cli.wider, "for 2 layers; the model has 3"), (cli.other, "for the model with digest"):
+        result = cli.evaluate(cli.folder / "good.safetensors", model=model)
+        assert result.returncode == 3 and len(result.stderr.splitlines()) == 1 and said in result.stderr, result.stderr
 
 
 def test_full_disk(cli):

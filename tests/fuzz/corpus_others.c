@@ -154,11 +154,11 @@ static void merge_headers(void)
 static void merges(void)
 {
     merge_headers();
-    corpus_put("merge", "scorer", scorer("0123456789abcdef", "1", 16, 2));
-    corpus_put("merge", "scorer-of-other-model", scorer("fedcba9876543210", "1", 16, 2));
+    corpus_put("merge", "scorer", scorer("0123456789abcdef", "2", 16, 2));
+    corpus_put("merge", "scorer-of-other-model", scorer("fedcba9876543210", "2", 16, 2));
     corpus_put("merge", "scorer-of-other-version", scorer("0123456789abcdef", "-1", 16, 2));
-    corpus_put("merge", "scorer-hidden-odd", scorer("0123456789abcdef", "1", 15, 1));
-    corpus_put("merge", "scorer-without-levels", scorer("0123456789abcdef", "1", 16, 0));
+    corpus_put("merge", "scorer-hidden-odd", scorer("0123456789abcdef", "2", 15, 1));
+    corpus_put("merge", "scorer-without-levels", scorer("0123456789abcdef", "2", 16, 0));
     corpus_put("merge", "gate", weights("lin1", ""));
     corpus_put("merge", "direct", weights("merge", ""));
     corpus_put("merge", "no-head", weights("other", ""));

@@ -84,6 +84,35 @@ static void test_right(void **state)
     assert_string_equal(c.name, "");
 }
 
+static uint64_t digest_of(const char *name, const float *embedding)
+{
+    gguf_writer w;
+    model_config c;
+    put_model(&w, "llama", false);
+    gw_string(&w, "general.name", name);
+    gw_tensor(&w, "token_embd.weight", QUANT_F32, 2, (const uint64_t[]){16, 8}, embedding, 8 * 16 * sizeof *embedding);
+    gw_tensor(&w, "rope_freqs.weight", QUANT_F32, 1, (const uint64_t[]){4}, ones, 16); /* less than a sample */
+    assert_int_equal(read(&w, &c), DCM_OK);
+    return c.info.digest;
+}
+
+/* Other weights are another model, also where only the middle of a tensor is another. */
+static void test_digest(void **state)
+{
+    (void)state;
+    float embedding[8 * 16] = {1, 2, 3};
+    const uint64_t digest = digest_of("a", embedding);
+    assert_true(digest_of("a", embedding) == digest);
+    assert_true(digest_of("b", embedding) != digest);
+    for (size_t i = 32; i < 96; i++) { /* 256 of 512 bytes */
+        embedding[i] = 1e-30f;
+        if (digest_of("a", embedding) == digest)
+            fail_msg("item %zu does not count", i);
+        embedding[i] = 0;
+    }
+    assert_true(digest_of("a", embedding) == digest);
+}
+
 static void test_arch(void **state)
 {
     (void)state;
@@ -184,11 +213,8 @@ static int quiet(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right),
-        cmocka_unit_test(test_arch),
-        cmocka_unit_test(test_heads),
-        cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_right), cmocka_unit_test(test_digest), cmocka_unit_test(test_arch),
+        cmocka_unit_test(test_heads), cmocka_unit_test(test_rope),   cmocka_unit_test(test_embedding),
     };
     return cmocka_run_group_tests_name("config", tests, quiet, NULL);
 }

@@ -93,6 +93,9 @@ static void test_round_trip(void **state)
         other.digest++;
         assert_int_equal(load(&other, &found, &got), DCM_ERR_FILE);
         assert_non_null(strstr(dcm_error(), "00c0ffee12345678; this model's is 00c0ffee12345679"));
+        other.head_dim = 16; /* told before a digest, which says little */
+        assert_int_equal(load(&other, &found, &got), DCM_ERR_FILE);
+        assert_non_null(strstr(dcm_error(), "lin1.weight is (4, 4), but a head size of 16 needs (32, 32)"));
     }
 }
 
@@ -157,6 +160,29 @@ static void test_published(void **state)
     make(&p, MERGE_MAX_BLOCKS + 1, false, true);
     put(&p, NULL, 0);
     refuse("layers.64.lin1.weight is not part");
+}
+
+/* A file that names its model is dcm's own, of this version. */
+static void test_versions(void **state)
+{
+    (void)state;
+    static parts p;
+    static const st_note notes[][2] = {{{"model_digest", "00c0ffee12345678"}, {"version", "1"}},
+                                       {{"model_digest", "00c0ffee12345678"}, {"model", "x"}},
+                                       {{"model_digest", "00c0ffee12345679"}, {"version", "2"}},
+                                       {{"model_digest", "00c0ffee12345678"}, {"version", "2"}}};
+    static const char *const said[] = {"version \"1\" of its format; this dcm knows \"2\"", "version \"\" of its",
+                                       "made for the model with digest 00c0ffee12345679"};
+    pair_shape found;
+    float *params;
+    make(&p, 1, true, false);
+    for (size_t i = 0; i < 3; i++) {
+        put(&p, notes[i], 2);
+        refuse(said[i]);
+    }
+    put(&p, notes[3], 2);
+    assert_int_equal(load(&facts, &found, &params), DCM_OK);
+    mem_free(&params);
 }
 
 static void test_is_ours(void **state)
@@ -313,8 +339,8 @@ static void test_save_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        IN_PLACE(test_round_trip),  IN_PLACE(test_published),   IN_PLACE(test_is_ours),
-        IN_PLACE(test_wrong_files), IN_PLACE(test_wrong_items), IN_PLACE(test_save_fails),
+        IN_PLACE(test_round_trip),  IN_PLACE(test_published),  IN_PLACE(test_is_ours),  IN_PLACE(test_wrong_files),
+        IN_PLACE(test_wrong_items), IN_PLACE(test_save_fails), IN_PLACE(test_versions),
     };
     return cmocka_run_group_tests_name("pair_file", tests, NULL, NULL);
 }
