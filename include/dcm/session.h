@@ -128,6 +128,12 @@ DCM_API dcm_status dcm_session_watch(dcm_session *session, dcm_merge_seen *seen,
 
 DCM_API void dcm_session_get_stats(const dcm_session *session, dcm_session_stats *stats);
 
+/*
+ * A digest of the parameters of the merge in use, whatever file they came from: equal on every device, 0 where it has
+ * none. They are read back from the device. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE; the session can be used on.
+ */
+DCM_API dcm_status dcm_session_merge_digest(dcm_session *session, uint64_t *digest);
+
 /* Bytes a cache of these parameters takes after n tokens (units only); also usable before anything is opened. */
 DCM_API dcm_status dcm_cache_bytes(const dcm_model_info *model, const dcm_cache_params *params, uint64_t n,
                                    size_t *units, size_t *bytes);

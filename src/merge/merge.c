@@ -1,6 +1,7 @@
 #include "merge/merge.h"
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "io/safetensors.h"
 #include "merge/shipped.h"
@@ -146,6 +147,34 @@ size_t merge_bytes(const merge_model *m)
     for (uint32_t i = 0; i < m->blocks * MERGE_LINEARS; i++)
         bytes += m->linear[i].w->bytes + m->linear[i].bias->bytes;
     return bytes;
+}
+
+static dcm_status hash_buffer(backend *ops, buffer *b, uint64_t *hash)
+{
+    void *data = NULL;
+    dcm_status status;
+    DCM_TRY(status, done, mem_new(&data, b->bytes, 1, "merge weights"));
+    DCM_TRY(status, done, ops->ops->read(b, 0, data, b->bytes));
+    *hash = hash_bytes(*hash, data, b->bytes);
+done:
+    mem_free(&data);
+    return status;
+}
+
+dcm_status merge_params_digest(merge_model *m, uint64_t *digest)
+{
+    const uint32_t linears = m->head.w ? m->blocks * MERGE_LINEARS + 1 : 0;
+    dcm_status status = DCM_OK;
+    *digest = m->params || linears ? HASH_START : 0;
+    if (m->params)
+        status = hash_buffer(m->ops, m->params, digest);
+    for (uint32_t i = 0; status == DCM_OK && i < linears; i++) {
+        const merge_linear *l = merge_linear_at(m, i);
+        status = hash_buffer(m->ops, l->w, digest);
+        if (status == DCM_OK)
+            status = hash_buffer(m->ops, l->bias, digest);
+    }
+    return status;
 }
 
 dcm_status merge_reserve(merge_model *m, size_t rows)

@@ -61,6 +61,12 @@ static inline merge_linear *merge_linear_at(merge_model *m, uint32_t i)
 /* Bytes of parameters on the device. */
 size_t merge_bytes(const merge_model *m);
 
+/*
+ * FNV-1a of the parameters as they lie on the device, the same bits on every one: which file they came from, whatever
+ * its name. 0 without parameters ("mean", "newer").
+ */
+dcm_status merge_params_digest(merge_model *m, uint64_t *digest);
+
 /* Do the merges of `s` in `layers` layers from `layer` on, all heads together; none is no work. Activations of an MLP
  * take 16 MiB at most, unless one merge takes more: more merges are done in pieces. */
 dcm_status merge_run(merge_model *m, kv_pool *pool, const step *s, uint32_t layer, uint32_t layers, rope_kind rope);

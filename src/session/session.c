@@ -227,6 +227,8 @@ dcm_status dcm_session_watch(dcm_session *s, dcm_merge_seen *seen, void *context
 
 uint32_t dcm_session_chunk(const dcm_session *s) { return s->cache.chunk; }
 
+dcm_status dcm_session_merge_digest(dcm_session *s, uint64_t *digest) { return merge_params_digest(&s->merge, digest); }
+
 void dcm_session_get_stats(const dcm_session *s, dcm_session_stats *stats)
 {
     const mem_counter *m = &s->model->ops->memory;

@@ -364,6 +364,29 @@ def test_record_that_differs(cli):
     assert "other units" in rows[1]["status"]
 
 
+def test_merge_of_record(cli):
+    """A merge file counts by what is in it, not by its name."""
+    golden = pathlib.Path(__file__).parent.parent / "golden/merge"
+    merge, moved, record = (cli.folder / n for n in ("merge.safetensors", "moved.safetensors", "merge.dcmcheck"))
+    policy = ["-m", cli.tiny, "-L", "4"]
+    for first, other in ("gate_d16_b1", "gate_d16_b3"), ("direct_d16_b1", "gate_d16_b1"):
+        data = (golden / f"{first}.safetensors").read_bytes()
+        merge.write_bytes(data)
+        moved.write_bytes(data)
+        cli.exits(0, *policy, "--merge", merge, "--devices", "0.0", "-n", "12", "--save", record)
+        assert str(merge) not in Record(record.read_bytes()).header["options"]["policy"]
+        cli.exits(0, *policy, "--merge", moved, "--devices", "0.0,ref", "--against", record)
+        changed = bytearray(data)
+        changed[-1] ^= 0x10
+        for wrong in changed, (golden / f"{other}.safetensors").read_bytes():
+            merge.write_bytes(wrong)
+            cli.fails(3, "its policy is .*merge=(gate|direct)-[0-9a-f]{16}.*, here it is .*merge=(gate|direct)-",
+                      *policy, "--merge", merge, "--against", record, "--devices", "ref")
+        cli.fails(3, "its policy is .*, here it is .*merge=newer", *policy, "--merge", "newer", "--against", record,
+                  "--devices", "ref")
+    cli.exits(0, *policy, "--devices", "ref", "--against", saved(cli))  # auto, which is newer here
+
+
 def test_foreign_record(cli):
     path = saved(cli)
     base = ["--merge", "newer", "--against", path, "--devices", "ref"]
@@ -381,6 +404,12 @@ def test_foreign_record(cli):
     cli.fails(3, "No such file", *against(cli, cli.folder / "none"), "--devices", "ref")
     cli.fails(3, "not a file that can be read", *against(cli, cli.folder), "--devices", "ref")
     cli.fails(3, "not a record", *against(cli, cli.tiny), "--devices", "ref")
+    record = Record(path.read_bytes())
+    record.version = 2
+    record.put(cli.folder / "old.dcmcheck")
+    cli.fails(3, "a record of another version of dcm", *against(cli, cli.folder / "old.dcmcheck"), "--devices", "ref")
+    cli.fails(2, "--save and --steps-out name the same file", *cli.model, "--devices", "ref", "--save", "both",
+              "--steps-out", "both")
     cli.fails(3, "/none/x: cannot write", *cli.model, "--devices", "ref", "--save", "/none/x")
     gone = cli.folder / "gone.dcmcheck"
     cli.exits(4, *cli.model, "--devices", "0.0", "--save", gone, LD_PRELOAD=cli.broken, BROKEN="crash")

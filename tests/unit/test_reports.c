@@ -225,7 +225,7 @@ static void test_wrong_contents(void **state)
 static void put_parts(const char *header, size_t body)
 {
     static unsigned char bytes[8192];
-    const uint32_t head[] = {2, (uint32_t)strlen(header)};
+    const uint32_t head[] = {RECORD_VERSION, (uint32_t)strlen(header)};
     const uint64_t size = body;
     memset(bytes, 0, sizeof bytes);
     memcpy(bytes, "DCMCHECK", 8);

@@ -39,7 +39,8 @@ typedef struct check_job {
 /* What a process says of its model once it is open. */
 typedef struct check_model {
     uint32_t vocab, layers, kv_heads, head_dim;
-    uint64_t digest;
+    uint64_t digest, merge_digest; /* merge_digest: of its parameters, 0 without */
+    char merge[16];                /* as in dcm_session_stats */
 } check_model;
 
 /* One head's choice of one layer of one merge. */

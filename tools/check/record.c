@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 
 static const char magic[8] = "DCMCHECK";
-enum { VERSION = 2, HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
+enum { HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
 
 typedef struct file_head {
     char magic[8];
@@ -116,7 +116,7 @@ bool record_write(record *r, FILE *out)
     json_t *caches = json_array();
     void *data;
     size_t bytes;
-    file_head head = {.version = VERSION, .checksum = hash_start};
+    file_head head = {.version = RECORD_VERSION, .checksum = hash_start};
     memcpy(head.magic, magic, sizeof magic);
     for (size_t i = 0; i < r->caches; i++)
         json_array_append_new(caches, json_pack("[I,I]", (json_int_t)r->cache[i].step, (json_int_t)r->cache[i].units));
@@ -247,7 +247,7 @@ static int read_header(record *r, const char *path, FILE *in, uint64_t size, fil
     char text[HEADER_MAX];
     if (fread(head, sizeof *head, 1, in) != 1 || memcmp(head->magic, magic, sizeof magic) != 0)
         return bad(path, "not a record of dcm check");
-    if (head->version != VERSION)
+    if (head->version != RECORD_VERSION)
         return bad(path, "a record of another version of dcm");
     if (head->header > HEADER_MAX || head->body > size || size != sizeof *head + head->header + head->body)
         return bad(path, "truncated, or longer than it says");

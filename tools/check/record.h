@@ -4,7 +4,7 @@
  * The file, all little-endian:
  *
  *     8 bytes   "DCMCHECK"
- *     u32       2, the format's version
+ *     u32       RECORD_VERSION
  *     u32       bytes of the header
  *     u64       bytes of the body
  *     u64       FNV-1a (64 bits) of header and body
@@ -13,8 +13,9 @@
  *     body      "steps" record_steps, then for each of "caches" a list of units (record_unit), the bounds of digests
  *               and the digests themselves, each (layers, 2, units) f32; keys before values
  *
- * "options" must be the same on both machines: model_digest, vocab, layers, kv_heads, head_dim and policy. "steps" is a
- * number, "caches" a list of [step, units]. The body has exactly the bytes that these say, and the file nothing more.
+ * "options" must be the same on both machines: model_digest, vocab, layers, kv_heads, head_dim, strict and policy,
+ * where a merge with parameters is named by their digest. "steps" is a number, "caches" a list of [step, units]. The
+ * body has exactly the bytes that these say, and the file nothing more.
  *
  * A digest is the sum of a unit's values in one layer, each with a sign that depends on its place alone: a wrong value
  * shows in it as large as it is. Bounds are those that the recording run found (check.h).
@@ -28,7 +29,7 @@
 
 #include "output.h"
 
-enum { RECORD_TOP = 64, RECORD_CACHES = 64 };
+enum { RECORD_VERSION = 3, RECORD_TOP = 64, RECORD_CACHES = 64 };
 
 /* One step: the token that was fed, and the logits after it. */
 typedef struct record_step {

@@ -93,11 +93,23 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
     }
 }
 
+/* "newer", or "score" and the digest of its parameters: a file's name says nothing on another machine. */
+static void merge_text(const check_model *m, char *out, size_t size)
+{
+    if (m->merge_digest)
+        snprintf(out, size, "%s-%016" PRIx64, m->merge, m->merge_digest);
+    else
+        snprintf(out, size, "%s", m->merge);
+}
+
 json_t *check_record_options(const check_run *run, const check_model *model)
 {
-    char digest[32], policy[POLICY_TEXT];
+    char digest[32], merge[40], policy[POLICY_TEXT];
     snprintf(digest, sizeof digest, "%016" PRIx64, model->digest);
-    policy_text(&run->job.cache, "auto", policy, sizeof policy);
+    dcm_cache_params cache = run->job.cache;
+    cache.merge = NULL;
+    merge_text(model, merge, sizeof merge);
+    policy_text(&cache, merge, policy, sizeof policy);
     return json_pack("{s:s,s:I,s:I,s:I,s:I,s:s,s:b}", "model_digest", digest, "vocab", (json_int_t)model->vocab,
                      "layers", (json_int_t)model->layers, "kv_heads", (json_int_t)model->kv_heads, "head_dim",
                      (json_int_t)model->head_dim, "policy", policy, "strict", run->job.device.strict);

@@ -128,7 +128,13 @@ static bool hello(process *p)
 {
     dcm_model_get_info(p->model, &p->shape);
     dcm_device_get_info(p->device, &p->info);
-    const check_model model = {p->shape.vocab, p->shape.layers, p->shape.kv_heads, p->shape.head_dim, p->shape.digest};
+    check_model model = {p->shape.vocab, p->shape.layers, p->shape.kv_heads, p->shape.head_dim, p->shape.digest};
+    dcm_session_stats stats;
+    dcm_session_get_stats(p->session, &stats);
+    snprintf(model.merge, sizeof model.merge, "%s", stats.merge);
+    const dcm_status status = dcm_session_merge_digest(p->session, &model.merge_digest);
+    if (status != DCM_OK)
+        return tell_error(p, (int)status, dcm_error());
     json_t *facts = json_object();
     runtime_add_device(facts, p->device);
     char *text = json_dumps(facts, JSON_COMPACT);
