@@ -69,6 +69,18 @@ int args_choice(const char *choices, const char *text)
     }
 }
 
+void args_make_unique(arg_ints *list)
+{
+    size_t n = 0;
+    for (size_t i = 0, k; i < list->count; i++) {
+        for (k = 0; k < n && list->item[k] != list->item[i];)
+            k++;
+        list->item[k] = list->item[i];
+        n += k == n;
+    }
+    list->count = n;
+}
+
 /* "in 2 .. 4096", "a power of two in 2 .. 4096", "at least 1". */
 static const char *range_text(const arg_option *o, char *out, size_t size)
 {
@@ -186,10 +198,12 @@ static const char *default_text(const arg_option *o, char *out, size_t size)
         if (*(int64_t *)o->value || o->show_zero)
             snprintf(out, size, "%" PRId64, *(int64_t *)o->value);
         break;
-    case ARG_INTS:
-        if (((arg_ints *)o->value)->count)
-            snprintf(out, size, "%" PRId64, ((arg_ints *)o->value)->item[0]);
+    case ARG_INTS: {
+        const arg_ints *list = o->value;
+        for (size_t i = 0, used = 0; i < list->count && used < size; i++)
+            used += (size_t)snprintf(out + used, size - used, "%s%" PRId64, i ? "," : "", list->item[i]);
         break;
+    }
     case ARG_REAL:
         if (*(double *)o->value != 0 || o->show_zero)
             snprintf(out, size, "%g", *(double *)o->value);
@@ -270,6 +284,17 @@ static int unknown(const char *what)
     return tool_fail(DCM_ERR_USAGE, "unknown option %s; see %s --help", what, tool_name());
 }
 
+/* Note that an option is given: twice only where each time adds something, or says the same. */
+static int note_seen(args *a, size_t k)
+{
+    const arg_option *o = &a->list[k].option;
+    const bool again = a->list[k].seen && o->kind != ARG_FLAG && o->kind != ARG_TEXTS;
+    a->list[k].seen = true;
+    return again ? tool_fail(DCM_ERR_USAGE, "--%s is given twice: it takes one %s", o->name,
+                             o->kind == ARG_INTS ? "list, with commas" : "value")
+                 : ARGS_GO;
+}
+
 static int parse_long(args *a, int argc, char **argv, int *i)
 {
     const char *name = argv[*i] + 2, *equals = strchr(name, '=');
@@ -278,7 +303,9 @@ static int parse_long(args *a, int argc, char **argv, int *i)
         const arg_option *o = &a->list[k].option;
         if (strlen(o->name) != length || memcmp(o->name, name, length) != 0)
             continue;
-        a->list[k].seen = true;
+        const int code = note_seen(a, k);
+        if (code != ARGS_GO)
+            return code;
         if (o->kind == ARG_FLAG && equals)
             return tool_fail(DCM_ERR_USAGE, "--%s takes no value", o->name);
         if (o->kind == ARG_FLAG)
@@ -302,7 +329,9 @@ static int parse_letters(args *a, int argc, char **argv, int *i)
         if (k == a->count)
             return unknown(argv[*i]);
         const arg_option *o = &a->list[k].option;
-        a->list[k].seen = true;
+        const int code = note_seen(a, k);
+        if (code != ARGS_GO)
+            return code;
         if (o->kind == ARG_FLAG) {
             read_value(o, NULL);
             continue;

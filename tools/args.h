@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 typedef enum arg_kind {
-    ARG_FLAG,   /* bool */
+    ARG_FLAG,   /* bool; may be given several times */
     ARG_TEXT,   /* const char * */
     ARG_TEXTS,  /* arg_texts: may be given several times */
     ARG_INT,    /* int64_t in min .. max */
@@ -73,7 +73,10 @@ void args_add(args *a, const char *title, const arg_option *options, size_t coun
 
 enum { ARGS_GO = -1 };
 
-/* Parse argv[1 ..]. ARGS_GO, or the exit code: 0 after --help, 2 after a message about wrong usage. */
+/*
+ * Parse argv[1 ..]. ARGS_GO, or the exit code: 0 after --help, 2 after a message about wrong usage, such as a second
+ * value for an option that has one.
+ */
 int args_parse(args *a, int argc, char **argv);
 
 /* True when the option was given on the command line. */
@@ -82,6 +85,9 @@ bool args_seen(const args *a, const char *name);
 /* Numbers as the parser reads them: the whole text, in range; false otherwise. */
 bool args_read_int(const char *text, int64_t min, int64_t max, int64_t *out);
 bool args_read_real(const char *text, double min, double max, double *out);
+
+/* Leave each value once, where it stands first. */
+void args_make_unique(arg_ints *list);
 
 /* Index of `text` in "a|b|c", or -1. */
 int args_choice(const char *choices, const char *text);

@@ -43,8 +43,10 @@ class Cli:
                                 OMP_WAIT_POLICY="passive")
 
     def command(self, *args, model=None, texts="texts", out="merge.safetensors"):
+        usual = {"-L": "4,8", "-n": "48", "--hidden": "16"}
         return [self.program, "train", "-m", model or self.tiny, "-f", str(self.folder / texts), "-o",
-                str(self.folder / out), "-L", "4,8", "-n", "48", "--hidden", "16", *map(str, args)]
+                str(self.folder / out), *(word for pair in usual.items() if pair[0] not in args for word in pair),
+                *map(str, args)]
 
     def run(self, *args, limit=None, **options):
         def set_limit():
