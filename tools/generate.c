@@ -1,6 +1,7 @@
 #include "generate.h"
 
 #include "fit.h"
+#include "numbers.h"
 #include "progress.h"
 #include "tool.h"
 
@@ -63,7 +64,7 @@ static int feed(generator *g, const int32_t *ids, size_t count)
     dcm_session_stats stats;
     dcm_session_get_stats(g->session, &stats);
     warn_of_units(g, stats.units);
-    return 0;
+    return numbers_check(g->logits, g->r->info.vocab, g->session, g->params, stats.tokens);
 }
 
 /* ---- Reading a prompt ---- */

@@ -150,6 +150,31 @@ arg_option options_kv(int *kv)
     return (arg_option){"kv", 0, ARG_CHOICE, kv, .choices = "f16|f32", .help = "How keys and values are stored."};
 }
 
+arg_option options_log_r(double *log_r)
+{
+    return (arg_option){"log-r", 0,   ARG_REAL,
+                        log_r,   "X", "dcm: weight of the logarithm of a unit's tokens in its score.",
+                        -100,    100, .show_zero = true};
+}
+
+arg_option options_far_limit(int64_t *far_limit)
+{
+    return (arg_option){"far-limit",
+                        0,
+                        ARG_INT,
+                        far_limit,
+                        "N",
+                        "dcm: units of L tokens, however many, weigh together in attention as N of them at most; 0: no "
+                        "limit, as in the paper; without it the larger of 16 and L / 8.",
+                        0,
+                        INT32_MAX};
+}
+
+int32_t options_far_limit_param(const args *a, int64_t far_limit)
+{
+    return !args_seen(a, "far-limit") ? 0 : far_limit ? (int32_t)far_limit : -1;
+}
+
 void options_add_cache(args *a, cache_options *o)
 {
     const arg_option options[] = {
@@ -166,12 +191,8 @@ void options_add_cache(args *a, cache_options *o)
          "very model, else newer."},
         {"window", 0, ARG_INT, &o->window, "W",
          "window: units in all, sinks and the current token included; must exceed the sinks.", 1, 1 << 28},
-        {"log-r", 0, ARG_REAL, &o->log_r, "X", "dcm: weight of the logarithm of a unit's tokens in its score.", -100,
-         100, .show_zero = true},
-        {"far-limit", 0, ARG_INT, &o->far_limit, "N",
-         "dcm: units of L tokens, however many, weigh together in attention as N of them at most; 0: no limit, as in "
-         "the paper; without it the larger of 16 and L / 8.",
-         0, INT32_MAX},
+        options_log_r(&o->log_r),
+        options_far_limit(&o->far_limit),
         options_kv(&o->kv),
         {"chunk", 0, ARG_INT, &o->chunk, "N",
          "Most tokens read in one step of a prompt, and most cache units more than it needs afterwards (with dcm a "
@@ -188,12 +209,9 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
     static const struct {
         const char *option;
         bool has_effect[3];
-    } effects[] = {{"group", {true, false, false}},
-                   {"sinks", {true, false, true}},
-                   {"merge", {true, false, false}},
-                   {"window", {false, false, true}},
-                   {"log-r", {true, false, false}},
-                   {"far-limit", {true, false, false}}};
+    } effects[] = {{"group", {true, false, false}}, {"sinks", {true, false, true}},
+                   {"merge", {true, false, false}}, {"window", {false, false, true}},
+                   {"log-r", {true, false, false}}, {"far-limit", {true, false, false}}};
     for (size_t i = 0; i < COUNT(effects); i++)
         if (args_seen(a, effects[i].option) && !effects[i].has_effect[o->kind])
             return tool_fail(DCM_ERR_USAGE, "--%s has no effect with --cache %s: leave one of them out",
@@ -213,8 +231,7 @@ int options_cache_params(const args *a, const cache_options *o, dcm_cache_params
         return 0;
     params->group = (uint32_t)o->group;
     params->log_r = (float)o->log_r;
-    if (args_seen(a, "far-limit"))
-        params->far_limit = o->far_limit ? (int32_t)o->far_limit : -1;
+    params->far_limit = options_far_limit_param(a, o->far_limit);
     params->merge = strcmp(o->merge, "auto") == 0 ? NULL : o->merge;
     return 0;
 }

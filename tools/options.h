@@ -43,7 +43,8 @@ typedef struct verbosity_options {
 void options_add_verbosity(args *a, verbosity_options *o);
 int options_apply_verbosity(const verbosity_options *o);
 
-/* --cache, --group, --sinks, --merge, --window, --log-r, --kv, --chunk. Start from CACHE_OPTIONS_DEFAULT. */
+/* --cache, --group, --sinks, --merge, --window, --log-r, --far-limit, --kv, --chunk. Start from CACHE_OPTIONS_DEFAULT.
+ */
 typedef struct cache_options {
     int kind; /* dcm_cache_kind */
     int64_t group, sinks, window;
@@ -58,8 +59,13 @@ typedef struct cache_options {
 
 void options_add_cache(args *a, cache_options *o);
 
-/* --kv alone. */
+/* --kv, --log-r, --far-limit alone. */
 arg_option options_kv(int *kv);
+arg_option options_log_r(double *log_r);
+arg_option options_far_limit(int64_t *far_limit);
+
+/* What was given of --far-limit, as dcm_cache_params.far_limit has it. */
+int32_t options_far_limit_param(const args *a, int64_t far_limit);
 
 /* Check options against the policy (one without effect is wrong usage) and make parameters of them. */
 int options_cache_params(const args *a, const cache_options *o, dcm_cache_params *params);

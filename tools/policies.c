@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define NEWER "newer"
+
 static int wrong(const char *item, const char *why)
 {
     return tool_fail(DCM_ERR_USAGE, "--policies: \"%s\": %s", item, why);
@@ -159,6 +161,16 @@ int policies_resolve(policy_list *list, uint64_t n)
                              sinks_of(p));
     }
     return 0;
+}
+
+void policies_settle_merge(policy_list *list, const dcm_cache_params *params, const dcm_session *session)
+{
+    dcm_session_stats stats;
+    dcm_session_get_stats(session, &stats);
+    const bool settled = params->kind == DCM_CACHE_DCM && !params->merge && strcmp(stats.merge, NEWER) == 0;
+    for (size_t i = 0; i < list->count && settled; i++)
+        if (list->item[i].params.kind == DCM_CACHE_DCM && !list->item[i].params.merge)
+            list->item[i].params.merge = NEWER;
 }
 
 void policy_text(const dcm_cache_params *p, const char *merge, char *out, size_t size)

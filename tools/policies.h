@@ -36,6 +36,12 @@ int policies_find(const policy_list *list, const char *name, const char *option,
 /* Set every W=auto to the units of the first policy after n tokens. 0, or 2 after a message. */
 int policies_resolve(policy_list *list, uint64_t n);
 
+/*
+ * What "auto" came to in a session that was opened with `params`, for every policy that has it where that is "newer":
+ * it is the same for all of a model, and is said once.
+ */
+void policies_settle_merge(policy_list *list, const dcm_cache_params *params, const dcm_session *session);
+
 /* The policy with all its settings, into `out`; `merge` as the session names it. A window of 0 units is "auto". */
 void policy_text(const dcm_cache_params *params, const char *merge, char *out, size_t size);
 

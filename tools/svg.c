@@ -96,10 +96,15 @@ svg_axis svg_logarithmic(double least, double most, double unit)
     return (svg_axis){.logarithmic = true, .least = tick(low), .most = tick(high), .step = low, .unit = unit};
 }
 
+svg_axis svg_binary(double least, double most)
+{
+    return (svg_axis){.logarithmic = true, .binary = true, .least = least / 2, .most = most * 2, .unit = 1};
+}
+
 /* The value of tick `i`; NAN behind the last one. */
 static double tick_value(const svg_axis *a, int i)
 {
-    const double value = a->logarithmic ? tick((int)a->step + i) : i * a->step;
+    const double value = a->binary ? ldexp(a->least, i) : a->logarithmic ? tick((int)a->step + i) : i * a->step;
     return value <= a->most * 1.0001 ? value : NAN;
 }
 

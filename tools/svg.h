@@ -20,9 +20,10 @@ enum {
 
 #define SVG_INK "#222222"
 
-/* From `least` to `most`, both ticks: linear ones `step` apart; logarithmic ones at 1, 2 and 5 times powers of ten. */
+/* From `least` to `most`, both ticks: linear ones `step` apart; logarithmic ones at 1, 2 and 5 times powers of ten, or
+ * at powers of two. */
 typedef struct svg_axis {
-    bool logarithmic;
+    bool logarithmic, binary;
     double least, most, step;
     double unit; /* a tick's label is its value divided by this */
     int digits;  /* of a label after the point; 0: whole numbers with commas */
@@ -33,6 +34,9 @@ svg_axis svg_linear(double most, double least_step);
 
 /* The ticks around least .. most, which are positive; one more on both sides where they are on a tick. */
 svg_axis svg_logarithmic(double least, double most, double unit);
+
+/* Powers of two from the half of `least` to the double of `most`, both powers of two too. */
+svg_axis svg_binary(double least, double most);
 
 /* A drawing with `rows` rows of legend above the area. */
 typedef struct svg {

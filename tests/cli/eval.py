@@ -7,6 +7,9 @@ import json
 import math
 import pathlib
 import re
+import struct
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import check
@@ -177,13 +180,13 @@ def test_equal_units(cli):
 def test_settings_are_options(cli):
     """A setting of a policy measures what the option of its name does, and another thing than the default."""
     args = ["-f", cli.text, "-n", "150", "-q"]
-    usual = ["-L", "4", "--merge", "newer"]
-    plain = rows(cli, "ppl", *args, *usual)[0]["ppl"]
-    for setting, options in [("log-r=0.5", ["--log-r", "0.5"]), ("log-r=-1", ["--log-r=-1"]), ("S=0", ["--sinks", "0"]),
-                             ("S=9", ["--sinks", "9"]), ("far-limit=0", ["--far-limit", "0"]),
-                             ("far-limit=1", ["--far-limit", "1"]), ("merge=mean", ["--merge", "mean"]),
-                             ("L=8", ["-L", "8"]), ("kv=f32", ["--kv", "f32"])]:
-        by_option = rows(cli, "ppl", *args, *usual, *options)[0]
+    usual = {"--group": "4", "--merge": "newer"}
+    words = lambda options: [word for pair in options.items() for word in pair]
+    plain = rows(cli, "ppl", *args, *words(usual))[0]["ppl"]
+    for setting, option in [("log-r=0.5", "--log-r"), ("log-r=-1", "--log-r"), ("S=0", "--sinks"), ("S=9", "--sinks"),
+                            ("far-limit=0", "--far-limit"), ("far-limit=1", "--far-limit"), ("merge=mean", "--merge"),
+                            ("L=8", "--group"), ("kv=f32", "--kv")]:
+        by_option = rows(cli, "ppl", *args, *words({**usual, option: setting.split("=")[1]}))[0]
         by_policy = rows(cli, "ppl", *args, "--policies", f"dcm:L=4:merge=newer:{setting}")[0]
         assert by_option["ppl"] == by_policy["ppl"] != plain, (setting, by_option, by_policy, plain)
         assert setting.startswith(("merge", "S")) or setting in by_option["policy"], by_option
@@ -219,6 +222,84 @@ def test_ppl_usage(cli):
     short.write_text("x")
     cli.fails(3, "short.txt: nothing to predict", "eval", "ppl", *base, "-f", short)
     cli.fails(3, "text.txt has .* not the 9999 of --tokens", "eval", "ppl", *base, "-f", short, "-n", "9999")
+
+
+# ---- Any command ----
+
+
+def spoilt_model(cli, token=0):
+    """A tiny model with one weight that is no number: the first of a token's row of the embedding, which is the
+    output's too. The embedding is the first that differs between two seeds."""
+    path, other = cli.folder / "spoilt.gguf", cli.folder / "other.gguf"
+    subprocess.run([sys.argv[2], other, "--seed", "7"], check=True)
+    data = bytearray(pathlib.Path(cli.tiny).read_bytes())
+    first = next(i for i, (a, b) in enumerate(zip(data, other.read_bytes())) if a != b) // 32 * 32
+    row = first + token * 64 * 4
+    data[row : row + 4] = struct.pack("<f", math.nan)
+    path.write_bytes(data)
+    return path
+
+
+def test_no_numbers(cli):
+    """One logit that is no number, of a token that is nowhere in the text, ends whatever would count with it."""
+    path = text_file(cli, "a.txt", 120, 5)
+    said = r": what is computed is no number: the model's weights may hold NaN or infinities"
+    model = ["-m", spoilt_model(cli), "-q"]
+    for token, policy, args in [
+        (1, "dcm:L=4:S=4:merge=newer", ["ppl", "-L", "4", "--merge", "newer"]),
+        (1, "full", ["ppl", "--against", "full"]),
+        (20, "window:W=9:S=4", ["ppl", "--policies", "window:W=9,full", "--skip", "20"]),
+        (10, "dcm:L=4:S=4:merge=newer", ["recall", "-L", "4", "--distances", "20", "--lead", "10", "--passage", "8"]),
+        (90, "full", ["needle", "--cache", "full", "--lengths", "90"]),
+    ]:
+        cli.fails(3, f"dcm eval {args[0]}: token {token}, {policy}{said}", "eval", *args, "-f", path, *model)
+    for options in [], ["--temp", "1"], ["-n", "0"]:
+        cli.fails(3, "dcm run: token 5, full" + said, "run", *model, "-p", "~~~~~", "--cache", "full", *options)
+    cli.fails(3, "dcm bench: token 8, full" + said, "bench", *model, "-p", "8", "-n", "4", "--cache", "full")
+    # Attention has no part in that logit; it has in a token that is read.
+    cli.ok("eval", "metrics", *model, "-f", path, "-n", "90", "-L", "4")
+    spoilt = cli.folder / "spoilt.txt"
+    spoilt.write_text(path.read_text()[:80].replace(" ", " ~ "))
+    cli.fails(3, "dcm eval metrics: layer 0, full" + said, "eval", "metrics", "-m", spoilt_model(cli, ord("~")), "-q",
+              "-f", spoilt, "--cache", "full")
+
+
+def test_given_twice(cli):
+    """An option with one value has one; a list is one; flags may be repeated."""
+    base = ["-m", cli.tiny, "-q"]
+    none, text = cli.folder / "none.txt", ["-f", cli.text]
+    for args, message in [
+        (["eval", "recall", *base, "-f", none, *text], "--file is given twice: it takes one value"),
+        (["eval", "table", "1", *base, *text, "--merges", "x", "--file=x"], "--file is given twice"),
+        (["run", *base, "-p", "x", "-p", "x"], "--prompt is given twice"),
+        (["run", *base, "-p", "x", "-L", "4", "--group", "4"], "--group is given twice"),
+        (["eval", "needle", *base, *text, "--depths", "0", "--depths", "50"], "--depths is given twice: .* one list"),
+        (["plan", "-L", "4", "-L", "8"], "--group is given twice"),
+    ]:
+        cli.fails(2, message, *args)
+    cli.ok("run", *base, "-q", "-p", "x", "-n", "1", "--stop", "a", "--stop", "b")
+
+
+def test_help_of_lists(cli):
+    """Lists are shown as they would be typed, all of their values."""
+    for command, options in [(["train"], ["default 64,128,256"]), (["eval", "recall"], ["default 256,512,1024"]),
+                             (["eval", "needle"], ["default 512,1024,2048", "default 0,25,50,75,100"]),
+                             (["bench"], ["default 512)", "default 0)"])]:
+        text = " ".join(cli.ok(*command, "--help").decode().split())
+        assert all(option in text for option in options), (command, text)
+
+
+def test_missing_weights_said_once(cli):
+    """That no trained merge is there, whatever the number of policies and texts."""
+    path = text_file(cli, "a.txt", 120, 5)
+    policies = ["--policies", "dcm:L=4,dcm:L=8:merge=mean,dcm:L=16"]
+    for args in [["ppl", "-f", path], ["metrics", "-n", "90"],
+                 ["recall", "--distances", "20", "--lead", "10", "--passage", "8"],
+                 ["needle", "--lengths", "90", "--depths", "50"]]:
+        result = cli.run("eval", *args, "-m", cli.tiny, "-f", path, *policies, "--format", "json")
+        assert result.returncode == 0 and result.stderr.count(b"no trained merge weights") == 1, result.stderr
+        named = {row["policy"].split(":far")[0] for row in json.loads(result.stdout)["rows"]}
+        assert named >= {"dcm:L=4:S=4:merge=newer", "dcm:L=8:S=4:merge=mean", "dcm:L=16:S=4:merge=newer"}, named
 
 
 # ---- Plot ----
@@ -352,8 +433,9 @@ def test_recall_values(cli):
     """Values and intervals from the tokens' log-probabilities."""
     path = text_file(cli, "a.txt", 120, 5)
     passage, repeats = 8, 5
-    args = ["-f", path, "--distances", "30", "--passage", passage, "--repeat", repeats, "--lead", "16"]
-    table, tokens = recall(cli, *args, "--policies", "full,window:W=20", "--resamples", "50", "--seed", "9")
+    args = ["-f", path, "--distances", "30", "--passage", passage, "--lead", "16"]
+    table, tokens = recall(cli, *args, "--repeat", repeats, "--policies", "full,window:W=20", "--resamples", "50",
+                           "--seed", "9")
     assert [r["policy"] for r in table] == ["full", "window:W=20:S=4"]  # the full cache is not added twice
     nll = {}
     for t in tokens:

@@ -5,16 +5,18 @@ tables.py DCM MAKE_TINY_MODEL GET_MODEL [PATTERN].
 The values are those that `eval ppl` and `eval metrics` find for the same files one by one.
 """
 import json
+import math
+from xml.etree import ElementTree
 
 import check
-from eval import rows, text_file
+from eval import SVG, rows, scale_of, spoilt_model, text_file
 
 TOKENS = ("-n", "90", "--skip", "10")
 
 
-def trained(cli, name, *args):
+def trained(cli, name, *args, groups="4,8"):
     path = cli.folder / name
-    cli.ok("train", "-m", cli.tiny, "-f", text_file(cli, "train.txt", 100, 5), "-o", path, "-n", "48", "-L", "4,8",
+    cli.ok("train", "-m", cli.tiny, "-f", text_file(cli, "train.txt", 100, 5), "-o", path, "-n", "48", "-L", groups,
            "--steps", "2", "--rate", "0.01", "-q", *args)
     return str(path)
 
@@ -26,10 +28,10 @@ def table(cli, number, merges, *args):
     return json.loads(out)
 
 
-def ppl(cli, merge, group):
+def ppl(cli, merge, group, *args):
     """Means over the tokens of `table`, by `eval ppl`."""
     row, = rows(cli, "ppl", "-f", text_file(cli, "table.txt", 60, 3), *TOKENS, "-L", group, "--merge", merge,
-                "--against", "full")
+                "--against", "full", *args)
     return row["kl"], row["ppl"]
 
 
@@ -57,7 +59,7 @@ def test_depths(cli):
 
 
 def test_groups(cli):
-    merges = [trained(cli, "s"), trained(cli, "s8", "-L", "8")]
+    merges = [trained(cli, "s"), trained(cli, "s8", groups="8")]
     found = table(cli, "2", merges, "-L", "4,8,16")["rows"]
     assert [r["train_l"] for r in found] == ["4,8", "8"]
     for row, merge in zip(found, merges):
@@ -66,6 +68,42 @@ def test_groups(cli):
             close(row[f"kl_{group}"], kl)
             close(row[f"ppl_{group}"], perplexity)
             assert row[f"accuracy_{group}"] is None
+
+
+def test_options(cli):
+    """What acts on the scores does so as with `eval ppl`, and the result says it. A group length counts once."""
+    merge = trained(cli, "s")
+    usual = table(cli, "2", [merge], "-L", "4,4")
+    assert usual["groups"] == [4] and usual["log_r"] == 0 and usual["far_limit"] is None
+    for options in ["--far-limit", "0"], ["--far-limit", "2"], ["--log-r", "0.5"]:
+        found = table(cli, "2", [merge], "-L", "4", *options)
+        assert found[options[0][2:].replace("-", "_")] == float(options[1])
+        close(found["rows"][0]["kl_4"], ppl(cli, merge, "4", *options)[0])
+        assert abs(found["rows"][0]["kl_4"] / usual["rows"][0]["kl_4"] - 1) > 1e-4, options
+
+
+def test_plot(cli):
+    """What is drawn, read back by the ticks of the axes, is what the table says."""
+    merges, out = [trained(cli, "s"), trained(cli, "a <&>8", groups="8")], cli.folder / "curves.svg"
+    found = table(cli, "2", merges, "-L", "16,4,8", "--plot", out)["rows"]
+    drawing = ElementTree.parse(out).getroot()
+    assert not list(cli.folder.glob("*.part"))
+    axes = {g.get("class"): g for g in drawing.findall(SVG + "g") if g.get("class") in "xy"}
+    ticks = [t.text for t in axes["x"].iter(SVG + "text")]
+    assert ticks == ["2", "4", "8", "16", "32", "test L"]
+    log_l, kl = scale_of(axes["x"], "x", lambda t: math.log2(float(t))), scale_of(axes["y"], "y")
+    groups = [g for g in drawing.findall(SVG + "g") if g.get("class") == "series"]
+    assert [g.find(SVG + "text").text for g in groups] == ["trained with L = 4,8 (s)", "trained with L = 8 (a <&>8)"]
+    for group, row in zip(groups, found):
+        points = [tuple(map(float, p.split(","))) for p in group.find(SVG + "polyline").get("points").split()]
+        marks = group.findall(SVG + "circle")[1:]
+        assert points == [(float(m.get("cx")), float(m.get("cy"))) for m in marks]
+        assert [round(log_l(x), 2) for x, _ in points] == [2, 3, 4]
+        for (_, y), mark, length in zip(points, marks, (4, 8, 16)):
+            assert abs(kl(y) - row[f"kl_{length}"]) < 2e-4 * max(r[f"kl_{n}"] for r in found for n in (4, 8, 16)), row
+            assert f"test L = {length}: KL {row[f'kl_{length}']:.5f}," in mark.find(SVG + "title").text
+    texts = [text.text for text in drawing.iter(SVG + "text")]
+    assert any(text.endswith("table.txt, 80 predictions; C reference") or "80 predictions" in text for text in texts)
 
 
 def test_methods(cli):
@@ -103,6 +141,14 @@ def test_usage(cli):
     fails(3, "none", merges="none")
     fails(3, "text", merges=str(cli.folder / "text"))
     fails(3, "nothing to predict", "--skip", "5000", "-L", "4")
+    fails(2, "--plot has no effect with table 1", "--plot", "x.svg")
+    fails(3, "cannot write", "--plot", str(cli.folder / "no" / "x.svg"), "-L", "4", number="2")
+
+
+def test_no_numbers(cli):
+    merge = trained(cli, "s")
+    cli.fails(3, "token 1, full: what is computed is no number", "eval", "table", "1", "-m", spoilt_model(cli), "-f",
+              cli.text, "--merges", merge, "-L", "4", "-q")
 
 
 if __name__ == "__main__":

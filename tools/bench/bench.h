@@ -82,14 +82,36 @@ typedef struct bench {
     uint32_t repetitions;
     uint64_t warmup, seed;
     bool quiet, breakdown, fill;
+    int failed; /* the exit code of what has been said already; 0: nothing */
     energy meter;
     float *logits;
     double read_start, read_end;     /* GB/s; 0: not measured */
     double launch_us, round_trip_us; /* of an empty kernel; 0: not measured */
 } bench;
 
+/* ---- What is asked for (setup.c) ---- */
+
+typedef struct bench_options {
+    const char *model, *caches, *merge, *steps, *plot, *compare;
+    arg_ints prompts, tokens, depths, groups;
+    int64_t sinks, window, far_limit, chunk, repetitions, warmup, seed;
+    double log_r;
+    int kv, weights, format;
+    bool table4, breakdown, fill;
+    device_options device;
+    verbosity_options words;
+} bench_options;
+
+void bench_add_options(args *a, bench_options *o);
+
+/* Check the parsed options, and make the policies and cases of them: nothing is opened yet. 0, or the exit code after a
+ * message. */
+int bench_take_options(const args *a, bench_options *o, bench *b);
+
+/* ---- Measuring (run.c) ---- */
+
 /*
- * Measure all cases (run.c). 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
+ * Measure all cases. 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
  * that do not fit are marked, with a word on stderr, and the others go on.
  */
 int bench_run(bench *b);

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "bench.h"
+#include "numbers.h"
 #include "progress.h"
 #include "tool.h"
 
@@ -260,6 +261,9 @@ static dcm_status measure(pass *p, bench_case *c)
     c->host_peak_bytes = bench_host_peak();
     if (status != DCM_OK)
         return status;
+    p->b->failed = numbers_check(p->b->logits, p->b->r.info.vocab, p->session, p->params, p->position);
+    if (p->b->failed)
+        return DCM_ERR_FILE;
     c->prefill_rate[c->repetitions] = p->filled ? (double)p->filled / p->fill_seconds : 0;
     c->rate[c->repetitions++] = (double)c->size / seconds;
     return DCM_OK;
@@ -309,8 +313,7 @@ static dcm_status warm_up(bench *b, policy *one)
     dcm_session_stats stats;
     if (status == DCM_OK) {
         dcm_session_get_stats(p.session, &stats);
-        if (!one->params.merge && strcmp(stats.merge, "newer") == 0)
-            one->params.merge = "newer"; /* what "auto" has chosen, and said once */
+        policies_settle_merge(&b->policies, &one->params, p.session);
         for (size_t i = 0; i < b->per_policy; i++) {
             bench_case *c = &b->cases[(size_t)(one - b->policies.item) * b->per_policy + i];
             policy_text(&one->params, stats.merge, c->name, sizeof c->name);
@@ -370,7 +373,7 @@ int bench_run(bench *b)
     if (!stopped && status == DCM_OK)
         b->read_end = read_speed(b, 0);
     tool_catch(false);
-    if (stopped)
-        return stopped;
+    if (stopped || b->failed)
+        return stopped ? stopped : b->failed;
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }

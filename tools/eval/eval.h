@@ -110,17 +110,15 @@ typedef struct eval_sequence {
     const int32_t *ids;
     size_t count, fed, step;
     dcm_session *session;
+    const dcm_cache_params *params;
     float *logits; /* (rows, vocab) */
     progress *line;
     uint64_t *done; /* tokens fed since the line began */
 } eval_sequence;
 
-/*
- * Begin with an empty cache; ids, count, line and done are set. A default merge that turned out to be "newer" is put
- * into the parameters, so that it is looked for and spoken of once. 0, or the exit code after a message; close in any
- * case.
- */
-int eval_sequence_open(eval_sequence *s, const eval *e, dcm_cache_params *params);
+/* Begin with an empty cache of a policy; ids, count, line and done are set. 0, or the exit code after a message; close
+ * in any case. */
+int eval_sequence_open(eval_sequence *s, eval *e, size_t policy);
 
 /* Log-probabilities of `count` tokens from `first` on, which is behind those fed, into `logprob`. */
 int eval_sequence_score(eval_sequence *s, size_t first, size_t count, double *logprob);

@@ -2,8 +2,10 @@
 #include <dcm/eval.h>
 
 #include "eval.h"
+#include "numbers.h"
 #include "tool.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 /* Two of a session's units a token, at most 65536: dcm_cache_params.chunk. */
@@ -23,6 +25,17 @@ typedef struct metrics_run {
     eval_cache *cache;            /* (policies) */
 } metrics_run;
 
+static int check_layers(const metrics_run *run, size_t i, const dcm_session *session, const dcm_cache_params *params)
+{
+    const size_t layers = run->e.r.info.layers;
+    for (size_t l = 0; l < layers; l++) {
+        const dcm_attention_metrics *m = &run->layer[i * layers + l];
+        if (!isfinite(m->il) || !isfinite(m->cosine) || !isfinite(m->js))
+            return numbers_fail("layer", l, session, params);
+    }
+    return 0;
+}
+
 static int measure_policy(metrics_run *run, size_t i)
 {
     const metrics_options *o = run->o;
@@ -30,10 +43,12 @@ static int measure_policy(metrics_run *run, size_t i)
     dcm_session *session = NULL;
     params.chunk = (uint32_t)run->text.count * (params.kind == DCM_CACHE_DCM ? 2 : 1);
     dcm_status status = dcm_session_open(&session, run->e.r.model, &params);
-    if (status == DCM_OK)
+    if (status == DCM_OK) {
+        policies_settle_merge(&run->e.policies, &params, session);
         status = dcm_session_measure(session, run->text.ids, run->text.count, (size_t)o->skip, (size_t)o->queries,
                                      run->layer + i * run->e.r.info.layers);
-    const int code = status == DCM_OK ? 0 : tool_fail_library(status);
+    }
+    int code = status == DCM_OK ? check_layers(run, i, session, &params) : tool_fail_library(status);
     if (code == 0)
         eval_cache_note(&run->cache[i], &params, session);
     dcm_session_close(&session);
@@ -63,10 +78,9 @@ static int measure_all(metrics_run *run)
 
 /* ---- Rows ---- */
 
-static const table_column columns[] = {{"policy", 0},      {"layer", 0},     {"units", 0}, {"c_m", 3},
-                                       {"b_kv", 0},        {"kv_bytes", 0},  {"il", -5},   {"il_relative", 5},
-                                       {"cosine", 5},      {"js", 5},        {"sdi", 5},   {"bsd", 4},
-                                       {"bsd_log", 4},     {"boundaries", 0}};
+static const table_column columns[] = {{"policy", 0},   {"layer", 0}, {"units", 0},       {"c_m", 3},       {"b_kv", 0},
+                                       {"kv_bytes", 0}, {"il", -5},   {"il_relative", 5}, {"cosine", 5},    {"js", 5},
+                                       {"sdi", 5},      {"bsd", 4},   {"bsd_log", 4},     {"boundaries", 0}};
 enum { COLUMNS = sizeof columns / sizeof *columns };
 
 static void print_row(table *t, const metrics_run *run, size_t i, table_cell layer, const dcm_attention_metrics *m)

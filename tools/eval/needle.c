@@ -104,11 +104,11 @@ static void score(const needle_run *run, const float *logits, const needle *n, c
 
 static int read_sequence(needle_run *run, size_t cell, size_t repeat, const needle *n, size_t i)
 {
-    dcm_cache_params *params = &run->e.policies.item[i].params;
+    const dcm_cache_params *params = &run->e.policies.item[i].params;
     eval_cache *cache = &run->cache[cell * run->policies + i];
     eval_sequence s = {.ids = run->ids, .count = (size_t)length_of(run, cell), .line = &run->line, .done = &run->done};
     char about[POLICY_TEXT + 96];
-    int code = eval_sequence_open(&s, &run->e, params);
+    int code = eval_sequence_open(&s, &run->e, i);
     if (code == 0)
         code = eval_sequence_end(&s);
     if (code == 0) {
@@ -271,10 +271,9 @@ static void close_run(needle_run *run)
 static void add_options(args *a, needle_options *o)
 {
     const arg_option options[] = {
-        {"lengths", 0, ARG_INTS, &o->lengths, "N,N,...",
-         "Tokens of the whole, needle and question included; without it 512, 1024 and 2048.", 1, INT64_C(1) << 40},
-        {"depths", 0, ARG_INTS, &o->depths, "P,P,...",
-         "Percents of the text before the needle; without it 0, 25, 50, 75 and 100.", 0, 100},
+        {"lengths", 0, ARG_INTS, &o->lengths, "N,N,...", "Tokens of the whole, needle and question included.", 1,
+         INT64_C(1) << 40},
+        {"depths", 0, ARG_INTS, &o->depths, "P,P,...", "Percents of the text before the needle.", 0, 100},
         {"candidates", 0, ARG_INT, &o->candidates, "N", "Words to choose from, the right one and distractors.", 2,
          NEEDLE_CANDIDATES_MAX},
         {"repeat", 0, ARG_INT, &o->repeat, "K", "Needles, each in another part of the text.", 1, 100000},

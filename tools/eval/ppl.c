@@ -2,6 +2,7 @@
 #include "ppl.h"
 
 #include "fit.h"
+#include "numbers.h"
 #include "output.h"
 #include "score.h"
 #include "tool.h"
@@ -21,10 +22,12 @@ typedef struct ppl_run {
     const ppl_options *o;
     eval e;
     ppl_results results;
-    dcm_session *session[POLICIES_MAX + 1]; /* of the policies, then the full cache */
-    size_t step;                            /* tokens fed to every session in turn */
-    float *logits, *full_logits;            /* (step, vocab): of the policy fed last, and of the full cache */
-    double *full_sum;                       /* log of the sum of the exponentials of each row of full_logits */
+    dcm_cache_params full;
+    const dcm_cache_params *params[POLICIES_MAX + 1]; /* of the policies, then the full cache; and their sessions */
+    dcm_session *session[POLICIES_MAX + 1];
+    size_t step;                 /* tokens fed to every session in turn */
+    float *logits, *full_logits; /* (step, vocab): of the policy fed last, and of the full cache */
+    double *full_sum;            /* log of the sum of the exponentials of each row of full_logits */
     output_file csv, plot;
     progress line;
     uint64_t done; /* tokens of finished texts */
@@ -69,13 +72,19 @@ static void score(ppl_run *run, ppl_text *t, size_t i, size_t index, size_t at)
     own[PPL_TOP] += same;
 }
 
-/* Feed `count` tokens from `first` on; the logits after each where any of their predictions is wanted. */
-static int feed(const ppl_run *run, const ppl_text *t, dcm_session *session, size_t first, size_t count, float *logits)
+/* Feed `count` tokens from `first` on to cache `i`; the logits after each where any of their predictions is wanted. */
+static int feed(const ppl_run *run, const ppl_text *t, size_t i, size_t first, size_t count, float *logits)
 {
+    const size_t vocab = run->e.r.info.vocab;
+    dcm_session *session = run->session[i];
     const bool each = is_wanted(run, t, first + count) || is_wanted(run, t, first + count - 1);
     const dcm_status status = each ? dcm_session_feed_each(session, t->text.ids + first, count, logits)
                                    : dcm_session_feed(session, t->text.ids + first, count, NULL);
-    return status == DCM_OK ? 0 : tool_fail_library(status);
+    int code = status == DCM_OK ? 0 : tool_fail_library(status);
+    for (size_t at = 0; at < count && code == 0; at++)
+        if (is_wanted(run, t, first + at + 1))
+            code = numbers_check(logits + at * vocab, vocab, session, run->params[i], first + at + 1);
+    return code;
 }
 
 /* The full cache comes first, so that one buffer serves all the policies behind it. */
@@ -84,12 +93,12 @@ static int feed_step(ppl_run *run, ppl_text *t, size_t first, size_t count)
     const size_t vocab = run->e.r.info.vocab, policies = run->results.policies;
     int code = 0;
     if (run->results.against)
-        code = feed(run, t, run->session[policies], first, count, run->full_logits);
+        code = feed(run, t, policies, first, count, run->full_logits);
     for (size_t at = 0; at < count && code == 0 && run->results.against; at++)
         if (is_wanted(run, t, first + at + 1))
             run->full_sum[at] = score_log_sum(run->full_logits + at * vocab, vocab);
     for (size_t i = 0; i < policies && code == 0; i++) {
-        code = feed(run, t, run->session[i], first, count, run->logits);
+        code = feed(run, t, i, first, count, run->logits);
         for (size_t at = 0; at < count && code == 0; at++)
             if (is_wanted(run, t, first + at + 1))
                 score(run, t, i, first + at + 1, at);
@@ -97,11 +106,12 @@ static int feed_step(ppl_run *run, ppl_text *t, size_t first, size_t count)
     return code == 0 ? tool_stopped() : code;
 }
 
-static int open_session(ppl_run *run, size_t i, const dcm_cache_params *params)
+static int open_session(ppl_run *run, size_t i)
 {
-    const dcm_status status = dcm_session_open(&run->session[i], run->e.r.model, params);
+    const dcm_status status = dcm_session_open(&run->session[i], run->e.r.model, run->params[i]);
     if (status != DCM_OK)
         return tool_fail_library(status);
+    policies_settle_merge(&run->e.policies, run->params[i], run->session[i]);
     const size_t chunk = dcm_session_chunk(run->session[i]);
     run->step = run->step && run->step < chunk ? run->step : chunk;
     return 0;
@@ -112,15 +122,15 @@ static int open_caches(ppl_run *run, const ppl_text *t)
 {
     const size_t policies = run->results.policies, all = policies + run->results.against;
     const size_t vocab = run->e.r.info.vocab;
-    const dcm_cache_params full = eval_full_params(&run->e), *params[POLICIES_MAX + 1];
     int code = policies_resolve(&run->e.policies, t->text.count);
     run->step = 0;
+    run->full = eval_full_params(&run->e);
     for (size_t i = 0; i < all && code == 0; i++) {
-        params[i] = i < policies ? &run->e.policies.item[i].params : &full;
-        code = open_session(run, i, params[i]);
+        run->params[i] = i < policies ? &run->e.policies.item[i].params : &run->full;
+        code = open_session(run, i);
     }
     if (code == 0)
-        code = fit_check(&run->e.r, &run->o->common.device, run->session[0], params, all, t->text.count);
+        code = fit_check(&run->e.r, &run->o->common.device, run->session[0], run->params, all, t->text.count);
     if (code)
         return code;
     const size_t rows = run->step < t->text.count ? run->step : t->text.count;

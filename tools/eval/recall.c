@@ -84,13 +84,13 @@ static int score_copy(recall_run *run, eval_sequence *s, const char *about, int 
 /* One policy reads the sequence; its last token is only predicted. */
 static int read_sequence(recall_run *run, size_t count, size_t distance, size_t repeat, size_t i)
 {
-    dcm_cache_params *params = &run->e.policies.item[i].params;
+    const dcm_cache_params *params = &run->e.policies.item[i].params;
     const size_t passage = (size_t)run->o->passage, first = has_bos(run) + (size_t)run->o->lead;
     double *own = run->sums + (distance * run->repeats + repeat) * run->columns + FIRST_COLUMN + i * EACH;
     eval_cache *cache = &run->cache[distance * run->policies + i];
     eval_sequence s = {.ids = run->ids, .count = count - 1, .line = &run->line, .done = &run->done};
     char about[POLICY_TEXT + 64];
-    int code = eval_sequence_open(&s, &run->e, params);
+    int code = eval_sequence_open(&s, &run->e, i);
     if (code == 0) {
         eval_cache_note(cache, params, s.session);
         snprintf(about, sizeof about, "%s,%" PRId64 ",%zu", cache->name, run->o->distances.item[distance], repeat);
@@ -231,8 +231,7 @@ static void close_run(recall_run *run)
 static void add_options(args *a, recall_options *o)
 {
     const arg_option options[] = {
-        {"distances", 0, ARG_INTS, &o->distances, "D,D,...",
-         "Tokens between the two copies; without it 256, 512 and 1024.", 0, INT64_C(1) << 40},
+        {"distances", 0, ARG_INTS, &o->distances, "D,D,...", "Tokens between the two copies.", 0, INT64_C(1) << 40},
         {"passage", 0, ARG_INT, &o->passage, "TOKENS", "Length of the passage.", 1, 65536},
         {"lead", 0, ARG_INT, &o->lead, "TOKENS", "Tokens of the text before the first copy.", 1, INT64_C(1) << 40},
         {"repeat", 0, ARG_INT, &o->repeat, "K", "Different passages, spread over the text.", 1, 100000},

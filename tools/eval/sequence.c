@@ -1,27 +1,24 @@
 #include "eval.h"
 
 #include "fit.h"
+#include "numbers.h"
 #include "score.h"
 #include "tool.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum { ROWS = 64 }; /* of logits at a time */
 
-#define NEWER "newer"
-
-int eval_sequence_open(eval_sequence *s, const eval *e, dcm_cache_params *params)
+int eval_sequence_open(eval_sequence *s, eval *e, size_t policy)
 {
+    const dcm_cache_params *params = &e->policies.item[policy].params;
     s->e = e;
     s->fed = 0;
+    s->params = params;
     const dcm_status status = dcm_session_open(&s->session, e->r.model, params);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    dcm_session_stats stats;
-    dcm_session_get_stats(s->session, &stats);
-    if (!params->merge && strcmp(stats.merge, NEWER) == 0)
-        params->merge = NEWER;
+    policies_settle_merge(&e->policies, params, s->session);
     s->step = dcm_session_chunk(s->session);
     s->logits = malloc(ROWS * (size_t)e->r.info.vocab * sizeof *s->logits);
     if (!s->logits)
@@ -40,6 +37,7 @@ void eval_sequence_close(eval_sequence *s)
 /* Feed `count` tokens, at most a step of them; `each`: logits after every one, else after the last, NULL for none. */
 static int feed(eval_sequence *s, size_t count, bool each, float *logits)
 {
+    const size_t vocab = s->e->r.info.vocab, rows = !logits ? 0 : each ? count : 1;
     const int32_t *ids = s->ids + s->fed;
     const dcm_status status =
         each ? dcm_session_feed_each(s->session, ids, count, logits) : dcm_session_feed(s->session, ids, count, logits);
@@ -48,7 +46,10 @@ static int feed(eval_sequence *s, size_t count, bool each, float *logits)
     s->fed += count;
     *s->done += count;
     progress_at(s->line, *s->done);
-    return tool_stopped();
+    int code = tool_stopped();
+    for (size_t i = 0; i < rows && code == 0; i++)
+        code = numbers_check(logits + i * vocab, vocab, s->session, s->params, s->fed - rows + i + 1);
+    return code;
 }
 
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }

@@ -1,50 +1,16 @@
 /* `dcm eval table 1|2|3`: the paper's tables in their own rows and columns, of merge files on the model at hand. */
-#include <dcm/eval.h>
-#include <dcm/merge.h>
+#include "tables.h"
 
-#include "eval.h"
+#include "numbers.h"
 #include "score.h"
 #include "tool.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* TOKENS_MAX of table 3: two of a session's units a token, at most 65536. */
-enum { FILES_MAX = 16, GROUPS_MAX = 12, ROWS = 256, TOKENS_MAX = 32768, QUERIES = 64, NAME_SIZE = 24 };
-
-typedef struct tables_options {
-    eval_options common;
-    eval_source source;
-    const char *merges;
-    arg_ints groups;
-    int64_t skip;
-} tables_options;
-
-/* One merge file with one group length, and its sums over the tokens scored. */
-typedef struct table_cache {
-    dcm_cache_params params;
-    dcm_session *session;
-    double kl, nll;
-} table_cache;
-
-typedef struct tables_run {
-    tables_options *o;
-    eval e;
-    int number;
-    char *merges; /* o->merges, cut into paths */
-    const char *path[FILES_MAX];
-    dcm_merge_info info[FILES_MAX];
-    size_t files, groups;
-    eval_text text;
-    size_t first;
-    table_cache cache[FILES_MAX * GROUPS_MAX]; /* (files, groups) */
-    dcm_session *full;
-    double full_nll;
-    float *logits, *full_logits; /* (ROWS, vocab) */
-    dcm_attention_metrics metrics[FILES_MAX];
-} tables_run;
+enum { ROWS = 256, TOKENS_MAX = 32768, QUERIES = 64 };
 
 /* ---- Measuring ---- */
 
@@ -53,13 +19,15 @@ static int library(dcm_status status) { return status == DCM_OK ? 0 : tool_fail_
 static int open_sessions(tables_run *run)
 {
     const size_t vocab = run->e.r.info.vocab;
-    const dcm_cache_params full = eval_full_params(&run->e);
-    int code = library(dcm_session_open(&run->full, run->e.r.model, &full));
+    run->full_params = eval_full_params(&run->e);
+    int code = library(dcm_session_open(&run->full, run->e.r.model, &run->full_params));
     for (size_t i = 0; i < run->files * run->groups && code == 0; i++) {
         table_cache *c = &run->cache[i];
         c->params = (dcm_cache_params){.kind = DCM_CACHE_DCM,
                                        .group = (uint32_t)run->o->groups.item[i % run->groups],
                                        .sinks = run->o->common.cache.sinks ? (int32_t)run->o->common.cache.sinks : -1,
+                                       .log_r = (float)run->o->common.cache.log_r,
+                                       .far_limit = run->far_limit,
                                        .merge = run->path[i / run->groups],
                                        .kv = (dcm_kv_type)run->o->common.cache.kv};
         code = library(dcm_session_open(&c->session, run->e.r.model, &c->params));
@@ -71,18 +39,33 @@ static int open_sessions(tables_run *run)
     return code;
 }
 
+/* Is the prediction of the token at `index` one that is scored? */
+static bool is_scored(const tables_run *run, size_t index) { return index >= run->first && index < run->text.count; }
+
+/* One cache reads tokens at .. at + count - 1. */
+static int feed(const tables_run *run, dcm_session *session, const dcm_cache_params *params, size_t at, size_t count,
+                float *logits)
+{
+    const size_t vocab = run->e.r.info.vocab;
+    int code = library(dcm_session_feed_each(session, run->text.ids + at, count, logits));
+    for (size_t t = 0; t < count && code == 0; t++)
+        if (is_scored(run, at + t + 1))
+            code = numbers_check(logits + t * vocab, vocab, session, params, at + t + 1);
+    return code;
+}
+
 /* Every cache reads tokens at .. at + count - 1, the full one first, and predicts those behind. */
 static int feed_piece(tables_run *run, size_t at, size_t count)
 {
     const size_t vocab = run->e.r.info.vocab;
     const int32_t *ids = run->text.ids + at;
-    int code = library(dcm_session_feed_each(run->full, ids, count, run->full_logits));
+    int code = feed(run, run->full, &run->full_params, at, count, run->full_logits);
     for (size_t i = 0; i < run->files * run->groups && code == 0; i++) {
         table_cache *c = &run->cache[i];
-        code = library(dcm_session_feed_each(c->session, ids, count, run->logits));
+        code = feed(run, c->session, &c->params, at, count, run->logits);
         for (size_t t = 0; t < count && code == 0; t++) {
             const float *logits = run->logits + t * vocab, *full = run->full_logits + t * vocab;
-            if (at + t + 1 < run->first || at + t + 1 >= run->text.count)
+            if (!is_scored(run, at + t + 1))
                 continue;
             const double sum = score_log_sum(logits, vocab), full_sum = score_log_sum(full, vocab);
             c->kl += score_kl(full, full_sum, logits, sum, vocab);
@@ -122,7 +105,9 @@ static int measure_attention(tables_run *run, size_t i)
 static int measure(tables_run *run)
 {
     progress line;
-    int code = open_sessions(run);
+    int code = run->o->plot ? output_open(&run->plot, run->o->plot) : 0;
+    if (code == 0)
+        code = open_sessions(run);
     tool_catch(true);
     progress_begin(&line, run->o->common.words.quiet, run->text.count);
     for (size_t at = 0, count; at < run->text.count && code == 0; at += count) {
@@ -137,151 +122,6 @@ static int measure(tables_run *run)
     return code;
 }
 
-/* ---- Rows ---- */
-
-static double per_token(const tables_run *run, double sum) { return sum / (double)(run->text.count - run->first); }
-
-static table_cell kl_cell(const tables_run *run, size_t cache)
-{
-    return cell_real(per_token(run, run->cache[cache].kl));
-}
-
-static table_cell ppl_cell(const tables_run *run, size_t cache)
-{
-    return cell_real(exp(per_token(run, run->cache[cache].nll)));
-}
-
-static table_cell full_ppl(const tables_run *run) { return cell_real(exp(per_token(run, run->full_nll))); }
-
-#define NO_TASKS "Accuracy is null: the paper's tasks (LongBench) are data sets that do not come with this program. "
-
-/* Accuracy by depth, as printed in the paper. */
-static void print_depths(const tables_run *run, table_format format, json_t *meta)
-{
-    static const table_column columns[] = {{"depth", 0},
-                                           {"arch", 0},
-                                           {"merge", 0},
-                                           {"qasper", 1},
-                                           {"multifieldqa_en", 1},
-                                           {"2wikimultihopqa", 1},
-                                           {"kl", 4},
-                                           {"ppl", 3},
-                                           {"ppl_full", 3},
-                                           {"paper_qasper", 1},
-                                           {"paper_multifieldqa_en", 1},
-                                           {"paper_2wikimultihopqa", 1}};
-    static const double paper[][3] = {{38.5, 28.5, 42.0}, {44.0, 34.0, 48.5}, {46.5, 35.5, 50.0},
-                                      {47.0, 37.0, 51.5}, {48.5, 38.5, 53.0}, {47.0, 39.0, 52.0}};
-    const size_t known = sizeof paper / sizeof *paper;
-    table t;
-    table_begin(&t, format, columns, sizeof columns / sizeof *columns, meta);
-    for (size_t i = 0; i < run->files; i++) {
-        const size_t depth = run->info[i].depth, row = depth / 3 - 1;
-        const double *p = depth && depth % 3 == 0 && row < known ? paper[row] : NULL;
-        const table_cell cells[] = {depth ? cell_int((int64_t)depth) : cell_none(),
-                                    cell_text(run->info[i].arch),
-                                    cell_text(run->path[i]),
-                                    cell_none(),
-                                    cell_none(),
-                                    cell_none(),
-                                    kl_cell(run, i),
-                                    ppl_cell(run, i),
-                                    full_ppl(run),
-                                    p ? cell_real(p[0]) : cell_none(),
-                                    p ? cell_real(p[1]) : cell_none(),
-                                    p ? cell_real(p[2]) : cell_none()};
-        table_row(&t, cells);
-    }
-    table_end(&t);
-    table_note(format, NO_TASKS "kl: mean divergence from the full cache in nats; the paper's model is another one: "
-                                "compare orders, not figures.");
-}
-
-/* Training L down, test L across. */
-static void print_groups(const tables_run *run, table_format format, json_t *meta)
-{
-    static const char *const kinds[] = {"accuracy", "kl", "ppl"};
-    const size_t groups = run->groups, n = 2 + 3 * groups + 1;
-    char name[3 * GROUPS_MAX][NAME_SIZE];
-    table_column columns[TABLE_COLUMNS_MAX] = {{"train_l", 0}, {"merge", 0}};
-    for (size_t i = 0; i < 3 * groups; i++) {
-        snprintf(name[i], NAME_SIZE, "%s_%lld", kinds[i / groups], (long long)run->o->groups.item[i % groups]);
-        columns[2 + i] = (table_column){name[i], i / groups == 2 ? 3 : 4};
-    }
-    columns[n - 1] = (table_column){"ppl_full", 3};
-    table t;
-    table_begin(&t, format, columns, n, meta);
-    for (size_t f = 0; f < run->files; f++) {
-        table_cell cells[TABLE_COLUMNS_MAX] = {*run->info[f].groups ? cell_text(run->info[f].groups) : cell_none(),
-                                               cell_text(run->path[f])};
-        for (size_t g = 0; g < groups; g++) {
-            cells[2 + g] = cell_none();
-            cells[2 + groups + g] = kl_cell(run, f * groups + g);
-            cells[2 + 2 * groups + g] = ppl_cell(run, f * groups + g);
-        }
-        cells[n - 1] = full_ppl(run);
-        table_row(&t, cells);
-    }
-    table_end(&t);
-    table_note(format, NO_TASKS "Columns: test L; train_l: what the file says of its training; kl: mean divergence "
-                                "from the full cache in nats.");
-}
-
-static void print_methods(const tables_run *run, table_format format, json_t *meta)
-{
-    static const table_column columns[] = {{"method", 0},   {"merge", 0},    {"mode", 0},     {"il", -4},
-                                           {"sdi", 4},      {"bsd", 4},      {"bsd_log", 4},  {"kl", 4},
-                                           {"ppl", 3},      {"ppl_full", 3}, {"paper_il", 2}, {"paper_sdi", 2},
-                                           {"paper_bsd", 3}};
-    static const struct {
-        const char *name;
-        double il, sdi, bsd;
-    } paper[] = {{"baseline", .13, .10, .065}, {"TAI", .12, .10, .048}, {"TAI + boundary", .11, .08, .041}};
-    table t;
-    table_begin(&t, format, columns, sizeof columns / sizeof *columns, meta);
-    for (size_t i = 0; i < run->files; i++) {
-        const dcm_attention_metrics *m = &run->metrics[i];
-        const table_cell cells[] = {cell_text(paper[i].name),
-                                    cell_text(run->path[i]),
-                                    *run->info[i].mode ? cell_text(run->info[i].mode) : cell_none(),
-                                    cell_real(m->il),
-                                    cell_real(m->sdi),
-                                    m->boundaries ? cell_real(m->bsd) : cell_none(),
-                                    m->boundaries ? cell_real(m->bsd_log) : cell_none(),
-                                    kl_cell(run, i),
-                                    ppl_cell(run, i),
-                                    full_ppl(run),
-                                    cell_real(paper[i].il),
-                                    cell_real(paper[i].sdi),
-                                    cell_real(paper[i].bsd)};
-        table_row(&t, cells);
-    }
-    table_end(&t);
-    table_note(format,
-               "il, sdi, bsd, bsd_log: as `dcm eval metrics` has them, in the mean over layers; the paper's are of "
-               "another model at L = 512 and in scales of its own: compare orders, not figures.");
-}
-
-static void print_table(const tables_run *run)
-{
-    static void (*const print[])(const tables_run *, table_format, json_t *) = {print_depths, print_groups,
-                                                                                print_methods};
-    json_t *meta = runtime_meta(&run->e.r), *groups = json_array();
-    for (size_t g = 0; g < run->groups; g++)
-        json_array_append_new(groups, json_integer(run->o->groups.item[g]));
-    json_object_set_new(meta, "test", json_string("table"));
-    json_object_set_new(meta, "table", json_integer(run->number));
-    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
-    json_object_set_new(meta, "offset", json_integer(run->o->source.offset));
-    json_object_set_new(meta, "tokens", json_integer((json_int_t)run->text.count));
-    json_object_set_new(meta, "skip", json_integer(run->o->skip));
-    json_object_set_new(meta, "groups", groups);
-    json_object_set_new(meta, "sinks", json_integer(run->o->common.cache.sinks));
-    if (run->number < 3)
-        json_object_set_new(meta, "accuracy", json_string(NO_TASKS));
-    print[run->number - 1](run, (table_format)run->o->common.format, meta);
-}
-
 /* ---- Set-up ---- */
 
 static int take_merges(tables_run *run)
@@ -293,8 +133,8 @@ static int take_merges(tables_run *run)
         end = strchr(at, ',');
         if (end)
             *end++ = '\0';
-        if (run->files == FILES_MAX)
-            return tool_fail(DCM_ERR_USAGE, "--merges: more than %d files", FILES_MAX);
+        if (run->files == TABLES_FILES_MAX)
+            return tool_fail(DCM_ERR_USAGE, "--merges: more than %d files", TABLES_FILES_MAX);
         const dcm_status status = dcm_merge_get_info(at, &run->info[run->files]);
         if (status != DCM_OK)
             return tool_fail_library(status);
@@ -323,10 +163,11 @@ static int check_groups(tables_run *run, const args *a)
     arg_ints *groups = &run->o->groups;
     if (run->number == 2 && !args_seen(a, "group"))
         *groups = across;
+    args_make_unique(groups);
     if (run->number != 2 && groups->count != 1)
         return tool_fail(DCM_ERR_USAGE, "table %d has one -L, not %zu", run->number, groups->count);
-    if (groups->count > GROUPS_MAX)
-        return tool_fail(DCM_ERR_USAGE, "-L: more than %d group lengths", GROUPS_MAX);
+    if (groups->count > TABLES_GROUPS_MAX)
+        return tool_fail(DCM_ERR_USAGE, "-L: more than %d group lengths", TABLES_GROUPS_MAX);
     for (size_t g = 0; g < groups->count; g++)
         if (groups->item[g] & (groups->item[g] - 1))
             return tool_fail(DCM_ERR_USAGE, "-L %lld is no power of two", (long long)groups->item[g]);
@@ -363,7 +204,11 @@ static void add_options(args *a, tables_options *o)
         {"sinks", 0, ARG_INT, &o->common.cache.sinks, "S", "First tokens that are never merged.", 0, 1 << 20,
          .show_zero = true},
         {"skip", 0, ARG_INT, &o->skip, "K", "Do not score the first K tokens that are read.", 0, INT64_C(1) << 40},
+        options_log_r(&o->common.cache.log_r),
+        options_far_limit(&o->common.cache.far_limit),
         options_kv(&o->common.cache.kv),
+        {"plot", 0, ARG_TEXT, &o->plot, "OUT.svg",
+         "Draw table 2 as curves: KL to the full cache against the group length at test, a line a merge file."},
         table_format_option(&o->common.format),
     };
     eval_add_model(a, &o->common);
@@ -373,8 +218,17 @@ static void add_options(args *a, tables_options *o)
     options_add_verbosity(a, &o->common.words);
 }
 
+static int print(tables_run *run)
+{
+    tables_print(run);
+    if (run->plot.out)
+        tables_plot(run, run->plot.out);
+    return output_close(&run->plot, true);
+}
+
 static void close_run(tables_run *run)
 {
+    output_close(&run->plot, false);
     for (size_t i = 0; i < run->files * run->groups; i++)
         dcm_session_close(&run->cache[i].session);
     dcm_session_close(&run->full);
@@ -389,6 +243,9 @@ static int open_all(tables_run *run, const args *a, text_reader *reader)
 {
     tables_options *o = run->o;
     int code = options_apply_verbosity(&o->common.words);
+    if (code == 0 && o->plot && run->number != 2)
+        code = tool_fail(DCM_ERR_USAGE, "--plot has no effect with table %d: curves are of table 2", run->number);
+    run->far_limit = options_far_limit_param(a, o->common.cache.far_limit);
     if (code == 0)
         code = check_groups(run, a);
     if (code == 0)
@@ -428,7 +285,7 @@ int eval_table(int argc, char **argv)
         if (code == 0)
             code = measure(run);
         if (code == 0)
-            print_table(run);
+            code = print(run);
     }
     reader_close(&reader);
     close_run(run);
