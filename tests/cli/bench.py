@@ -49,7 +49,9 @@ class Cli:
         return result.stdout
 
     def json(self, *args, **options):
-        return json.loads(self.ok("-m", self.tiny, "--warmup", "16", "--format", "json", *args, **options))
+        usual = {"-m": self.tiny, "--warmup": "16", "--format": "json"}
+        words = [word for pair in usual.items() if pair[0] not in args for word in pair]
+        return json.loads(self.ok(*words, *args, **options))
 
     def fails(self, code, message, *args):
         result = self.run(*args)
@@ -257,6 +259,16 @@ def test_other_policies(cli):
     assert all(s["level"] == -1 for s in steps)
 
 
+def test_lists(cli):
+    """A value that is named twice is measured once; what all policies share is said once."""
+    result = cli.run("-m", cli.tiny, "-p", "8,4,8", "-n", "2,2", "-d", "5,0,5", "-L", "8,4,8", "-r", "1", "--warmup",
+                     "4", "--far-limit", "2", "--format", "json")
+    tests = ["pp8", "pp8 @ d5", "pp4", "pp4 @ d5", "tg2", "tg2 @ d5"]
+    assert [(row["policy"], row["test"]) for row in json.loads(result.stdout)["rows"]] == [
+        (f"dcm:L={group}:S=4:merge=newer:far-limit=2", test) for group in (8, 4) for test in tests]
+    assert result.stderr.count("no trained merge weights") == 1, result.stderr
+
+
 def test_shapes(cli):
     element = {"f16": 2, "q8_0": 34 / 32, "q4_1": 20 / 32}
     for weights, size in element.items():
@@ -281,9 +293,19 @@ def test_formats(cli):
     assert rows[0] == FIELDS and [row[0] for row in rows[1:]] == ["pp4", "tg2"]
     lines = [json.loads(line) for line in cli.ok(*base, "--format", "jsonl").splitlines()]
     assert [line["test"] for line in lines] == ["pp4", "tg2"] and all(name in lines[0] for name in META + FIELDS)
-    for text in cli.ok(*base), cli.ok(*base, "--format", "md"):
-        head, *body = text.splitlines()
-        assert "test" in head and "p99_ms" in head and "needed_bytes" not in head and len(body) >= 2
+    exact = {line["test"]: line for line in lines}
+    for text, between in (cli.ok(*base), "  +"), (cli.ok(*base, "--format", "md"), r" *\| *"):
+        head, *body = [re.split(between, line.strip("| ")) for line in text.splitlines()]
+        assert {"test", "p50_ms", "p90_ms", "p99_ms", "max_ms"} < set(head) and "needed_bytes" not in head
+        assert not [name for name in head if name.endswith("_bytes")], head
+        for line in body:
+            row = dict(zip(head, line))
+            for name in ("cache", "peak", "step") if row["test"] in exact else ():
+                value = exact[row["test"]][f"{name}_bytes"]
+                cell = row[f"{name}_mb"]
+                assert cell in ("-", "") if value is None else abs(float(cell) - value / 1e6) < 0.051, (row, value)
+            assert row["test"] not in exact or float(row["host_mb"]) > 1
+        assert [line[0] for line in body if line[0] in exact] == ["pp4", "tg2"]
 
 
 class Package:
@@ -462,9 +484,16 @@ def test_compare(cli):
     assert near(first["p50_ratio"], first["p50_ms"] / 2)
     assert second["ratio"] is None and second["old_p50_ms"] is None
     assert "ratio" in cli.ok("-m", cli.tiny, *base, "--compare", path).splitlines()[0]
-    # Another model: said, and gone on with.
+    # Another model, and other ways to measure: said, and gone on with. What an older version did not say is not told.
+    other = {"strict": True, "threads": 3, "filled": True}
+    path.write_text(json.dumps({**old, **other}))
     result = cli.run("-m", SHAPE, *base, "--compare", path, "--warmup", "16")
     assert result.returncode == 0 and "has another model_digest" in result.stderr
+    assert re.findall("has another (strict|threads|filled):", result.stderr) == ["filled", "strict", "threads"]
+    assert "ratio, p50_ratio: this run's" in result.stdout
+    path.write_text(json.dumps({name: value for name, value in old.items() if name not in other}))
+    result = cli.run("-m", cli.tiny, *base, "--compare", path, "--warmup", "16")
+    assert result.returncode == 0 and "has another" not in result.stderr, result.stderr
 
 
 def test_compare_other_tests(cli):
@@ -476,7 +505,7 @@ def test_compare_other_tests(cli):
     assert result.returncode == 0 and "none of these" not in result.stderr, result
 
 
-TABLE4 = ["bench", "--table4", "-d", "3000", "-n", "40", "-r", "1", "--warmup", "16"]
+TABLE4 = ["bench", "--table4", "-d", "3000", "-r", "1", "--warmup", "16"]
 PAPER = {"paper_latency_ms": [38.5, 3.9, 5.6], "paper_memory_gb": [46, 6.1, 8.7], "paper_j_per_1k": [118, 15, 21],
          "paper_units": [100000, 1208, 1357]}
 
@@ -564,7 +593,7 @@ def test_compare_wrong(cli):
                                 ("list", "[1]", 'no "schema"'),
                                 ("row", '{"schema":1,"rows":[1]}', 'row 1 has no "test" and "policy"'),
                                 ("plan", self_made(cli, "plan", "-L", "8"), 'row 1 has no "test"'),
-                                ("table4", self_made(cli, *TABLE4, "-m", cli.tiny), 'row 1 has no "test"'),
+                                ("table4", self_made(cli, *TABLE4, "-n", "40", "-m", cli.tiny), 'row 1 has no "test"'),
                                 ("cut", cut(cli), "not readable as JSON: line 2"),
                                 ("broken", '{"schema":1', "not readable as JSON: line 1"),
                                 ("empty", "", "not readable as JSON")]:
@@ -604,10 +633,14 @@ def test_usage(cli):
         ([*model, "--cache", "window", "--window", "4"], "must exceed the 4 sinks"),
         ([*model, "-L", "7"], "power of two"),
         ([*model, "--fill"], "--fill has no effect without a depth"),
+        ([*model, "-n", "0", "--steps-out", "x.jsonl"], "--steps-out has no effect without tests of decoding"),
+        ([*model, "--cache", "full", "--far-limit", "4"], "--far-limit has no effect"),
+        ([*model, "--warmup", "1", "--warmup", "2"], "--warmup is given twice"),
         ([*model, "-v", "-q"], "exclude each other"),
     ]:
         cli.fails(2, message, *args)
     cli.fails(3, "absent", "-m", str(cli.folder / "absent.gguf"))
+    cli.fails(3, "none.safetensors", *model, "--merge", cli.folder / "none.safetensors")
     cli.fails(3, "cannot write", *model, "--steps-out", cli.folder / "no" / "steps.jsonl")
 
 

@@ -136,8 +136,9 @@ void bench_step_times(const bench *b, const bench_case *c, double *p50, double *
     *p99 = f.p99;
 }
 
-/* When a column is shown in text and Markdown; the other formats have all but those of --compare without it. */
-typedef enum column_use { WIDE, ALWAYS, REFUSED, COMPARED, WIDE_COMPARED } column_use;
+/* When a column is shown in text and Markdown; the other formats have all but NARROW ones, which say what others say in
+ * fewer digits, and those of --compare without it. */
+typedef enum column_use { WIDE, NARROW, ALWAYS, REFUSED, COMPARED, WIDE_COMPARED } column_use;
 
 static const struct {
     table_column column;
@@ -147,7 +148,7 @@ static const struct {
     {{"policy", 0}, ALWAYS},
     {{"tokens_per_s", 2}, ALWAYS},
     {{"p50_ms", 3}, ALWAYS},
-    {{"p90_ms", 3}, WIDE},
+    {{"p90_ms", 3}, ALWAYS},
     {{"p99_ms", 3}, ALWAYS},
     {{"max_ms", 3}, ALWAYS},
     {{"attention_ms", 3}, ALWAYS},
@@ -156,10 +157,14 @@ static const struct {
     {{"profiled_steps", 0}, WIDE},
     {{"spread", 3}, WIDE},
     {{"units", 0}, ALWAYS},
-    {{"cache_bytes", 0}, ALWAYS},
-    {{"peak_bytes", 0}, ALWAYS},
+    {{"cache_bytes", 0}, WIDE},
+    {{"cache_mb", 2}, NARROW},
+    {{"peak_bytes", 0}, WIDE},
+    {{"peak_mb", 1}, NARROW},
     {{"host_peak_bytes", 0}, WIDE},
+    {{"host_mb", 1}, NARROW},
     {{"step_bytes", 0}, WIDE},
+    {{"step_mb", 2}, NARROW},
     {{"gb_s", 2}, ALWAYS},
     {{"share", 3}, ALWAYS},
     {{"read_gb_s", 2}, WIDE},
@@ -184,6 +189,7 @@ static bool shown(const bench *b, size_t column, table_format format, bool compa
     switch (all_columns[column].use) {
     case ALWAYS: return true;
     case WIDE: return !narrow;
+    case NARROW: return narrow;
     case COMPARED: return compare;
     case WIDE_COMPARED: return compare && !narrow;
     case REFUSED: break;
@@ -216,6 +222,7 @@ static double old_number(const json_t *row, const char *name)
 }
 
 static table_cell bytes_cell(size_t bytes) { return bytes ? cell_int((int64_t)bytes) : cell_none(); }
+static table_cell megabytes_cell(size_t bytes) { return bytes ? cell_real((double)bytes * 1e-6) : cell_none(); }
 
 /* Those of all cells that the format shows. */
 static void print_row(const bench *b, table *t, const table_cell *cells, bool compare)
@@ -251,9 +258,13 @@ static void print_case(const bench *b, table *t, const bench_case *c, const json
         cell_real(f.spread),
         bytes_cell(c->units),
         bytes_cell(c->cache_bytes),
+        megabytes_cell(c->cache_bytes),
         bytes_cell(c->peak_bytes),
+        megabytes_cell(c->peak_bytes),
         bytes_cell(c->host_peak_bytes),
+        megabytes_cell(c->host_peak_bytes),
         isfinite(f.step_bytes) ? cell_int((int64_t)f.step_bytes) : cell_none(),
+        cell_real(f.step_bytes * 1e-6),
         cell_real(f.gb_s),
         cell_real(f.share),
         c->read_gb_s > 0 ? cell_real(c->read_gb_s) : cell_none(),
@@ -307,6 +318,10 @@ void bench_print(const bench *b, table_format format, json_t *meta, const json_t
     table_end(&t);
     if (old && !found && !b->quiet)
         fprintf(stderr, "%s: --compare: none of these tests is in the earlier result\n", tool_name());
+    if (old)
+        table_note(format,
+                   "ratio, p50_ratio: this run's tokens_per_s and p50_ms over those of the earlier run (--compare): "
+                   "faster is above 1 in the one and below 1 in the other");
     if (b->fill)
         table_note(format,
                    "depths are filled at once with random units as the policy would have them, not read (--fill)");
