@@ -42,8 +42,9 @@ void options_add_tiers(args *a, device_options *o)
         ARG_TEXTS,
         &o->tiers,
         "NAME=on|off",
-        "Force what some devices have beyond OpenCL 1.2 on (an error where it does not work) or off; several times for "
-        "several. `dcm devices --tiers` lists the names. $DCM_TIERS is taken first, with commas between."};
+        "Force what some devices have beyond OpenCL 1.2 on (an error on a device where it does not work; of the "
+        "reference, which has no tiers, only the name is checked) or off; several times for several. `dcm devices "
+        "--tiers` lists the names. $DCM_TIERS is taken first, with commas between."};
     args_add(a, NULL, &option, 1);
 }
 
@@ -101,6 +102,8 @@ int options_open_device(const device_options *o, dcm_device **device)
                                 .strict = o->strict,
                                 .tiers = tiers,
                                 .no_tuning = o->no_tuning || (tuning && !strcmp(tuning, "off"))};
+    if (o->strict && *tiers && !o->tiers.count)
+        return tool_fail(DCM_ERR_USAGE, "DCM_TIERS has no effect with --strict, which uses none: unset it");
     if (tuning && *tuning && strcmp(tuning, "off") && strcmp(tuning, "on"))
         return tool_fail(DCM_ERR_USAGE, "DCM_TUNING is \"%s\", neither on nor off", tuning);
     dcm_status status = dcm_device_open(device, &params);

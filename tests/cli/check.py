@@ -438,6 +438,8 @@ def test_tiers(cli):
     cli.fails(2, names, *prompt, DCM_TIERS="dot4=off,fast=on")
     cli.fails(2, "neither dot4=on nor dot4=off", *prompt, "--tier", "dot4=1")
     cli.fails(2, "no effect with strict", *prompt, "--tier", "dot4=off", "--strict")
+    cli.fails(2, "DCM_TIERS has no effect with --strict", *prompt, "--strict", DCM_TIERS="dot4=off")
+    cli.ok(*prompt, "--device", "ref", "--tier", "mma=on")  # the reference has none: of these only names are checked
     cli.fails(2, "--tier has no effect without --tiers", "devices", "--tier", "dot4=off")
     cli.fails(2, "--probe has no effect with --tiers", "devices", "--probe", "--tiers")
 
@@ -462,9 +464,9 @@ def test_tiers(cli):
         assert tiers(*off, *on)[device, tier] == probed[device, tier]
         assert tiers(*on, DCM_TIERS=f"{tier}=off")[device, tier] == probed[device, tier]
         for setting in on, off:
-            check = ["check", "-m", cli.tiny, "--merge", "newer", "-L", "8", "-n", "24", "--devices", f"ref,{device}"]
+            check = ["check", "-m", cli.tiny, "--merge", "newer", "-L", "8", "-n", "80", "--devices", f"ref,{device}"]
             rows = json.loads(cli.ok(*check, *setting, "--kv", "f16", "--format", "json"))["rows"]
-            assert rows[1]["status"] == "ok" and rows[1]["steps"] == 24, (device, setting, rows)
+            assert rows[1]["status"] == "ok" and rows[1]["steps"] == 80, (device, setting, rows)
 
 
 def test_tune(cli):
