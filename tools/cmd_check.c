@@ -4,6 +4,8 @@
 #include "reader.h"
 #include "tool.h"
 
+#include <dcm/log.h>
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,23 +33,27 @@ static void add_options(args *a, check_options *o, check_run *run)
         {"weights", 0, ARG_CHOICE, &o->weights, .choices = "f16|q8_0|q4_1",
          .help = "How a shape's weights are stored."},
         {"devices", 0, ARG_TEXT, &o->devices, "A,B[,C...]",
-         "Devices as --device of other commands takes them; the first is the baseline. ref is the C reference, "
-         "ref-float the same with its sums in float.",
+         "At most 14 devices as --device of other commands takes them; the first is the baseline. ref is the C "
+         "reference, ref-float the same with its sums in float.",
          .required = true},
         {"steps", 'n', ARG_INT, &o->steps, "N",
          "Tokens to feed one by one: those of the text, then what the baseline chooses greedily; for a shape random "
          "ones.",
          1, STEPS_MAX},
         {"cache-at", 0, ARG_INTS, &run->cache_at, "N[,N...]",
-         "Compare the caches after so many tokens; without it after half of them and after all.", 1, STEPS_MAX},
+         "Compare the caches after so many tokens; without it after half of them, after all, and after the 512 that "
+         "are read as a prompt. What is read of a prompt until then is compared there too.",
+         1, STEPS_MAX},
         {"seed", 0, ARG_INT, &o->seed, "N", "Of a shape's random tokens.", 0, INT64_MAX},
         {"save", 0, ARG_TEXT, &run->save, "FILE",
-         "Record what the baseline computes: its largest logits, digests of its cache, and the bounds."},
+         "Record what the baseline computes: its largest logits, digests of its cache, and the bounds. Prompts are "
+         "held against it too."},
         {"against", 0, ARG_TEXT, &o->against, "FILE",
          "Take a record of another machine as the baseline, with its tokens, its number of them and its bounds: the "
          "reference is not computed again."},
         {"timeout", 0, ARG_INT, &run->job.seconds, "SECONDS",
-         "Most time for one answer of a device: opening the model, or 16 tokens.", 1, 86400},
+         "Most time for one answer of a device: opening the model, a token (of the reference 16), or a prompt.", 1,
+         86400},
     };
     const arg_option result[] = {
         table_format_option(&o->format),
@@ -65,40 +71,40 @@ static void add_options(args *a, check_options *o, check_run *run)
 
 /* ---- Set-up ---- */
 
-static int add_side(check_run *run, const char *name, bool asked_for)
+static void add_side(check_run *run, const char *name, bool asked_for)
 {
-    if (run->sides == CHECK_SIDES)
-        return tool_fail(DCM_ERR_USAGE, "--devices: more than %d devices", CHECK_SIDES - 2);
     run->side[run->sides++] = (check_side){.name = name, .asked_for = asked_for, .socket = -1};
-    return 0;
 }
 
 /* Index of a side by its name; one that is not there is added. */
-static int need_side(check_run *run, const char *name, size_t *index)
+static size_t need_side(check_run *run, const char *name)
 {
     for (size_t i = 0; i < run->sides; i++)
-        if (strcmp(run->side[i].name, name) == 0) {
-            *index = i;
-            return 0;
-        }
-    *index = run->sides;
-    return add_side(run, name, false);
+        if (strcmp(run->side[i].name, name) == 0)
+            return i;
+    add_side(run, name, false);
+    return run->sides - 1;
 }
 
 /* The devices' names, cut out of `list`, and what the bounds come from. */
 static int take_devices(check_run *run, char *list)
 {
-    int code = 0;
-    for (char *name; code == 0 && (name = strsep(&list, ",")) != NULL;)
-        code = *name ? add_side(run, name, true) : tool_fail(DCM_ERR_USAGE, "--devices: a name is empty");
-    if (code || run->against)
-        return code;
+    size_t count = 0;
+    for (char *name; (name = strsep(&list, ",")) != NULL; add_side(run, name, true)) {
+        if (!*name)
+            return tool_fail(DCM_ERR_USAGE, "--devices: a name is empty");
+        if (++count > CHECK_DEVICES)
+            return tool_fail(DCM_ERR_USAGE, "--devices: more than %d devices", CHECK_DEVICES);
+    }
+    if (run->against)
+        return 0;
     if (run->sides < 2 && !run->save)
         return tool_fail(DCM_ERR_USAGE, "--devices: name two devices at least, the baseline first");
     if (run->job.device.strict)
         return 0; /* equality needs no bound */
-    code = need_side(run, "ref", &run->ref);
-    return code ? code : need_side(run, "ref-float", &run->with_floats);
+    run->ref = need_side(run, "ref");
+    run->with_floats = need_side(run, "ref-float");
+    return 0;
 }
 
 /* A record instead of a baseline, of a text and of steps. */
@@ -115,18 +121,34 @@ static int take_record(const args *a, const check_options *o, check_run *run, re
     const int code = record_read(r, o->against);
     run->steps = args_seen(a, "steps") ? run->steps : 0;
     run->against = r;
-    return code ? code : add_side(run, o->against, false);
+    add_side(run, o->against, false);
+    return code;
+}
+
+/* A record's caches may all be of later tokens than are asked for. */
+static int take_recorded_times(check_run *run)
+{
+    const int code = check_record_take(run);
+    size_t within = 0;
+    for (size_t i = 0; code == 0 && i < run->cache_at.count; i++)
+        within += (uint64_t)run->cache_at.item[i] <= run->steps;
+    if (code == 0 && !within)
+        dcm_log(DCM_LOG_WARN, "no cache is compared: the record has none after at most %llu tokens",
+                (unsigned long long)run->steps);
+    return code;
 }
 
 static int take_times(const args *a, check_run *run)
 {
     arg_ints *at = &run->cache_at;
     if (run->against)
-        return check_record_take(run);
+        return take_recorded_times(run);
     if (!args_seen(a, "cache-at")) {
         at->item[at->count++] = (int64_t)run->steps;
         if (run->steps > 1)
             at->item[at->count++] = (int64_t)(run->steps / 2);
+        if (run->steps > CHECK_PROMPT_TOKENS && run->steps / 2 != CHECK_PROMPT_TOKENS)
+            at->item[at->count++] = CHECK_PROMPT_TOKENS;
     }
     for (size_t i = 0; i < at->count; i++)
         if ((uint64_t)at->item[i] > run->steps)
@@ -264,9 +286,9 @@ int cmd_check(int argc, char **argv)
     check_options o = {.steps = DEFAULT_STEPS, .seed = 1, .cache = CACHE_OPTIONS_DEFAULT};
     args a = {.usage = "-m MODEL --devices A,B[,C...] [-n TOKENS] [-L N] [-f FILE]",
               .about = "Do devices compute the same? One stream of tokens goes through each of them, each in a process "
-                       "of its own; logits, caches and greedy choices are compared with the first one's, or with a "
-                       "record made on another machine. Exit code 1 when a bound is passed, 4 when a device crashes "
-                       "or hangs.",
+                       "of its own, token by token, and its first 512 once more as a prompt; logits, caches and greedy "
+                       "choices are compared with the first one's, or with a record made on another machine. Exit "
+                       "code 1 when a bound is passed, 4 when a device crashes or hangs.",
               .stdin_dash = true};
     o.cache.group = DEFAULT_GROUP;
     o.cache.kv = DCM_KV_F32;

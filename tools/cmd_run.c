@@ -208,8 +208,9 @@ static void add_options(args *a, run_options *o)
         {"stop", 0, ARG_TEXTS, &o->stops, "TEXT", "End before this text; may be given several times."},
         {"ignore-eos", 0, ARG_FLAG, &o->ignore_eos, .help = "Never choose a token that ends the text."},
         {"verify-every", 0, ARG_INT, &o->verify, "N",
-         "Compute one decoded token in N once more by the reference, from the device's own cache, and end with exit "
-         "code 1 where the device is wrong. Takes host memory for the model and two more caches.",
+         "Compute one step in N once more by the reference, from the device's own cache, and end with exit code 1 "
+         "where the device is wrong. A step is a decoded token, or a piece of the prompt, of which the last 32 tokens "
+         "are computed. Takes host memory for the model and two more caches.",
          1, INT64_MAX},
         {"stats", 0, ARG_FLAG, &o->stats,
          .help = "After the text, print tokens, speed, units and bytes on standard error."},

@@ -46,21 +46,22 @@ static void warn_of_units(generator *g, size_t units)
             g->r->info.context);
 }
 
-/* Feed ids and keep the logits after the last one. */
+/* Feed ids, which may be g->unfed, and keep the logits after the last one; what is to be verified is fed apart. */
 static int feed(generator *g, const int32_t *ids, size_t count)
 {
-    const int32_t last = ids[count - 1]; /* `ids` may be g->unfed */
-    int code = count == 1 ? verify_before(&g->watch, g->session) : 0;
-    if (code)
-        return code;
-    const dcm_status status = dcm_session_feed(g->session, ids, count, g->logits);
+    const size_t before = count - verify_due(&g->watch, count);
+    dcm_status status = before ? dcm_session_feed(g->session, ids, before, g->logits) : DCM_OK;
+    int code = status == DCM_OK ? verify_before(&g->watch, g->session) : 0;
+    if (status == DCM_OK && code == 0 && before < count)
+        status = dcm_session_feed(g->session, ids + before, count - before, g->logits);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    g->begun = true;
-    g->unfed = -1;
-    code = count == 1 ? verify_after(&g->watch, last, g->logits, g->r->info.vocab) : 0;
+    if (code == 0)
+        code = verify_after(&g->watch, ids + before, g->logits, g->r->info.vocab);
     if (code)
         return code;
+    g->begun = true;
+    g->unfed = -1;
     dcm_session_stats stats;
     dcm_session_get_stats(g->session, &stats);
     warn_of_units(g, stats.units);

@@ -25,7 +25,7 @@ typedef struct generator {
     size_t n_ends;
     int32_t unfed;  /* the turn's last token where it was printed but not fed, else -1 */
     bool begun;     /* something has been fed */
-    verifier watch; /* of steps of one token; opened and closed by the caller */
+    verifier watch; /* opened and closed by the caller */
     bool warned;    /* of more units than trained positions */
 } generator;
 

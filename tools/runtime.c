@@ -117,6 +117,16 @@ json_t *runtime_meta(const runtime *r)
     return meta;
 }
 
+dcm_cache_params runtime_same_cache(const dcm_cache_params *params, const dcm_session *session)
+{
+    dcm_session_stats stats;
+    dcm_cache_params same = *params;
+    dcm_session_get_stats(session, &stats);
+    if (params->kind == DCM_CACHE_DCM && !params->merge && !strcmp(stats.merge, "newer"))
+        same.merge = stats.merge;
+    return same;
+}
+
 double runtime_seconds(void)
 {
     struct timespec t;

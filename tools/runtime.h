@@ -34,6 +34,10 @@ void runtime_add_device(json_t *meta, dcm_device *device);
 /* The same with those of the device, and the model. */
 json_t *runtime_meta(const runtime *r);
 
+/* Parameters of a second session beside `session`, which was opened with `params`: what "auto" was is not said again.
+ */
+dcm_cache_params runtime_same_cache(const dcm_cache_params *params, const dcm_session *session);
+
 /* Monotonic seconds. */
 double runtime_seconds(void);
 

@@ -1,15 +1,18 @@
-/* Watching a device while it generates: one step in so many is computed once more by the reference. */
+/* Watching a device while it reads and generates: one step in so many is computed once more by the reference. */
 #ifndef VERIFY_H
 #define VERIFY_H
 
 #include "runtime.h"
 
 /*
- * Before a step that is due, the device's cache is copied to the reference, so that only this step is compared, with
- * its merges: its logits, and all units afterwards. A bound is 8 times what the reference itself differs by in that
+ * A step is a decoded token, or the last tokens of a piece of a prompt, which are then fed in a step of their own.
+ * Before one that is due, the device's cache is copied to the reference, so that only this step is compared, with
+ * its merges: the logits after it, and all units. A bound is 8 times what the reference itself differs by in that
  * step between sums in double with the new units as they are, and sums in float with them as they are stored; of a unit
  * by the largest difference in its layer, and of one that a scorer made with what its choice may move (check/check.h).
+ * In a prompt, where such choices follow from each other, of a scorer's cache only the tokens' own units are compared.
  */
+enum { VERIFY_TOKENS = 32 /* of a prompt */ };
 
 /* What a scorer chose in one step: (layers, kv_heads). */
 typedef struct verify_choices {
@@ -33,7 +36,7 @@ typedef struct verifier {
     size_t room;              /* of units */
     uint64_t steps, verified; /* steps seen; of them verified */
     double worst;             /* largest difference, as a part of its bound */
-    bool due;
+    size_t due;               /* tokens of the step to verify */
 } verifier;
 
 /* Open the model on the reference; `every` is set. 0, or an exit code after a message; close in any case. */
@@ -41,9 +44,12 @@ int verify_open(verifier *v, const runtime *r, const char *path, const device_op
                 const dcm_cache_params *params, const dcm_session *session);
 void verify_close(verifier *v);
 
-/* Around a step of one token. 0; 1 after a message where the device is wrong; another exit code after a message. */
+/* Before `count` tokens are fed: of the last how many verify_before and verify_after have to be around the feed. */
+size_t verify_due(verifier *v, size_t count);
+
+/* 0; 1 after a message where the device is wrong; another exit code after a message. Nothing where nothing is due. */
 int verify_before(verifier *v, dcm_session *session);
-int verify_after(verifier *v, int32_t token, const float *logits, size_t vocab);
+int verify_after(verifier *v, const int32_t *ids, const float *logits, size_t vocab);
 
 /* A line of --stats; nothing where nothing is verified. */
 void verify_print_stats(const verifier *v);

@@ -15,8 +15,8 @@ import time
 import traceback
 
 SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
-FIELDS = ["device", "steps", "max_abs", "bound", "ratio", "step", "same_bits", "nmse", "kl", "parted", "margin", "tie",
-          "cache_max_abs", "cache_ratio", "cache_worst", "status"]
+FIELDS = ["device", "form", "steps", "max_abs", "bound", "ratio", "step", "same_bits", "nmse", "kl", "parted", "margin",
+          "tie", "cache_max_abs", "cache_ratio", "cache_worst", "status"]
 
 
 class Cli:
@@ -37,8 +37,10 @@ class Cli:
         assert result.returncode == code, f"{args}: exit code {result.returncode}, not {code}: {result.stderr}"
         return result.stdout
 
-    def rows(self, code, *args, **environment):
-        return json.loads(self.exits(code, *args, "--format", "json", **environment))["rows"]
+    def rows(self, code, *args, form="decode", **environment):
+        """Of devices that are fed tokens one by one, or as a prompt."""
+        rows = json.loads(self.exits(code, *args, "--format", "json", **environment))["rows"]
+        return [r for r in rows if r["form"] == form]
 
     def fails(self, code, message, *args, **environment):
         result = self.run(*args, **environment)
@@ -58,7 +60,7 @@ def test_usage(cli):
         (["-m", cli.tiny], "--devices .* is required"),
         (["-m", cli.tiny, "--devices", "ref"], "two devices at least"),
         (["-m", cli.tiny, "--devices", "ref,,ref"], "a name is empty"),
-        (["-m", cli.tiny, "--devices", ",".join(["ref"] * 17)], "more than 14"),
+        (["-m", cli.tiny, "--devices", ",".join(["ref"] * 15)], "more than 14"),
         (["-m", cli.tiny, "--devices", "ref,ref", "-n", "0"], "--steps"),
         (["-m", cli.tiny, "--devices", "ref,ref", "-n", "8", "--cache-at", "9"], "9 is past the last of 8"),
         (["-m", cli.tiny, "--devices", "ref,ref", "--seed", "3"], "no effect without a shape"),
@@ -92,6 +94,18 @@ def test_agreement(cli):
             assert floats["max_abs"] > 0 and abs(floats["ratio"] - 1 / 8) < 1e-6, floats
 
 
+def test_notes(cli):
+    """Which devices the names stand for, in a table for people as in JSON."""
+    table = json.loads(cli.exits(0, *cli.model, "--devices", "0.0,ref", "--format", "json"))
+    facts = table["devices"][0]
+    text = cli.exits(0, *cli.model, "--devices", "0.0,ref")
+    assert f"0.0 is {facts['device']} ({facts['platform']}, driver {facts['driver']}); ref is ref (C ref" in text, text
+    assert "\nprompt: the first 40 tokens once more" in text and table["prompt_tokens"] == 40, text
+    path = saved(cli, "notes")
+    text = cli.exits(0, *against(cli, path), "--devices", "ref")
+    assert f"{path} is {facts['device']} (" in text, text
+
+
 def test_other_baselines_and_policies(cli):
     for policy in (["--cache", "full"], ["--cache", "window", "--window", "20"]):
         rows = cli.rows(0, "-m", cli.tiny, "--devices", "0.0,ref", "-n", "40", *policy)
@@ -112,6 +126,45 @@ def test_steps(cli):
     assert re.match(r"after [17]: layer \d, (keys|values) of tokens \d to \d", rows[1]["cache_worst"])
 
 
+# Kernels of prompts alone: three times the inputs of a product, in the engine that CPUs have.
+BROKEN_PROMPT = dict(BROKEN="compiler", BROKEN_TEXT="inside ? row[k] : 0.0f", BROKEN_BY="inside ? 3 * row[k] : 0.0f",
+                     DCM_TUNING="off")
+
+
+def test_prompt(cli):
+    """The same tokens as a prompt: compared where caches are and at its end, whatever its steps."""
+    for more, steps in ([], 2), (["--chunk", "8"], 2), (["--cache-at", "3,17,40"], 3), (["--kv", "f16"], 2):
+        for devices in "ref,0.0", "0.0,ref":  # the baseline too is held against what it decoded
+            row, = cli.rows(0, *cli.model, "--devices", devices, *more, form="prompt")
+            assert row["device"] == "0.0" and row["steps"] == steps and row["status"] == "ok", row
+            assert 0 < row["ratio"] <= 1 and 0 < row["cache_ratio"] <= 1 and row["same_bits"] < steps, row
+    long = ["-m", cli.tiny, "--merge", "newer", "-L", "8", "-n", "530", "--devices", "ref,0.0"]
+    row, = cli.rows(0, *long, form="prompt")
+    assert row["steps"] == 2 and row["cache_ratio"] > 0, row  # after 265 and 512
+    row, = cli.rows(0, *long, "--cache-at", "520", form="prompt")
+    assert row["steps"] == 1 and row["cache_ratio"] > 0, row  # after 512
+    assert not cli.rows(0, *cli.model[:-1], "1", "--devices", "ref,0.0", form="prompt")
+    row, = cli.rows(0, *cli.model, "--devices", "ref,0.0", "--strict", form="prompt")
+    assert row["same_bits"] == 2 and row["cache_max_abs"] == 0 and row["bound"] is None, row
+
+
+def test_broken_prompt(cli):
+    """Kernels that only prompts use: found by the prompt's row, by a record and by --verify-every."""
+    broken = dict(LD_PRELOAD=cli.broken, DCM_CACHE=str(cli.folder / "broken-prompt"), **BROKEN_PROMPT)
+    run = [*cli.model, "--devices", "ref,0.0"]
+    assert cli.rows(1, *run, **broken)[1]["status"] == "ok"
+    row, = cli.rows(1, *run, form="prompt", **broken)
+    assert row["status"] == "logits differ" and row["ratio"] > 100 and row["cache_ratio"] > 100, row
+    row, = cli.rows(1, *cli.model, "--devices", "0.0,ref", form="prompt", **broken)
+    assert row["status"] == "logits differ", row
+    path = saved(cli, "prompt")
+    row, = cli.rows(1, *against(cli, path), "--devices", "0.0", form="prompt", **broken)
+    assert row["status"] == "logits differ" and row["cache_ratio"] > 100, row
+    assert run_watched(cli, "--device", "0.0", **broken).returncode == 0
+    watched = run_watched(cli, "--device", "0.0", "--verify-every", "1000", **broken)
+    assert watched.returncode == 1 and "computes wrongly" in watched.stderr, watched
+
+
 def test_shape(cli):
     for weights in ("f16", "q4_1"):
         rows = cli.rows(0, "-m", SHAPE, "--weights", weights, "--merge", "newer", "--devices", "ref,0.0", "-n", "30",
@@ -130,6 +183,12 @@ def test_strict(cli):
     for broken, status in (("logit", "other bits from token 12 on"), ("cache", "cache differs")):
         rows = cli.rows(1, *args, "--merge", "newer", LD_PRELOAD=cli.broken, BROKEN=broken)
         assert rows[1]["status"] == status, rows
+    # a kernel that the trial before does not have, in every layer: the first cache that it reaches is the second one's
+    row = cli.rows(1, *args, "--merge", "newer", LD_PRELOAD=cli.broken, BROKEN="compiler",
+                   BROKEN_TEXT="a.out[c] / a.sum", BROKEN_BY="a.out[c] * (1.0f / a.sum)",
+                   DCM_CACHE=str(cli.folder / "broken-attention"))[1]
+    assert re.fullmatch(r"other bits from token \d+ on; its cache after 30: layer 1, keys of tokens \d+ to \d+",
+                        row["status"]), row
     cli.fails(2, "ref-float", "-m", cli.tiny, "--devices", "ref-float,ref", "--strict")
     path = cli.folder / "strict.dcmcheck"
     model = ["-m", cli.tiny, "--merge", "newer", "-L", "4", "--strict"]
@@ -205,28 +264,43 @@ def test_wrong_device(cli):
     args = [*cli.model, "--devices", "ref,0.0,ref"]
     for broken in ("logit", "nan", "cache"):
         rows = cli.rows(1, *args, LD_PRELOAD=cli.broken, BROKEN=broken)
-        assert rows[1]["status"] == ("cache differs" if broken == "cache" else "logits differ"), rows
+        assert rows[1]["status"] == {"logit": "logits differ", "nan": "logits are no numbers from token 12 on",
+                                     "cache": "cache differs"}[broken], rows
         assert rows[2]["status"] == "ok"
         if broken == "logit":
             assert rows[1]["step"] == 12 and rows[1]["ratio"] > 1 and abs(rows[1]["max_abs"] - 0.01) < 1e-4, rows
         if broken == "nan":
             assert rows[1]["step"] == 12 and rows[1]["max_abs"] is None, rows
+            first = cli.rows(1, *cli.model, "--devices", "0.0,ref", LD_PRELOAD=cli.broken, BROKEN=broken)[0]
+            assert first["device"] == "0.0" and first["status"] == "logits are no numbers from token 12 on", first
         if broken == "cache":
             assert "layer 1, keys of tokens 0 to 0" in rows[1]["cache_worst"], rows
 
 
 def test_failing_device(cli):
-    args = [*cli.model, "--devices", "ref,0.0,ref"]
-    for broken, status in (("crash", r"crashed: signal 6 \(Aborted\), at token 1"), ("error", "token 0 is -1"),
-                           ("hang", "no answer within 3 s: stopped, at token 1")):
-        rows = cli.rows(2 if broken == "error" else 4, *args, "--timeout", "3", LD_PRELOAD=cli.broken, BROKEN=broken)
-        assert re.match(status, rows[1]["status"]), rows
-        assert rows[2]["status"] == "ok" and rows[2]["steps"] == 40, rows
+    """The token is told; what was compared until then stays, and where nothing was there is nothing."""
+    for broken, status in (("crash", r"crashed: signal 6 \(Aborted\), at token 12"),
+                           ("error", "token 0 is -1.*, at token 12"),
+                           ("hang", "no answer within 10 s: stopped, at token 12")):
+        how = dict(LD_PRELOAD=cli.broken, BROKEN=broken)
+        code = 2 if broken == "error" else 4
+        args = [*cli.model, "--timeout", "10" if broken == "hang" else "60", "--devices"]
+        table = json.loads(cli.exits(code, *args, "ref,0.0,ref", "--format", "json", **how))["rows"]
+        assert [r["device"] for r in table] == ["ref", "0.0", "ref", "ref-float", "0.0"], table
+        _, device, again, _, prompt = table
+        assert re.fullmatch(status, device["status"]) and device["steps"] == 11, device
+        assert 0 < device["ratio"] <= 1 and device["cache_max_abs"] is device["cache_ratio"] is None, device
+        assert again["status"] == "ok" and again["steps"] == 40, again
+        assert prompt["steps"] == 0 and prompt["max_abs"] is prompt["kl"] is prompt["same_bits"] is None, prompt
+        for kv in ("f32", "f16") if broken != "hang" else ():
+            rows = cli.rows(code, *args, "0.0,ref", "--kv", kv, **how)
+            assert re.fullmatch(status, rows[0]["status"]) and [r["steps"] for r in rows] == [11] * 3, rows
+            assert rows[1]["status"] == "not compared to the end" and rows[1]["ratio"] <= 1, rows
 
 
-def run_watched(cli, *args, merge="mean", **environment):
+def run_watched(cli, *args, merge="mean", prompt="It was a cold day", **environment):
     return subprocess.run([cli.program, "run", "-m", cli.tiny, "--merge", merge, "-L", "4", "-n", "40", "--ignore-eos",
-                           "-p", "It was a cold day", "-q", *args], capture_output=True, text=True, timeout=120,
+                           "-p", prompt, "-q", *args], capture_output=True, text=True, timeout=120,
                           env={**cli.environment, **environment})
 
 
@@ -235,18 +309,24 @@ def test_watch(cli):
     for kv in ("f16", "f32"):
         plain = run_watched(cli, "--device", "0.0", "--kv", kv)
         assert plain.returncode == 0 and plain.stdout
-        for every, verified in (1, 39), (7, 6), (1000, 1):
+        for every, verified in (1, 40), (7, 6), (1000, 1):
             watched = run_watched(cli, "--device", "0.0", "--kv", kv, "--verify-every", str(every), "--stats")
             assert watched.returncode == 0 and watched.stdout == plain.stdout, watched.stderr
             line = re.search(r"verified: +(\d+) of (\d+) steps, differences at most (\S+) of", watched.stderr)
-            assert line and (int(line[1]), int(line[2])) == (verified, 39), watched.stderr
+            assert line and (int(line[1]), int(line[2])) == (verified, 40), watched.stderr
             assert 0 < float(line[3]) <= 1
+    # of a long prompt the end alone, in a step of its own, also where scorers choose in each of its merges
+    for merge in "mean", scorer(cli):
+        args = dict(merge=merge, prompt="It was a bright cold day in April. " * 4)
+        watched = run_watched(cli, "--device", "0.0", "--verify-every", "1000", "--stats", **args)
+        assert watched.returncode == 0 and "verified:       1 of 40 steps" in watched.stderr, watched.stderr
+        assert watched.stdout == run_watched(cli, "--device", "0.0", **args).stdout
     for broken in ("logit", "nan"):
         args = ["--device", "0.0", "--kv", "f32", "--verify-every"]
         watched = run_watched(cli, *args, "1", LD_PRELOAD=cli.broken, BROKEN=broken)
         assert watched.returncode == 1, watched.stderr
-        assert re.fullmatch(r"dcm run: token \d+: a logit differs by (0.01|inf) from what the reference .*\n",
-                            watched.stderr), watched.stderr
+        what = {"logit": "differs by 0.01 from what", "nan": "is no number, where"}[broken]
+        assert re.fullmatch(rf"dcm run: token \d+: a logit {what} the reference .*\n", watched.stderr), watched.stderr
         # the feed that is wrong is the 12th: the prompt, and 11 tokens, of which the 1st and 9th are verified
         skipped = run_watched(cli, *args, "8", LD_PRELOAD=cli.broken, BROKEN=broken)
         assert skipped.returncode == (3 if broken == "nan" else 0), skipped
@@ -318,7 +398,11 @@ def test_record(cli):
     assert all(r["status"] == "ok" and r["steps"] == 24 for r in rows), rows
     assert rows[1]["same_bits"] == 24 and rows[1]["max_abs"] == rows[1]["cache_max_abs"] == 0
     assert 0 < rows[2]["ratio"] <= 1 and rows[2]["cache_max_abs"] > 0
-    assert cli.rows(0, *against(cli, path), "--devices", "ref", "-n", "5")[1]["steps"] == 5
+    result = cli.run(*against(cli, path), "--devices", "ref", "-n", "5", "--format", "json")
+    row = json.loads(result.stdout)["rows"][1]
+    assert result.returncode == 0 and row["steps"] == 5 and row["status"] == "ok", result
+    assert row["cache_max_abs"] is row["cache_ratio"] is row["cache_worst"] is None, row
+    assert result.stderr == "dcm: no cache is compared: the record has none after at most 5 tokens\n", result.stderr
     half = cli.folder / "half.dcmcheck"
     shape = ["-m", SHAPE, "--merge", "newer", "-L", "4", "--kv", "f16"]
     cli.exits(0, *shape, "--devices", "ref", "-n", "20", "--save", half)

@@ -4,6 +4,14 @@
 #include <math.h>
 #include <stdlib.h>
 
+bool check_all_numbers(const float *x, size_t n)
+{
+    size_t numbers = 0;
+    for (size_t i = 0; i < n; i++)
+        numbers += isfinite(x[i]) != 0;
+    return numbers == n;
+}
+
 double check_max_abs(const float *a, const float *b, size_t n)
 {
     double most = 0;
@@ -131,9 +139,9 @@ double check_layer_noise(const check_run *run, uint32_t kind)
     const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
     const size_t n = (size_t)ref->model.kv_heads * ref->model.head_dim;
     double noise = 0;
-    for (size_t u = 0; u < ref->n_units; u++) {
+    for (size_t u = 0; u < ref->cache->n_units; u++) {
         const size_t at = (2 * u + kind) * n;
-        noise = fmax(noise, check_max_abs(ref->values + at, other->values + at, n));
+        noise = fmax(noise, check_max_abs(ref->cache->values + at, other->cache->values + at, n));
     }
     return noise;
 }

@@ -17,14 +17,21 @@
 #include "table.h"
 
 enum {
-    CHECK_SIDES = 16, /* devices, and the two references that the bounds come from */
-    CHECK_BLOCK = 16, /* most steps whose tokens are sent to a device at a time */
-    CHECK_TIMES = 64, /* most steps after which caches are compared */
+    CHECK_DEVICES = 14,              /* most that may be named */
+    CHECK_SIDES = CHECK_DEVICES + 2, /* and the two references that the bounds come from */
+    CHECK_BLOCK = 16,                /* most steps whose tokens are sent to a device at a time */
+    CHECK_PROMPT_TOKENS = 512,       /* most of the first tokens that are read as a prompt too */
     CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
     CHECK_TEXT = 512
 };
 
-/* ---- A device in a process of its own (side.c) ---- */
+/*
+ * How a device computes: tokens one by one, or many in a step, by other kernels. The reference makes the same bits of
+ * both, so that what it computes one by one is what a prompt is held against, by the same bounds.
+ */
+typedef enum check_form { CHECK_DECODE, CHECK_PROMPT, CHECK_FORMS } check_form;
+
+/* ---- A device in a process of its own (side.c; process.c is the process) ---- */
 
 /* What every process computes with. */
 typedef struct check_job {
@@ -49,18 +56,29 @@ typedef struct check_chosen {
     dcm_merge_choice choice;
 } check_chosen;
 
-/* What is summed up about one device, against the baseline. */
+/* What is summed up about one device in one form, against the baseline. A step is named by its token, from 1. */
 typedef struct check_totals {
-    uint64_t steps, same_bits;    /* same_bits: steps whose logits are equal bit for bit */
-    uint64_t other_bits;          /* the first step whose are not, from 1; 0: none */
+    uint64_t steps;               /* whose logits were compared */
+    uint64_t same_bits;           /* of them: equal bit for bit */
+    uint64_t other_bits;          /* the first that is not; 0: none */
+    uint64_t no_number;           /* the first with a logit of its own that is none; 0: none */
     double max_abs, bound, ratio; /* at the step where ratio = max_abs / bound was largest */
-    uint64_t worst_step;          /* from 1 */
-    double nmse, kl;              /* largest of any step */
-    uint64_t parted;              /* first step whose greedy choice differs, from 1; 0: none */
-    double margin, allowed;       /* there: between the two choices by the baseline; twice the bound */
+    uint64_t worst_step;
+    double nmse, kl;        /* largest of any step */
+    uint64_t parted;        /* first step whose greedy choice differs; 0: none */
+    double margin, allowed; /* there: between the two choices by the baseline; twice the bound */
+    size_t caches;          /* compared */
     double cache_max_abs, cache_ratio;
-    char cache_worst[128]; /* "after 256: layer 3, keys, tokens 8 to 15" */
+    char cache_worst[128]; /* "after 256: layer 3, keys of tokens 8 to 15"; strict: the first that differs */
 } check_totals;
+
+/* A device's cache, layer by layer. */
+typedef struct check_cache {
+    dcm_unit *units;
+    size_t n_units;
+    float *values; /* one layer's: (units, 2, kv_heads, head_dim) */
+    size_t room;   /* of units */
+} check_cache;
 
 typedef struct check_side {
     const char *name;
@@ -68,18 +86,17 @@ typedef struct check_side {
     bool quiet;     /* its process says errors only */
     pid_t pid;      /* 0: none */
     int socket;     /* -1: none */
+    bool prompts;   /* as a prompt the tokens are compared too: an OpenCL device that was asked for */
     check_model model;
     json_t *facts;            /* device, driver, platform, tuning */
     char trouble[CHECK_TEXT]; /* what became of it; "" while it works */
     int code;                 /* that its process told with it; 0: none */
-    float *logits;            /* (CHECK_BLOCK, vocab) */
+    float *logits;            /* (CHECK_BLOCK + 1, vocab): after the tokens fed last; the last row: after a prompt */
+    size_t n_logits;          /* of the tokens fed last */
     check_chosen *chosen;     /* by a scorer in the steps fed last, in order; the reference tells, others do not */
     size_t n_chosen, chosen_room;
-    dcm_unit *units; /* of the caches compared last */
-    size_t n_units;
-    float *values; /* one layer's: (units, 2, kv_heads, head_dim) */
-    size_t room;   /* of units */
-    check_totals sum;
+    check_cache cache[CHECK_FORMS];
+    check_totals sum[CHECK_FORMS];
 } check_side;
 
 /* Start the process and open everything in it. 0, or an exit code after a message. */
@@ -91,15 +108,23 @@ void check_side_end(check_side *s, const char *why);
 /* Kill the process and free what the side has. */
 void check_side_close(check_side *s);
 
-/*
- * Feed `count` tokens; the logits after each into s->logits, choices into s->chosen. Errors, a process that ended and
- * one that does not answer leave a text in s->trouble. False then.
- */
-bool check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count);
+static inline bool check_works(const check_side *s) { return s->pid != 0; }
 
-/* Ask for the cache: s->units, and room for s->values; then the layers one after the other. Errors as above. */
-bool check_side_units(check_side *s, const check_job *job);
-bool check_side_layer(check_side *s, const check_job *job);
+/*
+ * Feed `count` tokens one by one; the logits after each into s->logits, choices into s->chosen. Errors, a process that
+ * ended and one that does not answer leave a text in s->trouble. Returns after how many tokens there are logits.
+ */
+size_t check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count);
+
+/*
+ * Read `count` tokens as a prompt, or as what comes next in one, beside those that were fed one by one; the logits
+ * after the last are s->logits + CHECK_BLOCK * vocab. Errors as above; false then.
+ */
+bool check_side_prompt(check_side *s, const check_job *job, const int32_t *ids, size_t count);
+
+/* Ask for a cache: its units, and room for its values; then for a layer of it. Errors as above; false then. */
+bool check_side_units(check_side *s, const check_job *job, check_form form);
+bool check_side_layer(check_side *s, const check_job *job, check_form form, uint32_t layer);
 
 /* ---- Numbers (compare.c) ---- */
 
@@ -111,6 +136,7 @@ typedef struct check_difference {
     int32_t top_a, top_b;
     double margin; /* of top_a over top_b by `a` */
     bool same_bits;
+    bool no_number; /* in `b` */
 } check_difference;
 
 check_difference check_compare(const float *a, const float *b, size_t vocab);
@@ -142,13 +168,34 @@ typedef struct check_run {
     const char *save;
     record *against; /* the baseline in place of a device; NULL: none */
     output_file steps_out;
-    bool stopped; /* the baseline or a reference failed */
+    uint64_t prompt; /* tokens read as a prompt so far */
+    bool stopped;    /* the baseline or a reference failed */
 } check_run;
 
 /* Open all sides and run all steps. 0, or an exit code after a message. */
 int check_all(check_run *run);
 
+/* How many of the first tokens are read as a prompt too; 0: a single token is none. */
+uint64_t check_prompt_tokens(const check_run *run);
+
+/* Add to a side's trouble where it was; without the baseline or a reference there is nothing to compare with. */
+void check_lost(check_run *run, check_side *s, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* A difference as a part of its bound. Without a bound nothing is within it. */
+double check_ratio(double difference, double bound);
+
+/* ---- Caches (caches.c) ---- */
+
+/*
+ * Compare all units after `step` tokens with those that the baseline has when decoding: of all sides, or of the
+ * prompts of those that read them.
+ */
+void check_caches(check_run *run, check_form form, uint64_t step);
+
 /* ---- Bounds (bounds.c) ---- */
+
+/* Are all of them finite? */
+bool check_all_numbers(const float *x, size_t n);
 
 /* Largest difference of two arrays; infinite where one has no number. */
 double check_max_abs(const float *a, const float *b, size_t n);
@@ -217,8 +264,7 @@ const record_cache *check_record_cache(const check_run *run, uint64_t step);
 /* Print the table. `meta`: the reference is taken. */
 void check_print(const check_run *run, table_format format, json_t *meta);
 
-/* "ok", or what is wrong; and the exit code of the whole run. `room` holds CHECK_TEXT characters. */
-const char *check_verdict(const check_run *run, const check_side *s, char *room);
+/* The exit code of the whole run. */
 int check_code(const check_run *run);
 
 #endif

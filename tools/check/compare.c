@@ -19,6 +19,7 @@ check_difference check_compare(const float *a, const float *b, size_t vocab)
     d.kl = score_kl(a, sum_a, b, sum_b, vocab);
     d.margin = (double)a[d.top_a] - a[d.top_b];
     d.same_bits = memcmp(a, b, vocab * sizeof *a) == 0;
+    d.no_number = !check_all_numbers(b, vocab);
     return d;
 }
 
@@ -44,5 +45,6 @@ check_difference check_compare_sketch(const record_step *a, const float *b, size
     d.kl += rest_a > 0 && rest_b > 0 ? rest_a * log(rest_a / rest_b) : 0;
     d.margin = a->value[0] - chosen;
     d.same_bits = a->checksum == record_checksum(b, vocab);
+    d.no_number = !check_all_numbers(b, vocab);
     return d;
 }

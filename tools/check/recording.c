@@ -33,14 +33,16 @@ bool check_record_units(check_run *run, uint64_t step)
     record *r = &run->made;
     record_cache *c = &r->cache[r->caches++];
     r->layers = ref->model.layers;
-    *c = (record_cache){.step = step, .units = run->side->n_units};
+    *c = (record_cache){.step = step, .units = run->side->cache->n_units};
     c->unit = calloc(c->units, sizeof *c->unit);
     c->bound = calloc(sums * c->units, sizeof *c->bound);
     c->digest = calloc(sums * c->units, sizeof *c->digest);
     if (!c->unit || !c->bound || !c->digest)
         return false;
-    for (size_t i = 0; i < c->units; i++)
-        c->unit[i] = (record_unit){.first = run->side->units[i].first, .level = run->side->units[i].level};
+    for (size_t i = 0; i < c->units; i++) {
+        const dcm_unit *u = &run->side->cache->units[i];
+        c->unit[i] = (record_unit){.first = u->first, .level = u->level};
+    }
     return true;
 }
 
@@ -78,17 +80,18 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
         double noise = 0, largest = 0;
         for (size_t u = 0; u < c->units; u++) {
             const size_t at = (2 * u + kind) * n;
-            const double a = record_digest(ref->values + at, n), b = record_digest(floats->values + at, n);
-            c->digest[(2 * layer + kind) * c->units + u] = record_digest(base->values + at, n);
+            const double a = record_digest(ref->cache->values + at, n);
+            const double b = record_digest(floats->cache->values + at, n);
+            c->digest[(2 * layer + kind) * c->units + u] = record_digest(base->cache->values + at, n);
             noise = fmax(noise, fabs(a - b));
             for (size_t i = 0; i < n; i++)
-                largest = fmax(largest, fabs(base->values[at + i]));
+                largest = fmax(largest, fabs(base->cache->values[at + i]));
         }
         const double own = fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(run->job.cache.kv));
         for (size_t u = 0; u < c->units && !strict; u++) {
             const double token =
-                check_token_bound(run->job.cache.kv, values_noise, base->values + (2 * u + kind) * n, n);
-            bound[u] = (float)digest_bound(run, &base->units[u], layer, kind, own, token);
+                check_token_bound(run->job.cache.kv, values_noise, base->cache->values + (2 * u + kind) * n, n);
+            bound[u] = (float)digest_bound(run, &base->cache->units[u], layer, kind, own, token);
         }
     }
 }

@@ -7,17 +7,36 @@
 
 static bool within(double ratio) { return ratio <= 1; }
 
-const char *check_verdict(const check_run *run, const check_side *s, char *room)
+/* "WHAT from token N on", and where in the cache. */
+static const char *from_token(char *room, const char *what, uint64_t token, const char *cache)
 {
+    snprintf(room, CHECK_TEXT, "%s from token %" PRIu64 " on%s%s", what, token, *cache ? "; its cache " : "", cache);
+    return room;
+}
+
+/* "ok", or what is wrong; `room` holds CHECK_TEXT characters. */
+static const char *verdict(const check_run *run, const check_side *s, check_form form, char room[CHECK_TEXT])
+{
+    const check_totals *t = &s->sum[form];
     if (*s->trouble)
         return s->trouble;
-    if (run->job.device.strict && s->sum.other_bits) {
-        snprintf(room, CHECK_TEXT, "other bits from token %" PRIu64 " on", s->sum.other_bits);
-        return room;
-    }
-    if (!within(s->sum.ratio))
+    if (t->no_number)
+        return from_token(room, "logits are no numbers", t->no_number, "");
+    if (run->job.device.strict && t->other_bits)
+        return from_token(room, "other bits", t->other_bits, t->cache_worst);
+    if (!within(t->ratio))
         return "logits differ";
-    return within(s->sum.cache_ratio) ? "ok" : "cache differs";
+    if (!within(t->cache_ratio))
+        return "cache differs";
+    return !t->steps ? "not compared" : run->stopped ? "not compared to the end" : "ok";
+}
+
+static bool differs(const check_run *run, const check_side *s, check_form form)
+{
+    const check_totals *t = &s->sum[form];
+    const bool held = s->asked_for && (s != run->side || form != CHECK_DECODE);
+    return t->no_number ||
+           (held && ((run->job.device.strict && t->other_bits) || !within(t->ratio) || !within(t->cache_ratio)));
 }
 
 int check_code(const check_run *run)
@@ -27,9 +46,7 @@ int check_code(const check_run *run)
         const check_side *s = &run->side[i];
         if (*s->trouble)
             return s->code ? s->code : DCM_ERR_DEVICE;
-        if (s->asked_for && i && run->job.device.strict && s->sum.other_bits)
-            code = 1;
-        if (s->asked_for && i && (!within(s->sum.ratio) || !within(s->sum.cache_ratio)))
+        if (differs(run, s, CHECK_DECODE) || differs(run, s, CHECK_PROMPT))
             code = 1;
     }
     return code;
@@ -37,40 +54,37 @@ int check_code(const check_run *run)
 
 static table_cell step_cell(uint64_t step) { return step ? cell_int((int64_t)step) : cell_none(); }
 
-static void print_side(table *t, const check_run *run, size_t index)
+static table_cell real_if(bool known, double x) { return known ? cell_real(x) : cell_none(); }
+
+static void print_side(table *t, const check_run *run, const check_side *s, check_form form)
 {
-    const check_side *s = &run->side[index];
-    const check_totals *sum = &s->sum;
-    const bool bounded = !run->job.device.strict;
+    const check_totals *sum = &s->sum[form];
+    const bool held = s != run->side || form != CHECK_DECODE, some = held && sum->steps;
+    const bool bounded = !run->job.device.strict, caches = held && (sum->caches || *sum->cache_worst);
     char room[CHECK_TEXT];
-    if (index == 0) {
-        const table_cell cells[] = {cell_text(s->name),
-                                    cell_int((int64_t)sum->steps), [15] = cell_text(check_verdict(run, s, room))};
-        table_row(t, cells);
-        return;
-    }
     const table_cell cells[] = {
         cell_text(s->name),
+        cell_text(form == CHECK_PROMPT ? "prompt" : "decode"),
         cell_int((int64_t)sum->steps),
-        cell_real(sum->max_abs),
-        bounded ? cell_real(sum->bound) : cell_none(),
-        bounded ? cell_real(sum->ratio) : cell_none(),
+        real_if(some, sum->max_abs),
+        real_if(some && bounded, sum->bound),
+        real_if(some && bounded, sum->ratio),
         step_cell(sum->worst_step),
-        cell_int((int64_t)sum->same_bits),
-        cell_real(sum->nmse),
-        cell_real(sum->kl),
+        some ? cell_int((int64_t)sum->same_bits) : cell_none(),
+        real_if(some, sum->nmse),
+        real_if(some, sum->kl),
         step_cell(sum->parted),
-        sum->parted ? cell_real(sum->margin) : cell_none(),
+        real_if(sum->parted, sum->margin),
         sum->parted ? cell_bool(sum->margin <= sum->allowed) : cell_none(),
-        cell_real(sum->cache_max_abs),
-        bounded ? cell_real(sum->cache_ratio) : cell_none(),
-        cell_text(sum->cache_worst),
-        cell_text(check_verdict(run, s, room)),
+        real_if(caches, sum->cache_max_abs),
+        real_if(caches && bounded, sum->cache_ratio),
+        caches ? cell_text(sum->cache_worst) : cell_none(),
+        cell_text(verdict(run, s, form, room)),
     };
     table_row(t, cells);
 }
 
-/* The devices' facts in the order of the rows. */
+/* The devices' facts in the order of their names. */
 static json_t *facts_of(const check_run *run)
 {
     json_t *all = json_array();
@@ -80,45 +94,74 @@ static json_t *facts_of(const check_run *run)
     return all;
 }
 
+/* Which devices the names stand for. */
+static void print_devices(const check_run *run, table_format format)
+{
+    char *note = NULL;
+    size_t size;
+    FILE *out = open_memstream(&note, &size);
+    for (size_t i = 0; out && i < run->sides; i++) {
+        const json_t *facts = run->side[i].facts ? run->side[i].facts : run->against->header;
+        const char *device = json_string_value(json_object_get(facts, "device"));
+        const char *driver = json_string_value(json_object_get(facts, "driver"));
+        const char *platform = json_string_value(json_object_get(facts, "platform"));
+        fprintf(out, "%s%s is %s (%s, driver %s)", i ? "; " : "", run->side[i].name, device ? device : "unknown",
+                platform ? platform : "unknown", driver ? driver : "unknown");
+    }
+    if (out && fclose(out) == 0)
+        table_note(format, note);
+    free(note);
+}
+
 static void print_note(const check_run *run, table_format format)
 {
     const bool halves = run->job.cache.kv == DCM_KV_F16;
-    char note[1024];
-    if (run->job.device.strict) {
+    char note[1536];
+    if (run->job.device.strict)
         snprintf(note, sizeof note,
                  "Strict: the logits after each of %" PRIu64 " tokens and the caches have to have the bits of %s.",
-                 run->side->sum.steps, run->side->name);
-        table_note(format, note);
-        return;
-    }
-    snprintf(note, sizeof note,
-             "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums in "
-             "double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at least; a "
-             "unit merged by a scorer may also move by its choice, whose gap is known that well. "
-             "max_abs and bound are of the step with the largest %s. same_bits: steps with the same logits bit for "
-             "bit. parted: the first token where the greedy choice is another, margin: the baseline's between both; a "
-             "tie where it is within twice the bound.",
-             run->side->name, run->side->sum.steps,
-             run->against ? ", of its largest logits and of digests of its cache" : "", CHECK_FACTOR,
-             halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
-             halves ? "difference" : "ratio");
+                 run->side->sum->steps, run->side->name);
+    else
+        snprintf(note, sizeof note,
+                 "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums "
+                 "in double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at "
+                 "least; a unit merged by a scorer may also move by its choice, whose gap is known that well. "
+                 "max_abs and bound are of the step with the largest %s. same_bits: steps with the same logits bit "
+                 "for bit. parted: the first token where the greedy choice is another, margin: the baseline's between "
+                 "both; a tie where it is within twice the bound.",
+                 run->side->name, run->side->sum->steps,
+                 run->against ? ", of its largest logits and of digests of its cache" : "", CHECK_FACTOR,
+                 halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
+                 halves ? "difference" : "ratio");
     table_note(format, note);
+    if (run->prompt) {
+        snprintf(note, sizeof note,
+                 "prompt: the first %" PRIu64 " tokens once more, read in steps of --chunk tokens, and compared with "
+                 "what %s computes one by one, where caches are compared and after the last.",
+                 run->prompt, run->side->name);
+        table_note(format, note);
+    }
+    print_devices(run, format);
 }
 
 void check_print(const check_run *run, table_format format, json_t *meta)
 {
     static const table_column columns[] = {
-        {"device", 0},         {"steps", 0},        {"max_abs", -3},    {"bound", -3}, {"ratio", -3},  {"step", 0},
-        {"same_bits", 0},      {"nmse", -3},        {"kl", -3},         {"parted", 0}, {"margin", -3}, {"tie", 0},
-        {"cache_max_abs", -3}, {"cache_ratio", -3}, {"cache_worst", 0}, {"status", 0}};
+        {"device", 0}, {"form", 0},           {"steps", 0},        {"max_abs", -3},    {"bound", -3}, {"ratio", -3},
+        {"step", 0},   {"same_bits", 0},      {"nmse", -3},        {"kl", -3},         {"parted", 0}, {"margin", -3},
+        {"tie", 0},    {"cache_max_abs", -3}, {"cache_ratio", -3}, {"cache_worst", 0}, {"status", 0}};
     enum { COLUMNS = sizeof columns / sizeof *columns };
     table t;
     json_object_set_new(meta, "devices", facts_of(run));
+    json_object_set_new(meta, "prompt_tokens", json_integer((json_int_t)run->prompt));
     if (run->against)
         json_object_set(meta, "record", run->against->header);
     table_begin(&t, format, columns, COLUMNS, meta);
     for (size_t i = 0; i < run->sides; i++)
-        print_side(&t, run, i);
+        print_side(&t, run, &run->side[i], CHECK_DECODE);
+    for (size_t i = 0; i < run->sides; i++)
+        if (run->side[i].prompts && check_prompt_tokens(run))
+            print_side(&t, run, &run->side[i], CHECK_PROMPT);
     table_end(&t);
     print_note(run, format);
 }
