@@ -102,7 +102,7 @@ DCM_API dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us,
  */
 typedef struct dcm_profile_entry {
     const char *family, *kernel;
-    uint32_t rows, cols; /* of the weights multiplied; 0: none */
+    uint32_t rows, cols; /* of the weights multiplied; 0: none, or several matrices in one launch */
     uint64_t items;      /* work-items of one launch: tells apart what one kernel does at several sizes; 0: not known */
     uint64_t launches;
     uint64_t ns; /* of all launches: from their start to their end by the device's clock */

@@ -44,75 +44,137 @@ void activations_close(activations *a)
     memset(a, 0, sizeof *a);
 }
 
-dcm_status linear_map_run(backend *ops, const linear_map *map, linear_args args)
+/* Linear maps that follow each other. */
+typedef struct map_chain {
+    linear_args args[4 * MODEL_MAX_PARTS];
+    size_t count;
+} map_chain;
+
+/* Append all parts of a map: the arguments' w, bias, y_offset and ldy are filled in here. */
+static void chain_add(map_chain *chain, const linear_map *map, linear_args args)
 {
     args.ldy = map->rows;
     for (uint32_t i = 0; i < map->parts; i++) {
         args.w = map->part[i].w;
         args.bias = map->part[i].bias;
         args.y_offset = map->part[i].y_offset;
-        const dcm_status status = ops->ops->linear(ops, &args);
-        if (status != DCM_OK)
-            return status;
+        chain->args[chain->count++] = args;
     }
-    return DCM_OK;
 }
 
-dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
-                               const late_merges *late, uint32_t index)
+/* Issue the chain, and empty it. */
+static dcm_status chain_run(backend *ops, map_chain *chain)
+{
+    const size_t count = chain->count;
+    chain->count = 0;
+    return ops->ops->linear_chain(ops, chain->args, count);
+}
+
+dcm_status linear_map_run(backend *ops, const linear_map *map, linear_args args)
+{
+    map_chain chain = {.count = 0};
+    chain_add(&chain, map, args);
+    return chain_run(ops, &chain);
+}
+
+/* What comes before a layer's attention: queries, keys and values. */
+static void layer_begin(const dcm_model *model, const activations *a, const step *s, uint32_t index, map_chain *chain)
 {
     const model_layer *l = &model->layer[index];
+    chain_add(chain, &l->qkv,
+              (linear_args){.n = s->n,
+                            .many = a->reading,
+                            .input = INPUT_RMSNORM,
+                            .x = a->x,
+                            .gain = l->attn_norm,
+                            .eps = model->config.norm_eps,
+                            .y = a->qkv});
+}
+
+static dcm_status layer_attend(const dcm_model *model, const activations *a, kv_pool *pool, const step *s,
+                               const late_merges *late, uint32_t index)
+{
     const model_config *c = &model->config;
     backend *ops = model->ops;
     const kv_store_args store = {pool, s, index, c->rope, a->qkv, c->info.heads};
     const bool together = s->n == 1 && !a->reading; /* kv_store and attention */
     const attention_args attend = {pool,    s,          index, c->rope, a->qkv, c->info.heads,
                                    a->attn, a->reading, together};
-    dcm_status status;
-    DCM_TRY(status, fail,
-            linear_map_run(ops, &l->qkv,
-                    (linear_args){.n = s->n,
-                                  .many = a->reading,
-                                  .input = INPUT_RMSNORM,
-                                  .x = a->x,
-                                  .gain = l->attn_norm,
-                                  .eps = c->norm_eps,
-                                  .y = a->qkv}));
+    dcm_status status = DCM_OK;
     if (!together)
         DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
     for (uint32_t i = 0; i < late->count; i++)
         DCM_TRY(status, fail, merge_run(late->merge, pool, &late->batch[i], index, 1, c->rope));
-    DCM_TRY(status, fail, ops->ops->attention(ops, &attend));
-    DCM_TRY(
-        status, fail,
-        linear_map_run(ops, &l->attn_out,
-                       (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true}));
-    DCM_TRY(status, fail,
-            linear_map_run(ops, &l->gate_up,
-                    (linear_args){.n = s->n,
-                                  .many = a->reading,
-                                  .input = INPUT_RMSNORM,
-                                  .x = a->x,
-                                  .gain = l->ffn_norm,
-                                  .eps = c->norm_eps,
-                                  .y = a->gate_up}));
-    DCM_TRY(
-        status, fail,
-        linear_map_run(ops, &l->down,
-                (linear_args){
-                    .n = s->n, .many = a->reading, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true}));
+    status = ops->ops->attention(ops, &attend);
+fail:
+    return status;
+}
+
+/* What comes after it. */
+static void layer_end(const dcm_model *model, const activations *a, const step *s, uint32_t index, map_chain *chain)
+{
+    const model_layer *l = &model->layer[index];
+    chain_add(chain, &l->attn_out,
+              (linear_args){.n = s->n, .many = a->reading, .x = a->attn, .y = a->x, .add = true});
+    chain_add(chain, &l->gate_up,
+              (linear_args){.n = s->n,
+                            .many = a->reading,
+                            .input = INPUT_RMSNORM,
+                            .x = a->x,
+                            .gain = l->ffn_norm,
+                            .eps = model->config.norm_eps,
+                            .y = a->gate_up});
+    chain_add(chain, &l->down,
+              (linear_args){
+                  .n = s->n, .many = a->reading, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true});
+}
+
+dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
+                               const late_merges *late, uint32_t index)
+{
+    map_chain chain = {.count = 0};
+    dcm_status status;
+    layer_begin(model, a, s, index, &chain);
+    DCM_TRY(status, fail, chain_run(model->ops, &chain));
+    DCM_TRY(status, fail, layer_attend(model, a, pool, s, late, index));
+    layer_end(model, a, s, index, &chain);
+    DCM_TRY(status, fail, chain_run(model->ops, &chain));
     return DCM_OK;
 fail:
     return dcm_fail_in(status, "layer %u", index);
+}
+
+/* All layers: between two attentions stands one chain of maps. */
+static dcm_status layers_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
+                                 const late_merges *late)
+{
+    const uint32_t layers = model->config.info.layers;
+    map_chain chain = {.count = 0};
+    dcm_status status;
+    uint32_t i = 0;
+    layer_begin(model, a, s, 0, &chain);
+    DCM_TRY(status, fail, chain_run(model->ops, &chain));
+    for (; i < layers; i++) {
+        DCM_TRY(status, fail, layer_attend(model, a, pool, s, late, i));
+        layer_end(model, a, s, i, &chain);
+        if (i + 1 < layers)
+            layer_begin(model, a, s, i + 1, &chain);
+        DCM_TRY(status, fail, chain_run(model->ops, &chain));
+    }
+    return DCM_OK;
+fail:
+    return dcm_fail_in(status, "layer %u", i);
 }
 
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
 {
     const embed_args embed = {model->embedding, s, a->x};
     dcm_status status = model->ops->ops->embed(model->ops, &embed);
+    if (status == DCM_OK && !a->seen)
+        return layers_forward(model, a, pool, s, late);
     for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++) {
         status = model_layer_forward(model, a, pool, s, late, i);
-        if (status == DCM_OK && a->seen)
+        if (status == DCM_OK)
             status = a->seen(a->seen_context, i);
     }
     return status;

@@ -27,7 +27,7 @@ static linear_launch launch_of(const linear_args *args)
         .cols = m->base.cols,
         .rows = m->base.rows,
         .input = args->input,
-        .flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0),
+        .flags = matrix_flags(args),
         .eps = args->eps,
         .x = args->x,
         .gain = args->gain ? args->gain : args->x,

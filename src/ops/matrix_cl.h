@@ -48,6 +48,9 @@ size_t matrix_work_floats(const matrix *m);
 /* True where also a plain x is prepared. */
 bool matrix_needs_work(const matrix *m);
 
+/* FLAG_* of cl/weights.cl. */
+static inline cl_uint matrix_flags(const linear_args *args) { return (args->add ? 1 : 0) | (args->bias ? 2 : 0); }
+
 /* cl_linear for linear_args.many: the weights are unpacked once for all tokens. */
 dcm_status cl_matmul(backend *b, const linear_args *args);
 

@@ -23,3 +23,11 @@ void matrix_free(matrix **m)
     if (m && *m)
         (*m)->owner->ops->matrix_free(m);
 }
+
+dcm_status linear_each(backend *b, const linear_args *args, size_t count)
+{
+    dcm_status status = DCM_OK;
+    for (size_t i = 0; i < count && status == DCM_OK; i++)
+        status = b->ops->linear(b, &args[i]);
+    return status;
+}

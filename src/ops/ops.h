@@ -270,6 +270,8 @@ struct ops {
 
     dcm_status (*embed)(backend *, const embed_args *);
     dcm_status (*linear)(backend *, const linear_args *);
+    /* `count` maps one after another: each may read what those before it wrote. The same bits as by `linear`. */
+    dcm_status (*linear_chain)(backend *, const linear_args *, size_t count);
     dcm_status (*kv_store)(backend *, const kv_store_args *);
     dcm_status (*attention)(backend *, const attention_args *);
     dcm_status (*merge_gather)(backend *, const merge_gather_args *);
@@ -287,6 +289,9 @@ struct backend {
     uint32_t chunk;          /* what suits the device when a prompt is read: twice the tokens of a step that merges */
     struct profile *profile; /* where launches and times are counted; NULL: nowhere */
 };
+
+/* linear_chain of a back end that gains nothing by it: `linear` for each. */
+dcm_status linear_each(backend *b, const linear_args *args, size_t count);
 
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */
 dcm_status backend_ref_open(backend **out, int threads, size_t max_memory);

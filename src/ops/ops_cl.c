@@ -402,6 +402,7 @@ static const ops table = {
     .matrix_free = cl_matrix_free,
     .embed = cl_embed,
     .linear = linear,
+    .linear_chain = cl_linear_chain,
     .kv_store = cl_kv_store,
     .attention = cl_attention,
     .merge_gather = cl_merge_gather,

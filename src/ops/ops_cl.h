@@ -72,6 +72,7 @@ typedef enum clop_scratch_id {
     CLOP_SCRATCH_ATTENTION,
     CLOP_SCRATCH_ENDED, /* zeros, between launches */
     CLOP_SCRATCH_LINEAR,
+    CLOP_SCRATCH_CHAIN,    /* zeros, between launches */
     CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
     CLOP_SCRATCH_UNPACKED, /* its tiles as floats, or sums of shares of the columns */
     CLOP_SCRATCH_DENSE,
@@ -122,10 +123,11 @@ clop_tuned *clop_tuned_of(backend *b);
 /* Take one engine whatever is chosen (tests); AUTO ends that. */
 static inline void clop_set_many(backend *b, clop_many engine) { clop_tuned_of(b)->many = engine; }
 
-/* The ops, one launcher file a family: linear_cl.c, cache_cl.c (kv_store), attention_cl.c, merge_cl.c,
- * merge_score_cl.c, dense_cl.c, embed_cl.c. */
+/* The ops, one launcher file a family: linear_cl.c, linear_chain_cl.c, cache_cl.c (kv_store), attention_cl.c,
+ * merge_cl.c, merge_score_cl.c, dense_cl.c, embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
 dcm_status cl_linear(backend *b, const linear_args *args);
+dcm_status cl_linear_chain(backend *b, const linear_args *args, size_t count);
 dcm_status cl_kv_store(backend *b, const kv_store_args *args);
 dcm_status cl_attention(backend *b, const attention_args *args);
 dcm_status cl_attention_many(backend *b, const attention_args *args);

@@ -1,4 +1,4 @@
-/* cl_linear: every type, every input, one token and several. */
+/* cl_linear: every type, every input, one token and several; chains of products. */
 #include "harness.h"
 
 #include <string.h>
@@ -11,7 +11,7 @@ typedef struct linear_case {
     uint32_t rows, cols, n;
     linear_input input;
     fx_input fill;
-    bool bias, add, many;
+    bool bias, add, many, chain;
     void *w;
     float *x, *gain, *b, *y;
     size_t x_items, y_items, ldy;
@@ -37,7 +37,12 @@ static dcm_status run(ck *c, int side, const void *what)
         .ldy = l->ldy,
         .add = l->add,
     };
-    return c->side[side]->ops->linear(c->side[side], &args);
+    if (!l->chain)
+        return c->side[side]->ops->linear(c->side[side], &args);
+    /* The same once more into another result; how links depend on each other is tests/unit/test_linear_chain.c's. */
+    linear_args links[] = {args, args};
+    links[1].y = ck_buffer(c, side, "again", l->y, l->y_items * 4, 4);
+    return c->side[side]->ops->linear_chain(c->side[side], links, 2);
 }
 
 /*
@@ -107,8 +112,8 @@ static void bounds(ck *c, const void *what)
 {
     const linear_case *l = what;
     const size_t wide = l->cols * (l->input == INPUT_SWIGLU ? 2u : 1u), row_bytes = quant_row_bytes(l->type, l->cols);
-    double *bound = ck_bound(c, "y"), *value = fx_alloc(l->cols * sizeof *value),
-           *error = fx_alloc(l->cols * sizeof *error);
+    double *bound = ck_bound(c, "y"), *again = l->chain ? ck_bound(c, "again") : NULL;
+    double *value = fx_alloc(l->cols * sizeof *value), *error = fx_alloc(l->cols * sizeof *error);
     float *w = fx_alloc(l->cols * sizeof *w);
     for (uint32_t t = 0; t < l->n; t++) {
         input_terms(l, l->x + X_OFFSET + t * wide, value, error);
@@ -122,6 +127,8 @@ static void bounds(ck *c, const void *what)
                 lost += fabs(w[i]) * error[i];
             }
             bound[at] = (l->cols + 8) * CK_U * terms + lost + (l->cols + 1) * FLT_MIN;
+            if (again)
+                again[at] = bound[at];
         }
     }
     free(value);
@@ -138,7 +145,8 @@ static void one(ck *c, const linear_case *shape)
         l.many = false;
     }
     if (!ck_case(c, "linear/%s_%s_r%u_c%u_n%u%s%s%s_%s", quant_name(l.type), input_names[l.input], l.rows, l.cols, l.n,
-                 l.bias ? "_bias" : "", l.add ? "_add" : "", l.many ? "_many" : "", fx_input_name(l.fill)))
+                 l.bias ? "_bias" : "", l.add ? "_add" : "", l.many ? "_many" : l.chain ? "_chain" : "",
+                 fx_input_name(l.fill)))
         return;
     const size_t wide = l.cols * (l.input == INPUT_SWIGLU ? 2u : 1u);
     l.ldy = l.rows + (l.n > 1 ? Y_GAP : 0u);
@@ -185,6 +193,8 @@ void check_linear(ck *c)
         one(c, &(linear_case){type, 576, items == 256 ? 1536 : 576, 1, INPUT_RMSNORM, FX_NORMAL});
         one(c, &(linear_case){type, 576, 1536, 1, INPUT_SWIGLU, FX_NORMAL, .add = true});
         one(c, &(linear_case){type, 70, some, 1, INPUT_RMSNORM, FX_NORMAL, .many = true});
+        one(c, &(linear_case){type, 37, some, 1, INPUT_RMSNORM, FX_NORMAL, .bias = true, .chain = true});
+        one(c, &(linear_case){type, 576, some, 1, INPUT_SWIGLU, FX_NORMAL, .add = true, .chain = true});
         for (size_t k = 0; items == 1 && k < sizeof odd / sizeof *odd; k++)
             one(c, &(linear_case){type, 13, odd[k], k % 2 ? 1 + k % 3 : 18, (linear_input)(k % 3), FX_NORMAL});
     }

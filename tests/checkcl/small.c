@@ -21,6 +21,7 @@ static const char *const patterns[] = {
     "linear/Q4_1_swiglu_r21_c32_n3_bias_*normal/wide",
     "linear/Q4_1_swiglu_r21_c32_n3_bias_*normal/group",
     "linear/Q4_1_rmsnorm_r21_c32_n3_bias_many_normal/clblast",
+    "linear/Q4_1_rmsnorm_r37_c96_n1_bias_chain_normal/wide",
     "linear/Q4_1_*_r21_c32_n3_bias_normal/strict",
     "linear/F16_plain_r13_c15_n1_normal/*",
     "linear/F32_rmsnorm_r13_c17_n18_*normal/wide",

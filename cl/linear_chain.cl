@@ -1,0 +1,109 @@
+/*
+ * Weight matrices: products of one vector that follow each other, in one launch, on CPUs. Built behind cl/linear.cl.
+ *
+ * A launch costs a CPU some 8 microseconds of waking and waiting, as much as a small product. Here each work-item goes
+ * through all products, and waits before each until the one before it is whole. The tiles of a product are cut into one
+ * region an item, and each region into SHARES; an item takes the shares of its own region, then those that are left of
+ * the others', by counters. So nobody waits but for shares that some running item has taken, and work-items may run one
+ * after another, too: the first then does everything. Where a wait is long, the item waited for has lost its processor
+ * to somebody else: the one that waits ends, which gives its own back, and leaves the rest to that one.
+ */
+#define CHAIN_MAX 4 /* as in src/ops/linear_chain_cl.c */
+#define SHARES 4
+#define PATIENCE 10000
+#define APART 16 /* words between two counters: each has its cache line */
+
+typedef struct chain_stage {
+    ulong tile_bytes, x_offset, y_offset;
+    uint tiles, cols, rows, input, flags;
+    float eps;
+} chain_stage;
+
+typedef struct chain_stages {
+    chain_stage stage[CHAIN_MAX];
+} chain_stages;
+
+typedef struct chain_buffers {
+    __global const uchar *w[CHAIN_MAX];
+    __global const float *x[CHAIN_MAX], *gain[CHAIN_MAX], *bias[CHAIN_MAX];
+    __global float *y[CHAIN_MAX];
+} chain_buffers;
+
+/* Counters: of each stage one for the shares that are done, and one a region for those that are taken. */
+static inline volatile __global uint *chain_done(volatile __global uint *marks, uint stage, uint items)
+{
+    return marks + stage * (items + 1) * APART;
+}
+
+static inline volatile __global uint *chain_taken(volatile __global uint *marks, uint stage, uint items, uint region)
+{
+    return marks + (stage * (items + 1) + 1 + region) * APART;
+}
+
+/* True once all `shares` are done; false where that takes long. */
+static inline bool chain_wait(volatile __global uint *done, uint shares)
+{
+    for (uint turn = 0; turn < PATIENCE; turn++)
+        if (*done >= shares)
+            return true;
+    return false;
+}
+
+/* Tiles `begin` to `end` - 1 of a product with the x that was prepared. */
+void chain_tiles(const chain_stage *s, uint begin, uint end, __global const uchar *w, __global const float *x,
+                 __global const float *work, __global const float *bias, __global float *y)
+{
+    for (uint t = begin; t < end; t++) {
+#if QUADS
+        const float16 v = tile_dot(w + t * s->tile_bytes, s->cols, (__global const int *)(work + s->cols));
+#else
+        const float16 v = tile_dot(w + t * s->tile_bytes, s->cols, x, work + s->cols);
+#endif
+        store16(v, t * TILE, s->rows, bias, y + s->y_offset, s->flags);
+    }
+}
+
+#define STAGE_BUFFERS(N)                                                                                          \
+    __global const uchar *w##N, __global const float *x##N, __global const float *gain##N,                        \
+        __global const float *bias##N, __global float *y##N
+
+/*
+ * `count` products; x, gain, bias as in linear_wide. `work`: work_stride floats an item. `marks`: CHAIN_MAX * (items +
+ * 1) + 1 counters, zeros before and after.
+ */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+linear_chain(const chain_stages stages, uint count, STAGE_BUFFERS(0), STAGE_BUFFERS(1), STAGE_BUFFERS(2),
+             STAGE_BUFFERS(3), __global float *work, ulong work_stride, volatile __global uint *marks)
+{
+    const chain_buffers b = {{w0, w1, w2, w3}, {x0, x1, x2, x3}, {gain0, gain1, gain2, gain3},
+                             {bias0, bias1, bias2, bias3}, {y0, y1, y2, y3}};
+    const uint item = (uint)get_global_id(0), items = (uint)get_global_size(0);
+    work += item * work_stride;
+    for (uint i = 0; i < count; i++) {
+        const chain_stage s = stages.stage[i];
+        volatile __global uint *done = chain_done(marks, i, items);
+        __global const float *x = 0;
+        if (i && !chain_wait(chain_done(marks, i - 1, items), items * SHARES))
+            break;
+        mem_fence(CLK_GLOBAL_MEM_FENCE);
+        for (uint k = 0; k < items; k++) {
+            const uint region = (item + k) % items;
+            for (uint share; (share = atomic_inc(chain_taken(marks, i, items, region))) < SHARES;) {
+                const ulong part = region * SHARES + share, parts = items * SHARES;
+                const uint begin = (uint)(part * s.tiles / parts), end = (uint)((part + 1) * s.tiles / parts);
+                if (!x && begin < end)
+                    x = prepare(s.input, b.x[i] + s.x_offset, b.gain[i], s.eps, s.cols, work);
+                chain_tiles(&s, begin, end, b.w[i], x, work, b.bias[i], b.y[i]);
+                mem_fence(CLK_GLOBAL_MEM_FENCE);
+                atomic_inc(done);
+            }
+        }
+    }
+    volatile __global uint *ended = chain_done(marks, CHAIN_MAX, items);
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (atomic_inc(ended) + 1 < items)
+        return;
+    for (uint i = 0; i < count * (items + 1); i++)
+        marks[i * APART] = 0;
+    *ended = 0;
+}
