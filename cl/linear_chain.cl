@@ -88,7 +88,11 @@ linear_chain(const chain_stages stages, uint count, STAGE_BUFFERS(0), STAGE_BUFF
         mem_fence(CLK_GLOBAL_MEM_FENCE);
         for (uint k = 0; k < items; k++) {
             const uint region = (item + k) % items;
-            for (uint share; (share = atomic_inc(chain_taken(marks, i, items, region))) < SHARES;) {
+            volatile __global uint *taken = chain_taken(marks, i, items, region);
+            while (*taken < SHARES) { /* reading costs less than counting where nothing is left */
+                const uint share = atomic_inc(taken);
+                if (share >= SHARES)
+                    break;
                 const ulong part = region * SHARES + share, parts = items * SHARES;
                 const uint begin = (uint)(part * s.tiles / parts), end = (uint)((part + 1) * s.tiles / parts);
                 if (!x && begin < end)
