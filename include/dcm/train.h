@@ -51,6 +51,8 @@ typedef struct dcm_train_params {
     float boundary;  /* weight of BSD, the jump of attention's weights between levels */
     uint32_t positions; /* whose predictions are compared in a sequence; 0: 512 */
     bool again; /* run each layer's forward pass a second time on the way back instead of keeping its activations */
+    const char *options; /* what else the caller's steps depend on, "NAME=VALUE ..." (at most 1 KiB), the caller's until
+                            the trainer is closed: resuming wants the same; NULL: nothing */
 } dcm_train_params;
 
 /* Terms of the loss without their weights; those of weight 0 are 0. */
@@ -58,13 +60,19 @@ typedef struct dcm_train_losses {
     double kl;        /* nats, mean over the positions compared */
     double il;        /* mean over queries, heads and layers */
     double magnitude; /* mean over merges, heads and layers */
+    double boundary;  /* BSD: over layers, heads and the boundaries that 64 queries of the sequence see */
 } dcm_train_losses;
 
-/* How a merge model decides: over the merges of the sequence learnt or tested last, at most 512 of them. */
+/*
+ * How a merge model decides: over the merges of the sequence learnt or tested last, at most 512 of them. A direct head
+ * gives no shares: of it the first three are NAN.
+ */
 typedef struct dcm_train_gate {
-    double mean;   /* of the older unit's share of the key */
-    double spread; /* its standard deviation, the mean over layers and heads: 0 where the gate is constant */
-    double sure;   /* part of the shares under 0.1 or over 0.9 */
+    double mean;    /* of the older unit's share of the key */
+    double spread;  /* its standard deviation, the mean over layers and heads: 0 where the gate is constant */
+    double sure;    /* part of the shares under 0.1 or over 0.9 */
+    double variety; /* standard deviation of the results' keys over that of the newer units', the mean over layers and
+                       heads: 0 where all pairs become the same unit */
 } dcm_train_gate;
 
 /*
@@ -78,8 +86,8 @@ DCM_API void dcm_trainer_close(dcm_trainer **trainer);
 
 /*
  * Before the first step of a trainer opened without `from`: read a sequence for the mean and the scale of each channel
- * of keys and values, which a scorer needs and others ignore. Several calls add up. Ids must be in the vocabulary, here
- * and below (DCM_ERR_USAGE).
+ * of keys and values, which a scorer needs and others ignore. Several calls add up. Here and below: ids must be in the
+ * vocabulary (DCM_ERR_USAGE), and the model's own predictions behind them numbers (DCM_ERR_FILE: its weights are not).
  */
 DCM_API dcm_status dcm_trainer_measure(dcm_trainer *trainer, const int32_t *tokens, size_t count);
 
@@ -133,8 +141,8 @@ DCM_API dcm_status dcm_trainer_save(const dcm_trainer *trainer, const char *path
 /*
  * The state of training in f32 after the last update, written like a merge file, with a text of the caller's, and back
  * into a trainer that has learnt nothing yet: `state` gets as much of the text as fits into `size` bytes. Resuming
- * refuses a file of another model or of other parameters, one cut short, and values that are not finite (DCM_ERR_FILE:
- * nothing was changed).
+ * refuses a file of another model or of other parameters (the first that differs is told; seed, from and again may
+ * differ), one cut short, and values that are not finite (DCM_ERR_FILE: nothing was changed).
  */
 DCM_API dcm_status dcm_trainer_checkpoint(const dcm_trainer *trainer, const char *path, const char *state);
 DCM_API dcm_status dcm_trainer_resume(dcm_trainer *trainer, const char *path, char *state, size_t size);

@@ -233,7 +233,7 @@ static dcm_status back(learner *l, const level_merges *m)
 
 /* ---- What is told of it ---- */
 
-/* Where the result's key lies between the sources' ones: exactly the gate, and for a direct head what comes closest. */
+/* Where the result's key lies between the sources' ones: the gate. */
 static double share(const learner *l, const done_merge *m)
 {
     const uint32_t d = l->facts.head_dim;
@@ -251,7 +251,7 @@ static double share(const learner *l, const done_merge *m)
 
 static void describe(const learner *l, char *text, size_t size)
 {
-    snprintf(text, size, "arch=%s depth=%u", l->arch->name, l->pair.shape.blocks * MERGE_LINEARS);
+    snprintf(text, size, "depth=%u", l->pair.shape.blocks * MERGE_LINEARS);
 }
 
 static dcm_status save(const learner *l, const char *path, const float *params, const st_note *notes, size_t n_notes)
@@ -261,6 +261,7 @@ static dcm_status save(const learner *l, const char *path, const float *params, 
 
 #define PAIR_PARTS                                                                                                     \
     .open = open_pair, .close = close_pair, .upload = upload, .forget = forget, .read = read_gradient, .back = back,   \
-    .share = share, .describe = describe, .save = save
+    .describe = describe, .save = save
 
-const learner_arch learner_gate = {.name = "gate", PAIR_PARTS}, learner_direct = {.name = "direct", PAIR_PARTS};
+const learner_arch learner_gate = {.name = "gate", .share = share, PAIR_PARTS},
+                   learner_direct = {.name = "direct", PAIR_PARTS};

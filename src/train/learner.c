@@ -17,14 +17,14 @@ static const learner_arch *arch_of(const safetensors *file)
 static dcm_status open_from(learner *l, const dcm_train_params *params)
 {
     safetensors *file = NULL;
-    dcm_status status;
-    DCM_TRY(status, done, safetensors_open(&file, params->from));
+    dcm_status status = safetensors_open(&file, params->from);
+    if (status != DCM_OK)
+        return status;
     if (arch_of(file) == l->arch)
         status = l->arch->open(l, params, file);
     else
         status =
             dcm_fail(DCM_ERR_FILE, "of arch \"%s\", where \"%s\" is asked for", arch_of(file)->name, l->arch->name);
-done:
     safetensors_close(&file);
     return status == DCM_OK ? DCM_OK : dcm_fail_in(status, "%s", params->from);
 }

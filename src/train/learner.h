@@ -51,7 +51,7 @@ typedef struct learner_arch {
     dcm_status (*forget)(learner *l);                            /* the gradient becomes 0 */
     dcm_status (*read)(learner *l, float *gradient);             /* (count) */
     dcm_status (*back)(learner *l, const level_merges *merges);  /* adds to the gradient and to the sources' dunits */
-    double (*share)(const learner *l, const done_merge *merge);  /* of the older unit in the key */
+    double (*share)(const learner *l, const done_merge *merge);  /* of the older unit in the key; NULL: it has none */
     void (*describe)(const learner *l, char *text, size_t size); /* its shape: "NAME=VALUE ..." */
     dcm_status (*save)(const learner *l, const char *path, const float *params, const st_note *notes, size_t n_notes);
 } learner_arch;

@@ -4,6 +4,7 @@
 #include "base/rng.h"
 #include "train/units.h"
 
+#include <math.h>
 #include <string.h>
 
 enum {
@@ -190,6 +191,22 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
     sums->count += n > s->sinks ? n - s->sinks : 0;
 done:
     mem_free(&qkv);
+    return status;
+}
+
+dcm_status sequence_is_finite(sequence *s, bool *finite)
+{
+    const uint32_t vocab = s->model->config.info.vocab;
+    float *logits = NULL;
+    dcm_status status;
+    DCM_TRY(status, done, mem_new(&logits, vocab, sizeof *logits, "predictions"));
+    DCM_TRY(status, done, model_head(s->model, s->target_x, s->n - 1, 1, true, s->target));
+    DCM_TRY(status, done, s->ops->ops->read(s->target, 0, logits, vocab * sizeof *logits));
+    *finite = true;
+    for (uint32_t i = 0; i < vocab; i++)
+        *finite = *finite && isfinite(logits[i]);
+done:
+    mem_free(&logits);
     return status;
 }
 

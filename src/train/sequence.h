@@ -46,9 +46,10 @@ typedef struct loss_weights {
     float boundary;  /* BSD: mean of |ratio - 1| over neighbouring units of different levels */
 } loss_weights;
 
-/* The terms without their weights; terms of weight 0 are not computed and are 0. The boundary term is not returned. */
+/* The terms without their weights; terms of weight 0 are not computed and are 0. */
 typedef struct loss_terms {
     double kl, il, magnitude;
+    double boundary; /* over the boundaries of at most 64 queries, spread over the sequence */
 } loss_terms;
 
 /* Positions whose predictions are compared: `count` spread over those that see merged units, drawn by `seed`. */
@@ -72,6 +73,9 @@ dcm_status sequence_measure(sequence *s, const int32_t *tokens, uint32_t n, chan
 
 /* Read n <= most tokens with the full cache. Ids are in the vocabulary. */
 dcm_status sequence_read(sequence *s, const int32_t *tokens, uint32_t n);
+
+/* Whether the full cache's predictions behind the sequence measured or read last are numbers. */
+dcm_status sequence_is_finite(sequence *s, bool *finite);
 
 /*
  * Of the sequence read last, with group length `group` and l's merge model: the loss, and the gradients of its

@@ -156,6 +156,8 @@ dcm_status sequence_layer_back(sequence *s, uint32_t layer, learner *l, const lo
         DCM_TRY(status, fail,
                 model_layer_forward(s->model, &a, &s->packed.slots.pool, &s->packed.step, &s->late, layer));
     }
+    if (w->boundary > 0)
+        DCM_TRY(status, fail, sequence_measure_boundaries(s, layer, &a, terms));
     DCM_TRY(status, fail, feed_forward_back(s, layer, &a));
     DCM_TRY(status, fail, product_back(s, s->turned.layer[layer].attn_out, s->dx, s->dattn));
     if (w->il > 0)

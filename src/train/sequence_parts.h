@@ -30,6 +30,9 @@ static inline size_t hidden_bytes(const sequence *s)
 /* Mean of `count` floats of s->loss. */
 dcm_status sequence_read_mean(sequence *s, size_t count, double *mean);
 
+/* The layer's part of BSD added to *terms: `a` has its queries, s->packed its units. */
+dcm_status sequence_measure_boundaries(sequence *s, uint32_t layer, const activations *a, loss_terms *terms);
+
 /* s->dx goes from the layer's output to its input, the merges' parameters' gradients are added to l's and the layer's
  * terms of the loss to *terms. */
 dcm_status sequence_layer_back(sequence *s, uint32_t layer, learner *l, const loss_weights *w, loss_terms *terms);

@@ -160,6 +160,16 @@ static dcm_status use(dcm_trainer *t, const float *params)
     return t->learner.used == params ? DCM_OK : learner_use(&t->learner, params);
 }
 
+/* A loss that is no number is then the merge model's or the device's, not the model's. */
+static dcm_status check_model(dcm_trainer *t)
+{
+    bool finite = true;
+    const dcm_status status = sequence_is_finite(&t->sequence, &finite);
+    if (status == DCM_OK && !finite)
+        return dcm_fail(DCM_ERR_FILE, "the predictions of the model itself are no numbers: its weights may hold NaN");
+    return status;
+}
+
 dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t count)
 {
     dcm_status status;
@@ -169,6 +179,7 @@ dcm_status dcm_trainer_measure(dcm_trainer *t, const int32_t *tokens, size_t cou
         return DCM_OK;
     DCM_TRY(status, fail, take_tokens(t, tokens, count));
     DCM_TRY(status, fail, sequence_measure(&t->sequence, t->tokens, (uint32_t)count, &t->sums));
+    DCM_TRY(status, fail, check_model(t));
     if (t->sums.count) {
         t->learner.arch->set_channels(&t->learner, &t->sums);
         status = trainer_begin(t);
@@ -182,6 +193,8 @@ dcm_status dcm_trainer_read(dcm_trainer *t, const int32_t *tokens, size_t count)
     dcm_status status = take_tokens(t, tokens, count);
     if (status == DCM_OK)
         status = sequence_read(&t->sequence, t->tokens, (uint32_t)count);
+    if (status == DCM_OK)
+        status = check_model(t);
     t->n = status == DCM_OK ? (uint32_t)count : 0;
     return status;
 }
@@ -208,7 +221,7 @@ dcm_status dcm_trainer_learn(dcm_trainer *t, uint32_t group, uint64_t seed, dcm_
     DCM_TRY(status, fail,
             sequence_learn(&t->sequence, t->tokens, &t->learner, group, weights, (loss_positions){p->positions, seed},
                            &terms));
-    *losses = (dcm_train_losses){terms.kl, terms.il, terms.magnitude};
+    *losses = (dcm_train_losses){terms.kl, terms.il, terms.magnitude, terms.boundary};
     if (!isfinite(terms.kl) || !isfinite(terms.il) || !isfinite(terms.magnitude)) {
         DCM_TRY(status, fail, forget(t));
         return dcm_fail(DCM_ERR_DEVICE, "the loss is not finite (KL %g, L_IL %g, magnitude %g) with L = %u", terms.kl,

@@ -151,12 +151,12 @@ static bool learn(sequence *s, learner *l, const train_golden *g, const int32_t 
 
 static bool close_to(double got, double wanted, double bound) { return fabs(got - wanted) <= bound; }
 
-/* The terms that have weights; the boundary term is not told. */
+/* The terms that have weights; the boundary term's queries are all looked at, as there are at most 64. */
 static bool check_terms(const train_golden *g, const loss_weights *w, const loss_terms *t)
 {
-    const double got[] = {t->kl, t->il, t->magnitude};
-    const bool wanted[] = {true, w->il > 0, w->magnitude > 0};
-    for (size_t i = 0; i < 3; i++) {
+    const double got[TERMS] = {t->kl, t->il, t->magnitude, t->boundary};
+    const bool wanted[TERMS] = {true, w->il > 0, w->magnitude > 0, w->boundary > 0};
+    for (size_t i = 0; i < TERMS; i++) {
         const double value = wanted[i] ? (double)g->terms[i] : 0;
         if (!close_to(got[i], value, LOSS_BOUND * value))
             return golden_fail("the term %s is %.9g, not %.9g", term_names[i], got[i], value);

@@ -21,6 +21,7 @@
 #include "base/rng.h"
 #include "io/gguf.h"
 #include "support/tiny_model.h"
+#include "train/trainer.h"
 
 enum { TOKENS = 64, GROUP = 4 };
 
@@ -190,25 +191,23 @@ static void late_measure(void **state)
     dcm_trainer_close(&t);
 }
 
-/* A sequence whose loss is NaN drops what was learnt before it, and the next one is as if neither had been. */
-static void loss_is_nan(void **state)
+/* A sequence that the model itself makes NaN of is refused, and is as if it had not been. */
+static void model_is_nan(void **state)
 {
     (void)state;
+    static const char why[] = "the predictions of the model itself are no numbers: its weights may hold NaN";
     int32_t spoilt[TOKENS];
     dcm_train_losses losses;
     dcm_trainer *t = open_trainer((dcm_train_params){0});
     memcpy(spoilt, tokens, sizeof tokens);
-    spoilt[TOKENS - 1] = no_number;
-    assert_int_equal(dcm_trainer_read(t, tokens, TOKENS), DCM_OK);
+    spoilt[TOKENS / 2] = no_number;
     keep(t);
-    const double before = learn(t);
-    assert_int_equal(dcm_trainer_read(t, spoilt, TOKENS), DCM_OK);
-    assert_refused(dcm_trainer_learn(t, GROUP, 1, &losses), DCM_ERR_DEVICE, "the loss is not finite (KL ");
-    assert_refused(dcm_trainer_update(t, 1e-3, NULL), DCM_ERR_USAGE, "nothing was learnt since the last update");
+    assert_refused(dcm_trainer_measure(t, spoilt, TOKENS), DCM_ERR_FILE, why);
     assert_kept(t);
-
     assert_int_equal(dcm_trainer_read(t, tokens, TOKENS), DCM_OK);
-    assert_true(learn(t) == before);
+    learn(t);
+    assert_refused(dcm_trainer_read(t, spoilt, TOKENS), DCM_ERR_FILE, why);
+    assert_refused(dcm_trainer_learn(t, GROUP, 1, &losses), DCM_ERR_USAGE, "no sequence was read");
     assert_int_equal(dcm_trainer_update(t, 1e-3, NULL), DCM_OK);
     keep(t);
     dcm_trainer_close(&t);
@@ -217,6 +216,94 @@ static void loss_is_nan(void **state)
     learn(t);
     assert_int_equal(dcm_trainer_update(t, 1e-3, NULL), DCM_OK);
     assert_kept(t);
+    dcm_trainer_close(&t);
+}
+
+/* A trainer whose merges of units of 4 tokens overflow: there are none with GROUP = 4, some with twice that. */
+static dcm_trainer *open_overflowing(void)
+{
+    dcm_trainer *t = open_trainer((dcm_train_params){0});
+    const score_layout l = score_layout_of(t->learner.score);
+    const size_t x = 2 * (size_t)t->learner.score.head_dim;
+    for (size_t at = l.r + 2 * x; at < t->learner.count; at += l.row)
+        for (size_t c = 0; c < x; c++)
+            t->learner.param[at + c] = 3e38f;
+    assert_int_equal(trainer_begin(t), DCM_OK);
+    return t;
+}
+
+/* A loss that is not finite drops what was learnt before it, and the next one is as if neither had been. */
+static void loss_is_nan(void **state)
+{
+    (void)state;
+    dcm_train_losses losses;
+    dcm_trainer *t = open_overflowing();
+    assert_int_equal(dcm_trainer_read(t, tokens, TOKENS), DCM_OK);
+    keep(t);
+    const double before = learn(t);
+    assert_refused(dcm_trainer_learn(t, 2 * GROUP, 1, &losses), DCM_ERR_DEVICE, "the loss is not finite (KL ");
+    assert_refused(dcm_trainer_update(t, 1e-3, NULL), DCM_ERR_USAGE, "nothing was learnt since the last update");
+    assert_kept(t);
+
+    assert_true(learn(t) == before);
+    assert_int_equal(dcm_trainer_update(t, 1e-3, NULL), DCM_OK);
+    keep(t);
+    dcm_trainer_close(&t);
+    t = open_overflowing();
+    assert_int_equal(dcm_trainer_read(t, tokens, TOKENS), DCM_OK);
+    learn(t);
+    assert_int_equal(dcm_trainer_update(t, 1e-3, NULL), DCM_OK);
+    assert_kept(t);
+    dcm_trainer_close(&t);
+}
+
+/* A gate's shares are shares; a direct head has none, but what it makes of pairs differs. */
+static void gates(void **state)
+{
+    (void)state;
+    for (dcm_train_arch arch = DCM_TRAIN_SCORE; arch <= DCM_TRAIN_DIRECT; arch++) {
+        dcm_trainer *t = open_trainer((dcm_train_params){.arch = arch, .depth = 3});
+        dcm_train_gate gate;
+        assert_int_equal(dcm_trainer_read(t, tokens, TOKENS), DCM_OK);
+        learn(t);
+        assert_int_equal(dcm_trainer_gate(t, &gate), DCM_OK);
+        assert_true(gate.variety > 0.01 && gate.variety < 2);
+        if (arch == DCM_TRAIN_DIRECT) {
+            assert_true(isnan(gate.mean) && isnan(gate.spread) && isnan(gate.sure));
+        } else {
+            assert_true(gate.mean > 0 && gate.mean < 1 && gate.spread > 0 && gate.spread <= 0.5);
+            assert_true(gate.sure >= 0 && gate.sure <= 1);
+        }
+        dcm_trainer_close(&t);
+    }
+}
+
+/* What the caller's steps depend on is part of a checkpoint: the first that differs is told, old and new. */
+static void other_options(void **state)
+{
+    (void)state;
+    static const struct {
+        dcm_train_params params;
+        const char *why;
+    } wrong[] = {
+        {{.options = "rate=1 seed=3"}, "it was made with seed=2, this training has seed=3"},
+        {{.options = "rate=10 seed=3"}, "it was made with rate=1, this training has rate=10"},
+        {{.il = 0.5f, .options = "rate=1 seed=3"}, "it was made with il=0, this training has il=0.5"},
+        {{.options = "rate=1 seed=2 more=1"}, "it was made with nothing, this training has more=1"},
+        {{0}, "it was made with rate=1, this training has nothing"},
+    };
+    dcm_trainer *t = open_trainer((dcm_train_params){.options = "rate=1 seed=2"});
+    keep(t);
+    dcm_trainer_close(&t);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        t = open_trainer(wrong[i].params);
+        assert_refused(dcm_trainer_resume(t, path, other, 1), DCM_ERR_FILE, wrong[i].why);
+        dcm_trainer_close(&t);
+    }
+    t = open_trainer((dcm_train_params){.seed = 7, .again = true, .options = "rate=1 seed=2"});
+    char text[16];
+    assert_int_equal(dcm_trainer_resume(t, path, text, sizeof text), DCM_OK);
+    assert_string_equal(text, "kept");
     dcm_trainer_close(&t);
 }
 
@@ -274,7 +361,10 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(wrong_params),
     cmocka_unit_test(wrong_calls),
     cmocka_unit_test(late_measure),
+    cmocka_unit_test(model_is_nan),
     cmocka_unit_test(loss_is_nan),
+    cmocka_unit_test(gates),
+    cmocka_unit_test(other_options),
     cmocka_unit_test(loss_overflows),
     cmocka_unit_test(gradient_overflows),
 };
