@@ -1,6 +1,7 @@
 #include "input.h"
 #include "run.h"
 #include "tool.h"
+#include "watch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -10,6 +11,7 @@
 static int open_trainer(train_run *run)
 {
     const train_options *o = run->o;
+    train_tell_options(run);
     const dcm_train_params params = {.tokens = (uint32_t)o->tokens,
                                      .sinks = o->sinks ? (int32_t)o->sinks : -1,
                                      .arch = (dcm_train_arch)o->arch,
@@ -23,7 +25,8 @@ static int open_trainer(train_run *run)
                                      .magnitude = (float)o->magnitude,
                                      .boundary = (float)o->boundary,
                                      .positions = (uint32_t)o->positions,
-                                     .again = o->again};
+                                     .again = o->again,
+                                     .options = run->options};
     const dcm_status status = dcm_trainer_open(&run->trainer, run->r.model, &params);
     if (status != DCM_OK)
         return tool_fail_library(status);
@@ -33,8 +36,7 @@ static int open_trainer(train_run *run)
 static int open_room(train_run *run)
 {
     const train_options *o = run->o;
-    run->held_sequences = run->held.count;
-    const size_t windows = run->held_sequences * o->groups.count;
+    const size_t windows = watch_sequences(run) * o->groups.count;
     run->ids = malloc((size_t)o->tokens * sizeof *run->ids);
     run->window = malloc((windows + 1) * sizeof *run->window);
     if (!run->ids || !run->window)
@@ -47,7 +49,23 @@ static int open_room(train_run *run)
     return 0;
 }
 
-static int check_options(const train_options *o)
+/* Options of the net that would say nothing. */
+static int check_net(const train_options *o, const args *a)
+{
+    const bool hidden = args_seen(a, "hidden"), depth = args_seen(a, "depth");
+    if (o->from && o->resume)
+        return tool_fail(DCM_ERR_USAGE, "--from and --resume exclude each other");
+    if (o->from && (hidden || depth))
+        return tool_fail(DCM_ERR_USAGE, "--%s is of new weights: those of --from have their shape",
+                         hidden ? "hidden" : "depth");
+    if (depth && o->arch == DCM_TRAIN_SCORE)
+        return tool_fail(DCM_ERR_USAGE, "--depth is of --merge-arch gate and direct");
+    if (hidden && o->arch != DCM_TRAIN_SCORE)
+        return tool_fail(DCM_ERR_USAGE, "--hidden is of --merge-arch score");
+    return 0;
+}
+
+static int check_options(const train_options *o, const args *a)
 {
     int64_t longest = 0;
     for (size_t i = 0; i < o->groups.count; i++)
@@ -61,15 +79,13 @@ static int check_options(const train_options *o)
                          o->tokens, longest, 2 * longest + o->sinks);
     if (!o->texts.count)
         return tool_fail(DCM_ERR_USAGE, "no text to train on: give -f FILE or -f FOLDER");
-    if (o->from && o->resume)
-        return tool_fail(DCM_ERR_USAGE, "--from and --resume exclude each other");
     if (o->plot && !o->csv)
         return tool_fail(DCM_ERR_USAGE, "--plot draws what --csv has: give both");
-    if (o->depth && o->arch == DCM_TRAIN_SCORE)
-        return tool_fail(DCM_ERR_USAGE, "--depth is of --merge-arch gate and direct");
     if (!(o->kl > 0 || o->il > 0))
         return tool_fail(DCM_ERR_USAGE, "--kl 0 without --il leaves nothing to learn");
-    return 0;
+    if (!(o->rate > 0))
+        return tool_fail(DCM_ERR_USAGE, "--rate 0 learns nothing");
+    return check_net(o, a);
 }
 
 static void add_options(args *a, train_options *o)
@@ -83,7 +99,9 @@ static void add_options(args *a, train_options *o)
          "The merge model, for --merge: the best of the tests, or the last without --held-out.", .required = true},
         {"checkpoint", 0, ARG_TEXT, &o->checkpoint, "FILE",
          "Where training can be resumed from; by default OUTPUT.checkpoint."},
-        {"resume", 0, ARG_TEXT, &o->resume, "FILE", "Go on from a checkpoint, with the same options."},
+        {"resume", 0, ARG_TEXT, &o->resume, "FILE",
+         "Go on from a checkpoint, with the same options; only --checkpoint, --csv, --plot, --save-every, --again and "
+         "the device's may differ."},
         {"from", 0, ARG_TEXT, &o->from, "FILE", "Begin with a merge file instead of new weights."},
         {"csv", 0, ARG_TEXT, &o->csv, "FILE", "One row a step."},
         {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg", "Draw the CSV's losses and tests at the end."},
@@ -110,7 +128,9 @@ static void add_options(args *a, train_options *o)
          INT64_C(1) << 40, .show_zero = true},
         {"sinks", 0, ARG_INT, &o->sinks, "S", "First tokens that are never merged.", 0, 1 << 20, .show_zero = true},
         {"save-every", 0, ARG_INT, &o->save_every, "N", "Steps between checkpoints.", 1, INT64_C(1) << 40},
-        {"test-every", 0, ARG_INT, &o->test_every, "N", "Steps between tests.", 1, INT64_C(1) << 40},
+        {"test-every", 0, ARG_INT, &o->test_every, "N",
+         "Steps between tests; of training texts, to notice one that goes wrong, where none are held out.", 1,
+         INT64_C(1) << 40},
         {"again", 0, ARG_FLAG, &o->again, NULL,
          "Run layers a second time on the way back instead of keeping their activations: less memory."},
     };
@@ -140,6 +160,8 @@ static int open_all(train_run *run)
         code = corpus_open(&run->texts, run->r.tokenizer, &o->texts, needed);
     if (code == 0)
         code = corpus_open(&run->held, run->r.tokenizer, &o->held, needed);
+    if (code == 0)
+        code = corpus_check_apart(&run->texts, &run->held);
     if (code == 0)
         code = open_room(run);
     if (code == 0)
@@ -173,7 +195,7 @@ int cmd_train(int argc, char **argv)
         return code;
     code = options_apply_verbosity(&o.words);
     if (code == 0)
-        code = check_options(&o);
+        code = check_options(&o, &a);
     if (code == 0)
         code = open_all(&run);
     if (code == 0)

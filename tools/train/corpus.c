@@ -27,6 +27,53 @@ static int grow(void *items, size_t *room, size_t count, size_t more, size_t siz
     return 0;
 }
 
+/* Bytes of the UTF-8 character that begins at `at`, of which the last may be missing; 0: none begins there. */
+static size_t character(const unsigned char *at, size_t left)
+{
+    const unsigned char c = *at;
+    const size_t size = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < size && i < left; i++)
+        if ((at[i] & 0xc0) != 0x80)
+            return 0;
+    return size;
+}
+
+/* A text's beginning: at most one control character in 50 bytes, and one byte in 1000 that is not UTF-8. */
+static int check_encoding(const char *path, const char *data, size_t size)
+{
+    size_t controls = 0, wrong = 0;
+    for (size_t at = 0, step; at < size; at += step ? step : 1) {
+        const unsigned char *c = (const unsigned char *)data + at;
+        step = character(c, size - at);
+        wrong += !step;
+        controls += *c < ' ' && !strchr("\t\n\v\f\r\033", *c);
+    }
+    if (50 * controls > size)
+        return tool_fail(DCM_ERR_FILE, "%s: not a text: %zu of its first %zu bytes are control characters", path,
+                         controls, size);
+    if (1000 * wrong > size)
+        return tool_fail(DCM_ERR_FILE,
+                         "%s: not in UTF-8: %zu of its first %zu bytes; a text in Latin-1 or another encoding is "
+                         "converted first (iconv -f LATIN1 -t UTF-8)",
+                         path, wrong, size);
+    return 0;
+}
+
+static int add_text(corpus_source *s, const char *path, size_t first)
+{
+    corpus_text text = {.path = strdup(path), .first = first, .count = s->count - first};
+    int code = text.path ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
+    for (size_t i = first; i < s->count; i++)
+        text.digest = mix64(MIX_STEP + (text.digest ^ (uint64_t)s->ids[i]));
+    if (code == 0)
+        code = grow(&s->text, &s->texts_room, s->texts, 1, sizeof *s->text);
+    if (code == 0)
+        s->text[s->texts++] = text;
+    else
+        free(text.path);
+    return code;
+}
+
 static int read_file(corpus_source *s, const dcm_tokenizer *tokenizer, const char *path)
 {
     const args none = {0};
@@ -35,6 +82,8 @@ static int read_file(corpus_source *s, const dcm_tokenizer *tokenizer, const cha
     text_reader reader;
     size_t count = 1;
     int code = reader_open(&reader, &none, &input);
+    if (code == 0)
+        code = check_encoding(path, reader.data, reader.size);
     while (code == 0 && count) {
         int32_t *ids;
         code = reader_next(&reader, tokenizer, 0, &ids, &count);
@@ -51,11 +100,7 @@ static int read_file(corpus_source *s, const dcm_tokenizer *tokenizer, const cha
     reader_close(&reader);
     if (code == 0 && s->count == first)
         code = tool_fail(DCM_ERR_FILE, "%s: an empty text", path);
-    if (code == 0)
-        code = grow(&s->text, &s->texts_room, s->texts, 1, sizeof *s->text);
-    if (code == 0)
-        s->text[s->texts++] = (corpus_text){first, s->count - first};
-    return code;
+    return code ? code : add_text(s, path, first);
 }
 
 static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
@@ -96,6 +141,14 @@ static size_t all_places(const corpus_source *s, size_t n)
     return sum;
 }
 
+static size_t longest(const corpus_source *s)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < s->texts; i++)
+        most = s->text[i].count > most ? s->text[i].count : most;
+    return most;
+}
+
 int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *paths, size_t needed)
 {
     int code = 0;
@@ -105,7 +158,8 @@ int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *path
         s->path = paths->item[i];
         code = read_path(s, tokenizer, s->path);
         if (code == 0 && !all_places(s, needed))
-            code = tool_fail(DCM_ERR_FILE, "%s: no text of %zu tokens in %zu texts", s->path, needed, s->texts);
+            code = tool_fail(DCM_ERR_FILE, "%s: no text of %zu tokens: the longest of %zu has %zu", s->path, needed,
+                             s->texts, longest(s));
     }
     return code;
 }
@@ -113,6 +167,8 @@ int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *path
 void corpus_close(corpus *c)
 {
     for (size_t i = 0; i < c->count; i++) {
+        for (size_t k = 0; k < c->source[i].texts; k++)
+            free(c->source[i].text[k].path);
         free(c->source[i].ids);
         free(c->source[i].text);
     }
@@ -133,11 +189,37 @@ void corpus_draw(const corpus *c, size_t number, uint64_t seed, int32_t *ids, si
     memcpy(ids, s->ids + t->first + at, n * sizeof *ids);
 }
 
+/* The text of c that has t's tokens, or NULL. */
+static const corpus_text *find_text(const corpus *c, const corpus_text *t)
+{
+    for (size_t i = 0; i < c->count; i++)
+        for (size_t k = 0; k < c->source[i].texts; k++) {
+            const corpus_text *found = &c->source[i].text[k];
+            if (found->count == t->count && found->digest == t->digest)
+                return found;
+        }
+    return NULL;
+}
+
+int corpus_check_apart(const corpus *c, const corpus *held)
+{
+    for (size_t i = 0; i < held->count; i++)
+        for (size_t k = 0; k < held->source[i].texts; k++) {
+            const corpus_text *t = &held->source[i].text[k], *found = find_text(c, t);
+            if (found)
+                return tool_fail(DCM_ERR_USAGE, "%s is held out, but trained on too: %s has the same text", t->path,
+                                 found->path);
+        }
+    return 0;
+}
+
 uint64_t corpus_digest(const corpus *c)
 {
     uint64_t digest = 0;
-    for (size_t i = 0; i < c->count; i++)
-        for (size_t k = 0; k < c->source[i].count; k++)
-            digest = mix64(MIX_STEP + (digest ^ (uint64_t)c->source[i].ids[k]));
+    for (size_t i = 0; i < c->count; i++) {
+        digest = mix64(MIX_STEP + (digest ^ c->source[i].texts));
+        for (size_t k = 0; k < c->source[i].texts; k++)
+            digest = mix64(MIX_STEP + (digest ^ c->source[i].text[k].digest));
+    }
     return digest;
 }

@@ -7,7 +7,9 @@
 #include <dcm/tokenizer.h>
 
 typedef struct corpus_text {
+    char *path;
     size_t first, count; /* of its source's ids */
+    uint64_t digest;     /* of them */
 } corpus_text;
 
 typedef struct corpus_source {
@@ -26,7 +28,8 @@ typedef struct corpus {
 
 /*
  * Read and tokenize all files of `paths`, those of folders in the order of their names. 0, or the exit code after a
- * message: 3 for what cannot be read or is no text, is empty, or holds no text of `needed` tokens. Close in any case.
+ * message: 3 for what cannot be read, is empty, no text or not in UTF-8 (by the first 64 KiB), or holds no text of
+ * `needed` tokens. Close in any case.
  */
 int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *paths, size_t needed);
 void corpus_close(corpus *c);
@@ -37,7 +40,10 @@ void corpus_close(corpus *c);
  */
 void corpus_draw(const corpus *c, size_t number, uint64_t seed, int32_t *ids, size_t n);
 
-/* A digest of all tokens: training goes on with what it began with. */
+/* 0, or 2 after a message where a text of `held` is one of c's too, by its tokens. */
+int corpus_check_apart(const corpus *c, const corpus *held);
+
+/* A digest of all tokens and of where texts and sources end: training goes on with what it began with. */
 uint64_t corpus_digest(const corpus *c);
 
 #endif

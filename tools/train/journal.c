@@ -9,16 +9,20 @@
 #include <string.h>
 
 static const char header[] =
-    "step,rate,norm,kl,il,magnitude,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
+    "step,group,rate,norm,kl,il,magnitude,bsd,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
 
 /* Rows of the file at j->path of steps up to `steps`, into a new file of that name. */
 static int keep_rows(const journal *j, uint64_t steps)
 {
-    char line[512];
+    char line[JOURNAL_LINE] = "";
     uint64_t step;
-    output_file kept;
+    output_file kept = {0};
     FILE *old = steps ? fopen(j->path, "r") : NULL;
-    int code = output_open(&kept, j->path);
+    int code = 0;
+    if (old && fgets(line, sizeof line, old) && strcmp(line, header) != 0)
+        code = tool_fail(DCM_ERR_FILE, "%s: its columns are not those of this dcm: give --csv another file", j->path);
+    if (code == 0)
+        code = output_open(&kept, j->path);
     if (code == 0)
         fputs(header, kept.out);
     while (code == 0 && old && fgets(line, sizeof line, old))
@@ -44,9 +48,10 @@ int journal_add(journal *j, const journal_row *r)
 {
     if (!j->out)
         return 0;
-    const double values[] = {r->rate,    r->norm,       r->losses.kl, r->losses.il,  r->losses.magnitude,
-                             r->held_kl, r->held_ratio, r->gate_mean, r->gate_spread};
-    fprintf(j->out, "%" PRIu64, r->step);
+    const dcm_train_losses *l = &r->losses;
+    const double values[] = {r->rate,     r->norm,    l->kl,         l->il,        l->magnitude,
+                             l->boundary, r->held_kl, r->held_ratio, r->gate_mean, r->gate_spread};
+    fprintf(j->out, "%" PRIu64 ",%s", r->step, r->group);
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         if (isnan(values[i]))
             fputc(',', j->out);

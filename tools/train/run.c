@@ -1,118 +1,20 @@
 #include "run.h"
 
 #include "tool.h"
+#include "watch.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
-enum { MEASURED = 2 /* sequences of each source */, RISES_MAX = 3 };
+enum { MEASURED = 2 /* sequences of each source */ };
 
 static uint64_t draw(const train_run *run, uint64_t a, uint64_t b)
 {
     return ((uint64_t)run->o->seed * 0x9e3779b97f4a7c15u + a) * 0xbf58476d1ce4e5b9u + b * 0x94d049bb133111ebu;
-}
-
-/* ---- Held-out texts ---- */
-
-/* Sequence i of the held-out texts: the same each time. */
-static int read_held(train_run *run, size_t i)
-{
-    corpus_draw(&run->held, i, 0x7e57 + i / run->held.count, run->ids, (size_t)run->o->tokens);
-    const dcm_status status = dcm_trainer_read(run->trainer, run->ids, (size_t)run->o->tokens);
-    run->read = 0;
-    return status == DCM_OK ? 0 : tool_fail_library(status);
-}
-
-/* KL over all held-out sequences and group lengths: the mean, and the mean of its ratio to the window's. */
-static int test(train_run *run, double *kl, double *ratio, dcm_train_gate *gate)
-{
-    const size_t groups = run->o->groups.count;
-    double sum = 0, ratios = 0;
-    for (size_t i = 0; i < run->held_sequences; i++) {
-        int code = read_held(run, i);
-        for (size_t g = 0; g < groups && code == 0; g++) {
-            double *window = &run->window[i * groups + g], value = 0;
-            dcm_status status = DCM_OK;
-            if (isnan(*window))
-                status = dcm_trainer_test_window(run->trainer, (uint32_t)run->o->groups.item[g], window);
-            if (status == DCM_OK)
-                status = dcm_trainer_test(run->trainer, (uint32_t)run->o->groups.item[g], &value);
-            if (status != DCM_OK)
-                return tool_fail_library(status);
-            sum += value;
-            ratios += value / *window;
-            code = tool_stopped();
-        }
-        if (code)
-            return code;
-    }
-    *kl = sum / (double)(run->held_sequences * groups);
-    *ratio = ratios / (double)(run->held_sequences * groups);
-    const dcm_status status = dcm_trainer_gate(run->trainer, gate);
-    return status == DCM_OK ? 0 : tool_fail_library(status);
-}
-
-/* The merge file, with its card. */
-static int save(train_run *run, double ratio)
-{
-    char steps[32], seed[32], held[96], groups[512] = "";
-    for (size_t i = 0, at = 0; i < run->o->groups.count && at < sizeof groups; i++)
-        at += (size_t)snprintf(groups + at, sizeof groups - at, "%s%" PRId64, i ? "," : "", run->o->groups.item[i]);
-    snprintf(steps, sizeof steps, "%" PRIu64, dcm_trainer_steps(run->trainer));
-    snprintf(seed, sizeof seed, "%" PRId64, run->o->seed);
-    snprintf(held, sizeof held, "%.4f of the KL of sink + window with as many units, held-out texts", ratio);
-    json_t *meta = runtime_meta(&run->r);
-    const char *commit = json_string_value(json_object_get(meta, "commit"));
-    const dcm_train_note notes[] = {{"trained_by", tool_command_line()},
-                                    {"commit", commit ? commit : "unknown"},
-                                    {"steps", steps},
-                                    {"seed", seed},
-                                    {"groups", groups},
-                                    {"mode", run->o->mode ? "chunked" : "tai"},
-                                    {"held_out", held}};
-    const dcm_status status =
-        dcm_trainer_save(run->trainer, run->o->out, notes, sizeof notes / sizeof *notes - (isnan(ratio) ? 1 : 0));
-    json_decref(meta);
-    return status == DCM_OK ? 0 : tool_fail_library(status);
-}
-
-/*
- * Test, keep what is best so far, and stop what is not worth going on with: a gate that does not depend on its input,
- * or held-out losses that rise time after time.
- */
-static int look(train_run *run, journal_row *row)
-{
-    dcm_train_gate gate;
-    int code = test(run, &row->held_kl, &row->held_ratio, &gate);
-    if (code)
-        return code;
-    row->gate_mean = gate.mean;
-    row->gate_spread = gate.spread;
-    if (!run->o->words.quiet)
-        fprintf(stderr,
-                "%sstep %" PRIu64 ": held-out KL %.4f, %.3f of the window's; older unit's share %.2f, spread %.3f, "
-                "%.0f %% decided\n",
-                isatty(STDERR_FILENO) ? "\r\033[K" : "", row->step, row->held_kl, row->held_ratio, gate.mean,
-                gate.spread, 100 * gate.sure);
-    if (!isfinite(row->held_ratio))
-        return tool_fail(1, "step %" PRIu64 ": the held-out loss is not finite", row->step);
-    if (gate.spread < 1e-3)
-        return tool_fail(1, "step %" PRIu64 ": the gate has collapsed: it gives %.3f to every older unit", row->step,
-                         gate.mean);
-    if (!(run->best > 0) || row->held_ratio < run->best) {
-        run->best = row->held_ratio;
-        run->rises = 0;
-        return save(run, row->held_ratio);
-    }
-    run->rises = row->held_ratio > 1.1 * run->best ? run->rises + 1 : 0;
-    if (run->rises >= RISES_MAX)
-        return tool_fail(1,
-                         "step %" PRIu64 ": the held-out loss rose to %.3f of the window's, where it was %.3f: %s "
-                         "has the best; a smaller --rate may help",
-                         row->step, row->held_ratio, run->best, run->o->out);
-    return 0;
 }
 
 /* ---- Steps ---- */
@@ -142,10 +44,20 @@ static int read_text(train_run *run, uint64_t number)
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 
+/* The group lengths that the step's passes have. */
+static void name_groups(const train_options *o, uint64_t step, journal_row *row)
+{
+    const uint64_t count = o->groups.count, first = step * (uint64_t)o->sequences;
+    for (uint64_t i = 0, at = 0; i < count && i < (uint64_t)o->sequences && at < sizeof row->group; i++)
+        at += (uint64_t)snprintf(row->group + at, sizeof row->group - at, "%s%" PRId64, i ? "/" : "",
+                                 o->groups.item[(first + i) % count]);
+}
+
 static int learn(train_run *run, uint64_t step, journal_row *row)
 {
     const train_options *o = run->o;
     const double share = 1.0 / (double)o->sequences;
+    name_groups(o, step, row);
     for (int64_t i = 0; i < o->sequences; i++) {
         const uint64_t number = step * (uint64_t)o->sequences + (uint64_t)i;
         const size_t g = number % o->groups.count;
@@ -160,6 +72,7 @@ static int learn(train_run *run, uint64_t step, journal_row *row)
         row->losses.kl += share * losses.kl;
         row->losses.il += share * losses.il;
         row->losses.magnitude += share * losses.magnitude;
+        row->losses.boundary += share * losses.boundary;
         if (tool_stopped())
             return tool_stopped();
     }
@@ -184,7 +97,7 @@ static void show_progress(const train_run *run, const journal_row *row)
 static int checkpoint(train_run *run)
 {
     char state[96];
-    snprintf(state, sizeof state, "%016" PRIx64 " %.17g %d", corpus_digest(&run->texts), run->best, run->rises);
+    snprintf(state, sizeof state, "%.17g %d %d", run->best, run->rises, run->flat);
     const dcm_status status = dcm_trainer_checkpoint(run->trainer, run->checkpoint, state);
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
@@ -200,16 +113,27 @@ static int step(train_run *run)
         return code;
     row.seconds = runtime_seconds() - start;
     const bool last = row.step == (uint64_t)o->steps;
-    if (run->held_sequences && (last || row.step % (uint64_t)o->test_every == 0))
-        code = look(run, &row);
-    else if (last)
-        code = save(run, NAN);
+    if (last || row.step % (uint64_t)o->test_every == 0)
+        code = watch_test(run, &row);
+    if (code == 0 && last && !(o->held.count && run->best > 0))
+        code = watch_save(run, NAN);
     const int kept = journal_add(&run->journal, &row); /* also the row that ends it */
     code = code ? code : kept;
     if (code == 0 && (last || row.step % (uint64_t)o->save_every == 0))
         code = checkpoint(run);
     show_progress(run, &row);
     return code;
+}
+
+/* What was learnt until a signal came. */
+static void keep_stopped(train_run *run)
+{
+    const uint64_t steps = dcm_trainer_steps(run->trainer);
+    if (!steps)
+        fprintf(stderr, "%s: stopped before the first step: nothing was saved\n", tool_name());
+    else if (checkpoint(run) == 0)
+        fprintf(stderr, "%s: stopped after %" PRIu64 " steps; --resume %s goes on\n", tool_name(), steps,
+                run->checkpoint);
 }
 
 int train_loop(train_run *run)
@@ -228,25 +152,43 @@ int train_loop(train_run *run)
     if (isatty(STDERR_FILENO))
         fputs("\r\033[K", stderr);
     tool_catch(false);
-    if (code == 130 || code == 143) {
-        const int saved = dcm_trainer_steps(run->trainer) ? checkpoint(run) : 0;
-        if (saved == 0)
-            fprintf(stderr, "%s: stopped after %" PRIu64 " steps; --resume %s goes on\n", tool_name(),
-                    dcm_trainer_steps(run->trainer), run->checkpoint);
-    }
+    if (code == 130 || code == 143)
+        keep_stopped(run);
     return code;
+}
+
+/* ---- Checkpoints ---- */
+
+void train_groups(const train_options *o, char *text, size_t size)
+{
+    *text = 0;
+    for (size_t i = 0, at = 0; i < o->groups.count && at < size; i++)
+        at += (size_t)snprintf(text + at, size - at, "%s%" PRId64, i ? "," : "", o->groups.item[i]);
+}
+
+void train_tell_options(train_run *run)
+{
+    const train_options *o = run->o;
+    char groups[512];
+    train_groups(o, groups, sizeof groups);
+    snprintf(run->options, sizeof run->options,
+             "text=digest:%016" PRIx64 " held-out=digest:%016" PRIx64 " group=%s sequences=%" PRId64 " steps=%" PRId64
+             " rate=%.9g warmup=%" PRId64 " seed=%" PRId64 " test-every=%" PRId64,
+             corpus_digest(&run->texts), corpus_digest(&run->held), groups, o->sequences, o->steps, o->rate, o->warmup,
+             o->seed, o->test_every);
 }
 
 int train_resume(train_run *run)
 {
+    const train_options *o = run->o;
     char state[96];
-    uint64_t digest;
-    const dcm_status status = dcm_trainer_resume(run->trainer, run->o->resume, state, sizeof state);
+    const dcm_status status = dcm_trainer_resume(run->trainer, o->resume, state, sizeof state);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    if (sscanf(state, "%" SCNx64 " %lg %d", &digest, &run->best, &run->rises) != 3)
-        return tool_fail(DCM_ERR_FILE, "%s: not a checkpoint of dcm train", run->o->resume);
-    if (digest != corpus_digest(&run->texts))
-        return tool_fail(DCM_ERR_FILE, "%s: of a training on other texts", run->o->resume);
+    if (sscanf(state, "%lg %d %d", &run->best, &run->rises, &run->flat) != 3)
+        return tool_fail(DCM_ERR_FILE, "%s: not a checkpoint of dcm train", o->resume);
+    if (o->held.count && run->best > 0 && access(o->out, R_OK) != 0)
+        return tool_fail(DCM_ERR_FILE, "%s: %s; the best weights up to this checkpoint were written to its -o", o->out,
+                         strerror(errno));
     return 0;
 }

@@ -26,15 +26,22 @@ typedef struct train_run {
     dcm_trainer *trainer;
     journal journal;
     char checkpoint[4096];
+    char options[1024];     /* what a checkpoint depends on beside dcm_train_params */
     int32_t *ids;           /* of one sequence */
-    double *window;         /* (held-out sequences, groups): KL of the window */
-    size_t held_sequences;
+    double *window;         /* (sequences that are tested, groups): KL of the window */
     uint64_t read;          /* number of the text that the trainer has read, from 1; 0: another one */
-    double best;            /* held-out ratio; 0: none yet */
-    int rises;
+    double best;            /* of the tests' ratios to the window; 0: none yet */
+    int rises;              /* tests in a row far above it */
+    int flat;               /* tests in a row that found a constant merge */
     double began;
     uint64_t began_at;
 } train_run;
+
+/* Group lengths as -L has them. */
+void train_groups(const train_options *o, char *text, size_t size);
+
+/* run->options, once the texts are open. */
+void train_tell_options(train_run *run);
 
 /* Go on with run->o->resume, once texts and trainer are open. 0, or the exit code after a message. */
 int train_resume(train_run *run);
