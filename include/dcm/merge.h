@@ -15,6 +15,7 @@ typedef struct dcm_merge_info {
     uint32_t depth;  /* of gate and direct: linear maps before the head; 0 for a scorer */
     char groups[64]; /* group lengths that it was trained with, "64,128"; empty: the file does not say */
     char mode[16];   /* dcm_train_mode: "tai" or "chunked"; empty: the file does not say */
+    double boundary; /* weight of the boundary term in training; NAN: the file does not say */
 } dcm_merge_info;
 
 /*

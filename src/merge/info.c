@@ -3,7 +3,9 @@
 #include "base/error.h"
 #include "merge/pair_file.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void read_note(const safetensors *file, const char *key, char *out, size_t size)
@@ -27,6 +29,8 @@ dcm_status dcm_merge_get_info(const char *path, dcm_merge_info *info)
     snprintf(info->arch, sizeof info->arch, "%s", score ? "score" : head);
     read_note(file, "groups", info->groups, sizeof info->groups);
     read_note(file, "mode", info->mode, sizeof info->mode);
+    const char *boundary = safetensors_metadata(file, "boundary");
+    info->boundary = boundary ? strtod(boundary, NULL) : NAN;
 done:
     safetensors_close(&file);
     return status;

@@ -6,6 +6,7 @@ The values are those that `eval ppl` and `eval metrics` find for the same files 
 """
 import json
 import math
+import pathlib
 from xml.etree import ElementTree
 
 import check
@@ -109,8 +110,8 @@ def test_plot(cli):
 def test_methods(cli):
     merges = [trained(cli, "c", "--mode", "chunked"), trained(cli, "s"), trained(cli, "b", "--boundary", "1")]
     found = table(cli, "3", merges, "-L", "4")["rows"]
-    assert [(r["method"], r["mode"]) for r in found] == [("baseline", "chunked"), ("TAI", "tai"),
-                                                         ("TAI + boundary", "tai")]
+    assert [(r["method"], r["mode"], r["boundary"]) for r in found] == [
+        ("baseline", "chunked", 0), ("TAI", "tai", 0), ("TAI + boundary", "tai", 1)]
     assert [(r["paper_il"], r["paper_sdi"], r["paper_bsd"]) for r in found] == [
         (.13, .10, .065), (.12, .10, .048), (.11, .08, .041)]
     for row, merge in zip(found, merges):
@@ -120,10 +121,21 @@ def test_methods(cli):
         for name in ("il", "sdi", "bsd", "bsd_log"):
             close(row[name], measured[name])
         close(row["kl"], ppl(cli, merge, "4")[0])
+    silent = without_notes(merges[2], cli.folder / "silent", b'"boundary":"1"', b'"boundarY":"1"')
+    assert table(cli, "3", [*merges[:2], silent], "-L", "4")["rows"][2]["boundary"] is None
+
+
+def without_notes(path, to, note, other):
+    """A copy of a merge file with another note of the same length."""
+    data = pathlib.Path(path).read_bytes()
+    assert data.count(note) == 1
+    to.write_bytes(data.replace(note, other))
+    return str(to)
 
 
 def test_usage(cli):
-    merge = trained(cli, "s")
+    merge, chunked, boundary = (trained(cli, "s"), trained(cli, "c", "--mode", "chunked"),
+                                trained(cli, "b", "--boundary", "0.5"))
     (cli.folder / "text").write_text("not a merge file, but long enough to be read as one")
 
     def fails(code, message, *args, number="1", merges=merge):
@@ -137,6 +149,10 @@ def test_usage(cli):
     fails(2, "too few for -L 512", "-L", "512")
     fails(2, "three --merges", number="3")
     fails(2, "row 1 of table 3", number="3", merges=",".join([merge] * 3))
+    fails(2, "s was trained with --boundary 0, row 3 of table 3 is with that term", number="3",
+          merges=",".join([chunked, merge, merge]))
+    fails(2, "b was trained with --boundary 0.5, row 2 of table 3 is without that term", number="3",
+          merges=",".join([chunked, boundary, boundary]))
     fails(2, "more than 16", merges=",".join([merge] * 17))
     fails(3, "none", merges="none")
     fails(3, "text", merges=str(cli.folder / "text"))

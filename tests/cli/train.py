@@ -182,9 +182,13 @@ def test_resume(cli):
 
 def test_resume_options(cli):
     """What changes the result is refused with both values; what does not may differ."""
-    same = ("--steps", "60", "--rate", "0.01")
-    cli.ok(*same, out="whole.safetensors")
-    assert cli.stopped(*same, "--save-every", "1", out="part.safetensors")
+    usual = {"--steps": "60", "--rate": "0.01"}
+
+    def options(**other):
+        return [word for pair in (usual | other).items() for word in pair]
+
+    cli.ok(*options(), out="whole.safetensors")
+    assert cli.stopped(*options(), "--save-every", "1", out="part.safetensors")
     checkpoint = cli.folder / "part.safetensors.checkpoint"
     for option, value, was, now in (
             ("-L", "4", "group=4,8", "group=4"), ("--seed", "1", "seed=0", "seed=1"),
@@ -197,9 +201,9 @@ def test_resume_options(cli):
             ("--magnitude", "1", "magnitude=0", "magnitude=1"), ("--boundary", "1", "boundary=0", "boundary=1"),
             ("--merge-arch", "direct", "merge-arch=score", "merge-arch=direct"),
             ("--held-out", cli.folder / "held.txt", "held-out=digest:0000000000000000", "held-out=digest:")):
-        cli.fails(3, f"it was made with {was}, this training has {now}", *same, "--resume", checkpoint,
-                  option, value, out="part.safetensors")
-    cli.ok(*same, "--resume", checkpoint, "--save-every", "3", "--again", "--csv",
+        cli.fails(3, f"it was made with {was}, this training has {now}", *options(**{option: value}),
+                  "--resume", checkpoint, out="part.safetensors")
+    cli.ok(*options(), "--resume", checkpoint, "--save-every", "3", "--again", "--csv",
            cli.folder / "part.csv", "--plot", cli.folder / "part.svg", "--checkpoint", cli.folder / "other",
            out="elsewhere.safetensors")
     assert arrays(cli.folder / "whole.safetensors.checkpoint")[0] == arrays(cli.folder / "other")[0]

@@ -5,6 +5,7 @@
 #include "score.h"
 #include "tool.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,14 +147,20 @@ static int take_merges(tables_run *run)
     return 0;
 }
 
-/* Table 3's rows are told apart by how their files were trained. */
-static int check_modes(const tables_run *run)
+/* Table 3's rows are told apart by how their files were trained, as far as they say. */
+static int check_training(const tables_run *run)
 {
     static const char *const modes[] = {"chunked", "tai", "tai"};
-    for (size_t i = 0; i < run->files && run->number == 3; i++)
-        if (*run->info[i].mode && strcmp(run->info[i].mode, modes[i]) != 0)
+    for (size_t i = 0; i < run->files && run->number == 3; i++) {
+        const dcm_merge_info *info = &run->info[i];
+        const bool with = i == 2;
+        if (*info->mode && strcmp(info->mode, modes[i]) != 0)
             return tool_fail(DCM_ERR_USAGE, "%s was trained with --mode %s, row %zu of table 3 is of --mode %s",
-                             run->path[i], run->info[i].mode, i + 1, modes[i]);
+                             run->path[i], info->mode, i + 1, modes[i]);
+        if (!isnan(info->boundary) && (info->boundary > 0) != with)
+            return tool_fail(DCM_ERR_USAGE, "%s was trained with --boundary %g, row %zu of table 3 is %s that term",
+                             run->path[i], info->boundary, i + 1, with ? "with" : "without");
+    }
     return 0;
 }
 
@@ -251,7 +258,7 @@ static int open_all(tables_run *run, const args *a, text_reader *reader)
     if (code == 0)
         code = take_merges(run);
     if (code == 0)
-        code = check_modes(run);
+        code = check_training(run);
     if (code == 0)
         code = reader_open(reader, a, &o->source.input);
     if (code == 0)

@@ -86,10 +86,10 @@ static void print_groups(const tables_run *run, table_format format, json_t *met
 
 static void print_methods(const tables_run *run, table_format format, json_t *meta)
 {
-    static const table_column columns[] = {{"method", 0},   {"merge", 0},    {"mode", 0},     {"il", -4},
-                                           {"sdi", 4},      {"bsd", 4},      {"bsd_log", 4},  {"kl", 4},
-                                           {"ppl", 3},      {"ppl_full", 3}, {"paper_il", 2}, {"paper_sdi", 2},
-                                           {"paper_bsd", 3}};
+    static const table_column columns[] = {{"method", 0},   {"merge", 0},     {"mode", 0},    {"boundary", 2},
+                                           {"il", -4},      {"sdi", 4},       {"bsd", 4},     {"bsd_log", 4},
+                                           {"kl", 4},       {"ppl", 3},       {"ppl_full", 3}, {"paper_il", 2},
+                                           {"paper_sdi", 2}, {"paper_bsd", 3}};
     static const struct {
         const char *name;
         double il, sdi, bsd;
@@ -101,6 +101,7 @@ static void print_methods(const tables_run *run, table_format format, json_t *me
         const table_cell cells[] = {cell_text(paper[i].name),
                                     cell_text(run->path[i]),
                                     *run->info[i].mode ? cell_text(run->info[i].mode) : cell_none(),
+                                    isnan(run->info[i].boundary) ? cell_none() : cell_real(run->info[i].boundary),
                                     cell_real(m->il),
                                     cell_real(m->sdi),
                                     m->boundaries ? cell_real(m->bsd) : cell_none(),
@@ -115,8 +116,9 @@ static void print_methods(const tables_run *run, table_format format, json_t *me
     }
     table_end(&t);
     table_note(format,
-               "il, sdi, bsd, bsd_log: as `dcm eval metrics` has them, in the mean over layers; the paper's are of "
-               "another model at L = 512 and in scales of its own: compare orders, not figures.");
+               "boundary: weight of that term in training, as the file says; il, sdi, bsd, bsd_log: as `dcm eval "
+               "metrics` has them, in the mean over layers; the paper's are of another model at L = 512 and in scales "
+               "of its own: compare orders, not figures.");
 }
 
 void tables_print(const tables_run *run)
