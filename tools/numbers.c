@@ -23,8 +23,8 @@ int numbers_fail(const char *what, uint64_t number, const dcm_session *session, 
 int numbers_check(const float *logits, size_t vocab, const dcm_session *session, const dcm_cache_params *params,
                   uint64_t token)
 {
-    bool finite = true;
+    unsigned wrong = 0;
     for (size_t i = 0; i < vocab; i++)
-        finite &= fabsf(logits[i]) <= FLT_MAX; /* false for NaN too */
-    return finite ? 0 : numbers_fail("token", token, session, params);
+        wrong |= !(fabsf(logits[i]) <= FLT_MAX); /* NaN too */
+    return wrong ? numbers_fail("token", token, session, params) : 0;
 }
