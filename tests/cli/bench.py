@@ -633,7 +633,7 @@ def test_usage(cli):
         ([*model, "--cache", "window", "--window", "4"], "must exceed the 4 sinks"),
         ([*model, "-L", "7"], "power of two"),
         ([*model, "--fill"], "--fill has no effect without a depth"),
-        ([*model, "-n", "0", "--steps-out", cli.folder / "x.jsonl"], "--steps-out has no effect without tests of decoding"),
+        ([*model, "-n", "0", "--steps-out", cli.folder / "x.jsonl"], "--steps-out has no effect without tests"),
         ([*model, "--cache", "full", "--far-limit", "4"], "--far-limit has no effect"),
         ([*model, "--warmup", "1", "--warmup", "2"], "--warmup is given twice"),
         ([*model, "-v", "-q"], "exclude each other"),

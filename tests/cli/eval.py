@@ -564,6 +564,7 @@ def test_formats_of_all(cli):
         args += ["-m", cli.tiny, "-f", path, "--repeat", "2", "--policies", "dcm:L=4,window:W=auto", "-q"]
         table = json.loads(cli.ok("eval", measure, *args, "--format", "json"))
         assert table["test"] == measure and table["file"] == str(path) and table["schema"] == 1
+        assert table["tokens"] == len(ids_of(cli, path)) and table["offset"] == 0
         names = list(table["rows"][0])
         lines = [json.loads(line) for line in cli.ok("eval", measure, *args, "--format", "jsonl").splitlines()]
         assert [{k: line[k] for k in names} for line in lines] == table["rows"]

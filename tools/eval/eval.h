@@ -2,6 +2,8 @@
 #ifndef EVAL_H
 #define EVAL_H
 
+#include <dcm/eval.h>
+
 #include "bootstrap.h"
 #include "policies.h"
 #include "progress.h"
@@ -16,6 +18,9 @@ int eval_needle(int argc, char **argv);
 int eval_ppl(int argc, char **argv);
 int eval_recall(int argc, char **argv);
 int eval_table(int argc, char **argv);
+
+/* The mean of layers' metrics; that of BSD is over all boundaries (metrics.c). */
+dcm_attention_metrics eval_mean_metrics(const dcm_attention_metrics *layer, size_t layers);
 
 /* ---- Set-up (setup.c) ---- */
 
@@ -101,6 +106,12 @@ typedef struct eval_source {
 } eval_source;
 
 void eval_add_source(args *a, eval_source *source);
+
+/* Open the model of the options, and read the source's tokens with it. 0, or the exit code after a message. */
+int eval_open_text(eval *e, const args *a, const eval_source *source, eval_text *text);
+
+/* Members file, offset and tokens (those read, BOS among them) of a result. */
+void eval_source_meta(json_t *meta, const eval_source *source, const eval_text *text);
 
 /* ---- Sequences (sequence.c) ---- */
 

@@ -1,6 +1,4 @@
 /* `dcm eval metrics`: how a cache's attention differs from the full one's, layer by layer. */
-#include <dcm/eval.h>
-
 #include "eval.h"
 #include "numbers.h"
 #include "tool.h"
@@ -103,14 +101,11 @@ static void print_row(table *t, const metrics_run *run, size_t i, table_cell lay
     table_row(t, cells);
 }
 
-/* Every layer, then their mean; BSD's is over all boundaries. */
-static void print_policy(table *t, const metrics_run *run, size_t i)
+dcm_attention_metrics eval_mean_metrics(const dcm_attention_metrics *layer, size_t layers)
 {
-    const size_t layers = run->e.r.info.layers;
     dcm_attention_metrics mean = {0};
     for (size_t l = 0; l < layers; l++) {
-        const dcm_attention_metrics *m = &run->layer[i * layers + l];
-        print_row(t, run, i, cell_int((int64_t)l), m);
+        const dcm_attention_metrics *m = &layer[l];
         mean.il += m->il / (double)layers;
         mean.attention += m->attention / (double)layers;
         mean.cosine += m->cosine / (double)layers;
@@ -122,6 +117,16 @@ static void print_policy(table *t, const metrics_run *run, size_t i)
     }
     mean.bsd /= mean.boundaries ? (double)mean.boundaries : 1;
     mean.bsd_log /= mean.boundaries ? (double)mean.boundaries : 1;
+    return mean;
+}
+
+/* Every layer, then their mean. */
+static void print_policy(table *t, const metrics_run *run, size_t i)
+{
+    const size_t layers = run->e.r.info.layers;
+    const dcm_attention_metrics *layer = run->layer + i * layers, mean = eval_mean_metrics(layer, layers);
+    for (size_t l = 0; l < layers; l++)
+        print_row(t, run, i, cell_int((int64_t)l), &layer[l]);
     print_row(t, run, i, cell_text("mean"), &mean);
 }
 
@@ -131,9 +136,7 @@ static void print_rows(const metrics_run *run)
     const size_t left = run->text.count - (size_t)run->o->skip, asked = (size_t)run->o->queries;
     json_t *meta = runtime_meta(&run->e.r);
     json_object_set_new(meta, "test", json_string("metrics"));
-    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
-    json_object_set_new(meta, "offset", json_integer(run->o->source.offset));
-    json_object_set_new(meta, "tokens", json_integer((json_int_t)run->text.count));
+    eval_source_meta(meta, &run->o->source, &run->text);
     json_object_set_new(meta, "skip", json_integer(run->o->skip));
     json_object_set_new(meta, "queries", json_integer((json_int_t)(asked && asked < left ? asked : left)));
     table t;
@@ -192,7 +195,6 @@ int eval_metrics(int argc, char **argv)
               .about = "How far a cache's attention is from the full one's, layer by layer: L_IL, SDI, BSD, and what "
                        "a unit takes. The text is read in one step."};
     metrics_run run = {.o = &o, .e.o = &o.common};
-    text_reader reader = {0};
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -201,18 +203,13 @@ int eval_metrics(int argc, char **argv)
     if (code == 0 && args_seen(&a, "chunk"))
         code = tool_fail(DCM_ERR_USAGE, "--chunk has no effect: the text is read in one step");
     if (code == 0)
-        code = reader_open(&reader, &a, &o.source.input);
-    if (code == 0)
-        code = runtime_open(&run.e.r, &o.common.device, o.common.model);
-    if (code == 0)
-        code = eval_read_text(&run.text, &run.e, &reader, (uint64_t)o.source.offset, (uint64_t)o.source.tokens);
+        code = eval_open_text(&run.e, &a, &o.source, &run.text);
     if (code == 0)
         code = check_text(&run);
     if (code == 0)
         code = measure_all(&run);
     if (code == 0)
         print_rows(&run);
-    reader_close(&reader);
     close_run(&run);
     return code;
 }

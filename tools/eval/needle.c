@@ -220,7 +220,7 @@ static int print_rows(const needle_run *run)
 {
     const table_format format = (table_format)run->o->common.format;
     json_t *meta = eval_meta(&run->e, "needle");
-    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
+    eval_source_meta(meta, &run->o->source, &run->text);
     json_object_set_new(meta, "candidates", json_integer(run->o->candidates));
     table t;
     int code = 0;
@@ -286,12 +286,9 @@ static void add_options(args *a, needle_options *o)
     eval_add_options(a, &o->common);
 }
 
-static int evaluate(needle_run *run, text_reader *reader)
+static int evaluate(needle_run *run)
 {
-    const eval_source *source = &run->o->source;
     int code = needle_parts_make(&run->parts, run->e.r.tokenizer);
-    if (code == 0)
-        code = eval_read_text(&run->text, &run->e, reader, (uint64_t)source->offset, (uint64_t)source->tokens);
     if (code == 0)
         code = make_room(run);
     if (code == 0)
@@ -314,7 +311,6 @@ int eval_needle(int argc, char **argv)
                        "log-probability less the mean of the others', logprob that among the candidates alone. No "
                        "answer in words is needed, so that small models can be measured."};
     needle_run run = {.o = &o, .e.o = &o.common};
-    text_reader reader = {0};
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -325,12 +321,9 @@ int eval_needle(int argc, char **argv)
     run.repeats = (size_t)o.repeat;
     run.cells = o.lengths.count * o.depths.count;
     if (code == 0)
-        code = reader_open(&reader, &a, &o.source.input);
+        code = eval_open_text(&run.e, &a, &o.source, &run.text);
     if (code == 0)
-        code = runtime_open(&run.e.r, &o.common.device, o.common.model);
-    if (code == 0)
-        code = evaluate(&run, &reader);
-    reader_close(&reader);
+        code = evaluate(&run);
     close_run(&run);
     return code;
 }

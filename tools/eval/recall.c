@@ -184,7 +184,7 @@ static int print_rows(const recall_run *run)
 {
     const table_format format = (table_format)run->o->common.format;
     json_t *meta = eval_meta(&run->e, "recall");
-    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
+    eval_source_meta(meta, &run->o->source, &run->text);
     json_object_set_new(meta, "passage", json_integer(run->o->passage));
     json_object_set_new(meta, "lead", json_integer(run->o->lead));
     table t;
@@ -254,7 +254,6 @@ int eval_recall(int argc, char **argv)
                        "nll_first and nll_second are the mean negative log-probabilities of the passage's tokens, gain "
                        "is what the second copy is easier, gain_kept its share of the full cache's gain."};
     recall_run run = {.o = &o, .e.o = &o.common};
-    text_reader reader = {0};
     add_options(&a, &o);
     int code = args_parse(&a, argc, argv);
     if (code != ARGS_GO)
@@ -266,18 +265,13 @@ int eval_recall(int argc, char **argv)
     run.columns = FIRST_COLUMN + run.policies * EACH;
     run.repeats = (size_t)o.repeat;
     if (code == 0)
-        code = reader_open(&reader, &a, &o.source.input);
-    if (code == 0)
-        code = runtime_open(&run.e.r, &o.common.device, o.common.model);
-    if (code == 0)
-        code = eval_read_text(&run.text, &run.e, &reader, (uint64_t)o.source.offset, (uint64_t)o.source.tokens);
+        code = eval_open_text(&run.e, &a, &o.source, &run.text);
     if (code == 0)
         code = make_room(&run);
     if (code == 0)
         code = read_all(&run);
     if (code == 0)
         code = print_rows(&run);
-    reader_close(&reader);
     close_run(&run);
     return code;
 }

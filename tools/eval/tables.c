@@ -77,11 +77,11 @@ static int feed_piece(tables_run *run, size_t at, size_t count)
     return code ? code : tool_stopped();
 }
 
-/* Attention of file i's cache, in the mean over layers; BSD over all boundaries. */
+/* Attention of file i's cache, in the mean over layers. */
 static int measure_attention(tables_run *run, size_t i)
 {
     const size_t layers = run->e.r.info.layers;
-    dcm_attention_metrics *m = &run->metrics[i], *layer = calloc(layers, sizeof *layer);
+    dcm_attention_metrics *layer = calloc(layers, sizeof *layer);
     dcm_cache_params params = run->cache[i].params;
     dcm_session *session = NULL;
     params.chunk = 2 * (uint32_t)run->text.count;
@@ -89,15 +89,8 @@ static int measure_attention(tables_run *run, size_t i)
                      : tool_fail(DCM_ERR_MEMORY, "no room for %zu layers' metrics", layers);
     if (code == 0)
         code = library(dcm_session_measure(session, run->text.ids, run->text.count, run->first - 1, QUERIES, layer));
-    for (size_t l = 0; l < layers && code == 0; l++) {
-        m->il += layer[l].il / (double)layers;
-        m->sdi += layer[l].sdi / (double)layers;
-        m->bsd += layer[l].bsd * (double)layer[l].boundaries;
-        m->bsd_log += layer[l].bsd_log * (double)layer[l].boundaries;
-        m->boundaries += layer[l].boundaries;
-    }
-    m->bsd /= m->boundaries ? (double)m->boundaries : 1;
-    m->bsd_log /= m->boundaries ? (double)m->boundaries : 1;
+    if (code == 0)
+        run->metrics[i] = eval_mean_metrics(layer, layers);
     dcm_session_close(&session);
     free(layer);
     return code;
@@ -246,7 +239,7 @@ static void close_run(tables_run *run)
     eval_close(&run->e);
 }
 
-static int open_all(tables_run *run, const args *a, text_reader *reader)
+static int open_all(tables_run *run, const args *a)
 {
     tables_options *o = run->o;
     int code = options_apply_verbosity(&o->common.words);
@@ -260,11 +253,7 @@ static int open_all(tables_run *run, const args *a, text_reader *reader)
     if (code == 0)
         code = check_training(run);
     if (code == 0)
-        code = reader_open(reader, a, &o->source.input);
-    if (code == 0)
-        code = runtime_open(&run->e.r, &o->common.device, o->common.model);
-    if (code == 0)
-        code = eval_read_text(&run->text, &run->e, reader, (uint64_t)o->source.offset, (uint64_t)o->source.tokens);
+        code = eval_open_text(&run->e, a, &o->source, &run->text);
     return code ? code : check_text(run);
 }
 
@@ -276,7 +265,6 @@ int eval_table(int argc, char **argv)
               .about = "The paper's tables, of merge files on the model at hand: 1, by depth of the merge model; 2, "
                        "by the group length of training and of test; 3, by how it was trained: in chunks, as "
                        "inference, as inference with the boundary term."};
-    text_reader reader = {0};
     tables_run *run = calloc(1, sizeof *run);
     int64_t number = 0;
     if (!run)
@@ -288,13 +276,12 @@ int eval_table(int argc, char **argv)
     run->number = (int)number;
     int code = args_parse(&a, argc - told, argv + told);
     if (code == ARGS_GO) {
-        code = told ? open_all(run, &a, &reader) : tool_fail(DCM_ERR_USAGE, "which table? 1, 2 or 3");
+        code = told ? open_all(run, &a) : tool_fail(DCM_ERR_USAGE, "which table? 1, 2 or 3");
         if (code == 0)
             code = measure(run);
         if (code == 0)
             code = print(run);
     }
-    reader_close(&reader);
     close_run(run);
     free(run);
     return code;

@@ -2,7 +2,6 @@
 #ifndef TABLES_H
 #define TABLES_H
 
-#include <dcm/eval.h>
 #include <dcm/merge.h>
 
 #include <stdio.h>

@@ -130,9 +130,7 @@ void tables_print(const tables_run *run)
         json_array_append_new(groups, json_integer(run->o->groups.item[g]));
     json_object_set_new(meta, "test", json_string("table"));
     json_object_set_new(meta, "table", json_integer(run->number));
-    json_object_set_new(meta, "file", runtime_text(run->o->source.input.file));
-    json_object_set_new(meta, "offset", json_integer(run->o->source.offset));
-    json_object_set_new(meta, "tokens", json_integer((json_int_t)run->text.count));
+    eval_source_meta(meta, &run->o->source, &run->text);
     json_object_set_new(meta, "skip", json_integer(run->o->skip));
     json_object_set_new(meta, "groups", groups);
     json_object_set_new(meta, "sinks", json_integer(run->o->common.cache.sinks));

@@ -68,3 +68,22 @@ void eval_add_source(args *a, eval_source *source)
     input_add_options(a, &source->input);
     args_add(a, "Text", options, sizeof options / sizeof *options);
 }
+
+int eval_open_text(eval *e, const args *a, const eval_source *source, eval_text *text)
+{
+    text_reader reader = {0};
+    int code = reader_open(&reader, a, &source->input);
+    if (code == 0)
+        code = runtime_open(&e->r, &e->o->device, e->o->model);
+    if (code == 0)
+        code = eval_read_text(text, e, &reader, (uint64_t)source->offset, (uint64_t)source->tokens);
+    reader_close(&reader);
+    return code;
+}
+
+void eval_source_meta(json_t *meta, const eval_source *source, const eval_text *text)
+{
+    json_object_set_new(meta, "file", runtime_text(source->input.file));
+    json_object_set_new(meta, "offset", json_integer(source->offset));
+    json_object_set_new(meta, "tokens", json_integer((json_int_t)text->count));
+}
