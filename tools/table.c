@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "table.h"
 
 #include <inttypes.h>
@@ -9,6 +8,7 @@
 
 enum {
     HELD_ROWS = 256,
+    NUMBER_SIZE = 512, /* the largest double has 309 digits before its point */
     SCHEMA = 1,
     JSON_FLAGS = JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(10)
 };
@@ -19,26 +19,21 @@ arg_option table_format_option(int *format)
         "format", 0, ARG_CHOICE, format, .choices = TABLE_FORMATS, .help = "How the result is printed."};
 }
 
-/* A cell as text, `none` where it is empty; `digits` < 0: so many significant ones. The caller frees it. */
-static char *cell_string(const table_cell *cell, int digits, const char *none)
+/* A cell as text, `none` where it is empty; numbers are written to `room`. `digits` < 0: so many significant ones. */
+static const char *cell_string(const table_cell *cell, int digits, const char *none, char room[NUMBER_SIZE])
 {
-    char *text = NULL;
-    int n = 0;
     switch (cell->kind) {
-    case CELL_NONE: n = asprintf(&text, "%s", none); break;
-    case CELL_TEXT: n = asprintf(&text, "%s", cell->text ? cell->text : ""); break;
-    case CELL_INT: n = asprintf(&text, "%" PRId64, cell->integer); break;
-    case CELL_BOOL: n = asprintf(&text, "%s", cell->integer ? "yes" : "no"); break;
+    case CELL_NONE: return none;
+    case CELL_TEXT: return cell->text ? cell->text : "";
+    case CELL_BOOL: return cell->integer ? "yes" : "no";
+    case CELL_INT: snprintf(room, NUMBER_SIZE, "%" PRId64, cell->integer); break;
     case CELL_REAL:
         if (!isfinite(cell->real))
-            n = asprintf(&text, "%s", none);
-        else if (digits < 0)
-            n = asprintf(&text, "%.*g", -digits, cell->real);
-        else
-            n = asprintf(&text, "%.*f", digits, cell->real);
+            return none;
+        snprintf(room, NUMBER_SIZE, digits < 0 ? "%.*g" : "%.*f", abs(digits), cell->real);
         break;
     }
-    return n < 0 ? NULL : text;
+    return room;
 }
 
 /* ---- Text ---- */
@@ -52,54 +47,61 @@ static int display_width(const char *text)
     return width;
 }
 
-static void print_text_row(const table *t, char *const *cells)
+static void print_text_cell(const table *t, size_t c, const char *text)
 {
-    for (size_t c = 0; c < t->n_columns; c++) {
-        const char *text = cells[c] ? cells[c] : "";
-        const bool last = c + 1 == t->n_columns;
-        printf("%s%s%*s", c ? "  " : "", text,
-               last                                    ? 0
-               : t->width[c] - display_width(text) > 0 ? t->width[c] - display_width(text)
-                                                       : 0,
-               "");
-    }
-    putchar('\n');
+    const int space = c + 1 < t->n_columns ? t->width[c] - display_width(text) : 0;
+    printf("%s%s%*s%s", c ? "  " : "", text, space > 0 ? space : 0, "", c + 1 < t->n_columns ? "" : "\n");
+}
+
+static void text_head(const table *t)
+{
+    for (size_t c = 0; c < t->n_columns; c++)
+        print_text_cell(t, c, t->columns[c].name);
 }
 
 static void release_held(table *t)
 {
     if (!t->held)
         return;
-    for (size_t i = 0; i < t->n_held; i++)
-        for (size_t c = 0; c < t->n_columns; c++) {
-            const int width = display_width(t->held[i * t->n_columns + c] ? t->held[i * t->n_columns + c] : "");
-            t->width[c] = width > t->width[c] ? width : t->width[c];
-        }
-    for (size_t c = 0; c < t->n_columns; c++)
-        t->held[t->n_held * t->n_columns + c] = (char *)(uintptr_t)t->columns[c].name;
-    print_text_row(t, t->held + t->n_held * t->n_columns);
-    for (size_t i = 0; i < t->n_held; i++)
-        print_text_row(t, t->held + i * t->n_columns);
-    for (size_t i = 0; i < t->n_held * t->n_columns; i++)
+    for (size_t i = 0; i < t->n_held * t->n_columns; i++) {
+        const int width = display_width(t->held[i]);
+        int *most = &t->width[i % t->n_columns];
+        *most = width > *most ? width : *most;
+    }
+    text_head(t);
+    for (size_t i = 0; i < t->n_held * t->n_columns; i++) {
+        print_text_cell(t, i % t->n_columns, t->held[i]);
         free(t->held[i]);
+    }
     free(t->held);
     t->held = NULL;
 }
 
+/* Keep a row until the widths are known: false where that is over, as it is once there is no room for one. */
+static bool hold(table *t, const table_cell *cells)
+{
+    char room[NUMBER_SIZE];
+    if (!t->held)
+        return false;
+    char **to = t->held + t->n_held * t->n_columns;
+    bool kept = true;
+    for (size_t c = 0; c < t->n_columns && kept; c++) {
+        to[c] = strdup(cell_string(&cells[c], t->columns[c].digits, "-", room));
+        kept = to[c] != NULL;
+    }
+    for (size_t c = 0; c < t->n_columns && !kept; c++)
+        free(to[c]);
+    t->n_held += kept;
+    if (!kept || t->n_held == HELD_ROWS)
+        release_held(t);
+    return kept;
+}
+
 static void text_row(table *t, const table_cell *cells)
 {
-    char *row[TABLE_COLUMNS_MAX];
-    char **to = t->held ? t->held + t->n_held * t->n_columns : row;
+    char room[NUMBER_SIZE];
     for (size_t c = 0; c < t->n_columns; c++)
-        to[c] = cell_string(&cells[c], t->columns[c].digits, "-");
-    if (t->held) {
-        if (++t->n_held == HELD_ROWS)
-            release_held(t);
-        return;
-    }
-    print_text_row(t, row);
-    for (size_t c = 0; c < t->n_columns; c++)
-        free(row[c]);
+        print_text_cell(t, c, cell_string(&cells[c], t->columns[c].digits, "-", room));
 }
 
 /* ---- CSV and Markdown ---- */
@@ -128,34 +130,26 @@ static void print_md(const char *text)
     }
 }
 
-static void print_separated_row(const table *t, char *const *cells)
+static void print_separated_cell(const table *t, size_t c, const char *text)
 {
-    const bool md = t->format == FORMAT_MD;
-    for (size_t c = 0; c < t->n_columns; c++) {
-        fputs(md ? "| " : c ? "," : "", stdout);
-        (md ? print_md : print_csv)(cells[c] ? cells[c] : "");
-        if (md)
-            putchar(' ');
-    }
-    puts(md ? "|" : "");
+    const bool md = t->format == FORMAT_MD, last = c + 1 == t->n_columns;
+    fputs(md ? "| " : c ? "," : "", stdout);
+    (md ? print_md : print_csv)(text);
+    fputs(md ? last ? " |\n" : " " : last ? "\n" : "", stdout);
 }
 
 static void separated_row(const table *t, const table_cell *cells)
 {
-    char *row[TABLE_COLUMNS_MAX];
+    char room[NUMBER_SIZE];
     for (size_t c = 0; c < t->n_columns; c++)
-        row[c] = cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -10, "");
-    print_separated_row(t, row);
-    for (size_t c = 0; c < t->n_columns; c++)
-        free(row[c]);
+        print_separated_cell(t, c,
+                             cell_string(&cells[c], t->format == FORMAT_MD ? t->columns[c].digits : -10, "", room));
 }
 
 static void separated_head(const table *t)
 {
-    char *names[TABLE_COLUMNS_MAX];
     for (size_t c = 0; c < t->n_columns; c++)
-        names[c] = (char *)(uintptr_t)t->columns[c].name;
-    print_separated_row(t, names);
+        print_separated_cell(t, c, t->columns[c].name);
     if (t->format != FORMAT_MD)
         return;
     for (size_t c = 0; c < t->n_columns; c++)
@@ -207,9 +201,11 @@ void table_begin(table *t, table_format format, const table_column *columns, siz
     *t = (table){.format = format, .columns = columns, .n_columns = n_columns, .meta = meta};
     for (size_t c = 0; c < n_columns; c++)
         t->width[c] = display_width(columns[c].name);
-    if (format == FORMAT_TEXT)
-        t->held = calloc((HELD_ROWS + 1) * n_columns, sizeof *t->held);
-    else if (format == FORMAT_CSV || format == FORMAT_MD)
+    if (format == FORMAT_TEXT) {
+        t->held = calloc(HELD_ROWS * n_columns, sizeof *t->held);
+        if (!t->held)
+            text_head(t);
+    } else if (format == FORMAT_CSV || format == FORMAT_MD)
         separated_head(t);
     if (format != FORMAT_JSON)
         return;
@@ -224,7 +220,10 @@ void table_begin(table *t, table_format format, const table_column *columns, siz
 void table_row(table *t, const table_cell *cells)
 {
     switch (t->format) {
-    case FORMAT_TEXT: text_row(t, cells); break;
+    case FORMAT_TEXT:
+        if (!hold(t, cells))
+            text_row(t, cells);
+        break;
     case FORMAT_CSV:
     case FORMAT_MD: separated_row(t, cells); break;
     case FORMAT_JSON:

@@ -84,13 +84,13 @@ static void fetch_units(check_run *run, size_t i, check_form form, uint64_t step
     if (!check_side_units(s, &run->job, form))
         check_lost(run, s, "with its cache after token %" PRIu64, step);
     else if (!same_units(run->side->cache, &s->cache[form])) {
-        check_side_end(s, "its cache has other units than that of the baseline");
+        check_side_end(s, DCM_ERR_DEVICE, "its cache has other units than that of the baseline");
         check_lost(run, s, "after token %" PRIu64, step);
     }
 }
 
-/* The baseline's units as a record has them. */
-static void take_recorded_units(check_run *run, uint64_t step)
+/* The baseline's units as a record has them. False when memory runs out. */
+static bool take_recorded_units(check_run *run, uint64_t step)
 {
     const record_cache *recorded = check_record_cache(run, step);
     check_cache *c = run->side->cache;
@@ -99,6 +99,7 @@ static void take_recorded_units(check_run *run, uint64_t step)
     c->n_units = c->units ? recorded->units : 0;
     for (size_t i = 0; i < c->n_units; i++)
         c->units[i] = (dcm_unit){.first = recorded->unit[i].first, .level = recorded->unit[i].level};
+    return c->units != NULL;
 }
 
 static void compare_layer(check_run *run, check_form form, uint32_t layer, uint64_t step)
@@ -123,14 +124,16 @@ static void compare_layer(check_run *run, check_form form, uint32_t layer, uint6
 
 void check_caches(check_run *run, check_form form, uint64_t step)
 {
-    if (run->against)
-        take_recorded_units(run, step);
+    if (run->against && !take_recorded_units(run, step)) {
+        check_side_end(run->side, DCM_ERR_MEMORY, "no room for the units of the record");
+        check_lost(run, run->side, "after token %" PRIu64, step);
+    }
     for (size_t i = 0; i < run->sides && !run->stopped; i++)
         for (check_form f = CHECK_DECODE; f < CHECK_FORMS; f++)
             if (is_needed(run, i, f, form))
                 fetch_units(run, i, f, step);
     if (form == CHECK_DECODE && run->save && !run->stopped && !check_record_units(run, step)) {
-        check_side_end(run->side, "no room for the record of its cache");
+        check_side_end(run->side, DCM_ERR_MEMORY, "no room for the record of its cache");
         check_lost(run, run->side, "after token %" PRIu64, step);
     }
     for (uint32_t layer = 0; layer < run->side->model.layers && !run->stopped; layer++)

@@ -102,8 +102,8 @@ typedef struct check_side {
 /* Start the process and open everything in it. 0, or an exit code after a message. */
 int check_side_open(check_side *s, const check_job *job);
 
-/* End the process and note why. */
-void check_side_end(check_side *s, const char *why);
+/* End the process and note why, with an exit code; false. */
+bool check_side_end(check_side *s, int code, const char *why);
 
 /* Kill the process and free what the side has. */
 void check_side_close(check_side *s);

@@ -97,20 +97,18 @@ static json_t *facts_of(const check_run *run)
 /* Which devices the names stand for. */
 static void print_devices(const check_run *run, table_format format)
 {
-    char *note = NULL;
-    size_t size;
-    FILE *out = open_memstream(&note, &size);
-    for (size_t i = 0; out && i < run->sides; i++) {
+    char note[CHECK_SIDES * CHECK_TEXT];
+    size_t size = 0;
+    for (size_t i = 0; size < sizeof note && i < run->sides; i++) {
         const json_t *facts = run->side[i].facts ? run->side[i].facts : run->against->header;
         const char *device = json_string_value(json_object_get(facts, "device"));
         const char *driver = json_string_value(json_object_get(facts, "driver"));
         const char *platform = json_string_value(json_object_get(facts, "platform"));
-        fprintf(out, "%s%s is %s (%s, driver %s)", i ? "; " : "", run->side[i].name, device ? device : "unknown",
-                platform ? platform : "unknown", driver ? driver : "unknown");
+        size += (size_t)snprintf(note + size, sizeof note - size, "%s%s is %s (%s, driver %s)", i ? "; " : "",
+                                 run->side[i].name, device ? device : "unknown", platform ? platform : "unknown",
+                                 driver ? driver : "unknown");
     }
-    if (out && fclose(out) == 0)
-        table_note(format, note);
-    free(note);
+    table_note(format, note);
 }
 
 static void print_note(const check_run *run, table_format format)

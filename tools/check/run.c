@@ -150,7 +150,7 @@ static size_t feed_all(check_run *run, uint64_t done, size_t count)
         count = carries(run, s) ? s->n_logits : count;
     }
     if (!run->stopped && !run->against && !run->job.device.strict && !check_take_choices(run)) {
-        check_side_end(&run->side[run->ref], "no room for what its merges chose");
+        check_side_end(&run->side[run->ref], DCM_ERR_MEMORY, "no room for what its merges chose");
         check_lost(run, &run->side[run->ref], "at token %" PRIu64, done + count);
     }
     for (size_t at = 0; at < count; at++)

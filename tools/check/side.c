@@ -111,10 +111,14 @@ static bool meet(check_side *s, const check_job *job)
         return false;
     s->facts = json_loadb(text, size, 0, NULL);
     s->logits = malloc((size_t)(CHECK_BLOCK + 1) * s->model.vocab * sizeof *s->logits);
-    return s->facts && s->logits ? true : is_trouble(s, "no room for its logits");
+    return s->facts && s->logits ? true : check_side_end(s, DCM_ERR_MEMORY, "no room for its logits");
 }
 
-void check_side_end(check_side *s, const char *why) { is_trouble(s, "%s", why); }
+bool check_side_end(check_side *s, int code, const char *why)
+{
+    s->code = code;
+    return is_trouble(s, "%s", why);
+}
 
 int check_side_open(check_side *s, const check_job *job)
 {
@@ -142,7 +146,8 @@ int check_side_open(check_side *s, const check_job *job)
         return 0;
     if (tool_stopped())
         return tool_stopped();
-    return s->code && !*s->trouble ? s->code : tool_fail(DCM_ERR_DEVICE, "%s: %s", s->name, s->trouble);
+    return s->code && !*s->trouble ? s->code
+                                   : tool_fail(s->code ? s->code : DCM_ERR_DEVICE, "%s: %s", s->name, s->trouble);
 }
 
 void check_side_close(check_side *s)
@@ -172,7 +177,7 @@ static bool take_chosen(check_side *s, const check_job *job)
         s->chosen = malloc(size);
         s->chosen_room = s->chosen ? s->n_chosen : 0;
         if (!s->chosen)
-            return is_trouble(s, "no room for what its merges chose");
+            return check_side_end(s, DCM_ERR_MEMORY, "no room for what its merges chose");
     }
     return receive(s, job, s->chosen, size);
 }
@@ -220,7 +225,7 @@ bool check_side_units(check_side *s, const check_job *job, check_form form)
         c->values = malloc(c->n_units * row * sizeof *c->values);
         c->room = c->units && c->values ? c->n_units : 0;
         if (!c->room)
-            return is_trouble(s, "no room for its cache");
+            return check_side_end(s, DCM_ERR_MEMORY, "no room for its cache");
     }
     return receive(s, job, c->units, size);
 }
