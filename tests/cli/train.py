@@ -112,6 +112,7 @@ def test_learns(cli):
     assert math.isclose(float(rows[9]["rate"]), 0.01) and float(rows[-1]["rate"]) < 0.001
     _, notes = arrays(cli.folder / "merge.safetensors")
     assert notes["format"] == "dcm-merge" and notes["arch"] == "score" and notes["seed"] == "0", notes
+    assert "held-out texts" in notes["held_out"], notes
     assert "train" in notes["trained_by"] and notes["steps"] in ("10", "20", "30", "40"), notes
     result = cli.evaluate(cli.folder / "merge.safetensors")
     assert result.returncode == 0 and json.loads(result.stdout)["rows"][0]["kl"] > 0, result
@@ -235,6 +236,32 @@ def test_stopped_early(cli):
     assert process.returncode == 130, errors
     assert errors == "dcm train: stopped before the first step: nothing was saved\n", errors
     assert (cli.folder / "early.safetensors.checkpoint").read_text() == "of a run before"
+
+
+def test_stopped_in_test(cli):
+    """Ctrl-C while the last step is tested: resumed, the test is made, and its best weights and row are there."""
+    held = [word for i in range(60) for word in ("--held-out", cli.folder / f"held{i}.txt")]
+    for i in range(60):
+        (cli.folder / f"held{i}.txt").write_text(text(100 + i, 60))
+    options = ("--steps", "1", "-q", *held)
+    cli.ok(*options, "--csv", cli.folder / "whole.csv", out="whole.safetensors")
+    journal, errors, wait = cli.folder / "part.csv", "", 0.1
+    while "after 1 steps" not in errors:
+        journal.unlink(missing_ok=True)
+        process = subprocess.Popen(cli.command(*options, "--csv", journal, out="part.safetensors"),
+                                   env=cli.environment, stderr=subprocess.PIPE, text=True)
+        while not journal.exists():
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+        assert wait < 10, f"always before the step or after the test: {errors}"
+        wait *= 1.3
+    assert len(journal.read_text().splitlines()) == 1 and not (cli.folder / "part.safetensors").exists()
+    cli.ok(*options, "--csv", journal, "--resume", cli.folder / "part.safetensors.checkpoint", out="part.safetensors")
+    assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "part.safetensors")[0]
+    whole, part = (next(csv.DictReader((cli.folder / f"{n}.csv").open())) for n in ("whole", "part"))
+    assert whole["held_kl"] and {**whole, "seconds": ""} == {**part, "seconds": ""}
 
 
 def test_from(cli):

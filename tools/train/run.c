@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MEASURED = 2 /* sequences of each source */ };
+enum { MEASURED = 2 /* sequences of each source */, STATE_SIZE = 320 };
 
 static uint64_t draw(const train_run *run, uint64_t a, uint64_t b)
 {
@@ -57,7 +57,6 @@ static int learn(train_run *run, uint64_t step, journal_row *row)
 {
     const train_options *o = run->o;
     const double share = 1.0 / (double)o->sequences;
-    name_groups(o, step, row);
     for (int64_t i = 0; i < o->sequences; i++) {
         const uint64_t number = step * (uint64_t)o->sequences + (uint64_t)i;
         const size_t g = number % o->groups.count;
@@ -96,25 +95,29 @@ static void show_progress(const train_run *run, const journal_row *row)
 /* With what the command itself goes on with. */
 static int checkpoint(train_run *run)
 {
-    char state[96];
-    snprintf(state, sizeof state, "%.17g %d %d", run->best, run->rises, run->flat);
+    const journal_row *r = &run->untested;
+    const dcm_train_losses *l = &r->losses;
+    char state[STATE_SIZE];
+    snprintf(state, sizeof state, "%.17g %d %d %" PRIu64 " %.17g %.17g %.17g %.17g %.17g %.17g %.17g", run->best,
+             run->rises, run->flat, r->step, r->rate, r->norm, l->kl, l->il, l->magnitude, l->boundary, r->seconds);
     const dcm_status status = dcm_trainer_checkpoint(run->trainer, run->checkpoint, state);
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 
-static int step(train_run *run)
+/* What follows the update of a step: test, files. */
+static int finish(train_run *run, journal_row row)
 {
     const train_options *o = run->o;
-    const double start = runtime_seconds();
-    const uint64_t done = dcm_trainer_steps(run->trainer);
-    journal_row row = {.step = done + 1, .held_kl = NAN, .held_ratio = NAN, .gate_mean = NAN, .gate_spread = NAN};
-    int code = learn(run, done, &row);
-    if (code)
-        return code;
-    row.seconds = runtime_seconds() - start;
     const bool last = row.step == (uint64_t)o->steps;
+    int code = 0;
+    run->untested = row;
+    row.held_kl = row.held_ratio = row.gate_mean = row.gate_spread = NAN;
+    name_groups(o, row.step - 1, &row);
     if (last || row.step % (uint64_t)o->test_every == 0)
         code = watch_test(run, &row);
+    if (code && code == tool_stopped())
+        return code;
+    run->untested.step = 0;
     if (code == 0 && last && !(o->held.count && run->best > 0))
         code = watch_save(run, NAN);
     const int kept = journal_add(&run->journal, &row); /* also the row that ends it */
@@ -123,6 +126,16 @@ static int step(train_run *run)
         code = checkpoint(run);
     show_progress(run, &row);
     return code;
+}
+
+static int step(train_run *run)
+{
+    const double start = runtime_seconds();
+    const uint64_t done = dcm_trainer_steps(run->trainer);
+    journal_row row = {.step = done + 1};
+    const int code = learn(run, done, &row);
+    row.seconds = runtime_seconds() - start;
+    return code ? code : finish(run, row);
 }
 
 /* What was learnt until a signal came. */
@@ -143,7 +156,9 @@ int train_loop(train_run *run)
     if (!run->o->resume && !run->o->from)
         code = measure(run);
     run->began = runtime_seconds();
-    run->began_at = dcm_trainer_steps(run->trainer);
+    run->began_at = dcm_trainer_steps(run->trainer) - (run->untested.step > 0);
+    if (code == 0 && run->untested.step)
+        code = finish(run, run->untested);
     while (code == 0 && dcm_trainer_steps(run->trainer) < (uint64_t)run->o->steps) {
         code = step(run);
         if (code == 0)
@@ -181,11 +196,14 @@ void train_tell_options(train_run *run)
 int train_resume(train_run *run)
 {
     const train_options *o = run->o;
-    char state[96];
+    journal_row *r = &run->untested;
+    dcm_train_losses *l = &r->losses;
+    char state[STATE_SIZE];
     const dcm_status status = dcm_trainer_resume(run->trainer, o->resume, state, sizeof state);
     if (status != DCM_OK)
         return tool_fail_library(status);
-    if (sscanf(state, "%lg %d %d", &run->best, &run->rises, &run->flat) != 3)
+    if (sscanf(state, "%lg %d %d %" SCNu64 " %lg %lg %lg %lg %lg %lg %lg", &run->best, &run->rises, &run->flat,
+               &r->step, &r->rate, &r->norm, &l->kl, &l->il, &l->magnitude, &l->boundary, &r->seconds) != 11)
         return tool_fail(DCM_ERR_FILE, "%s: not a checkpoint of dcm train", o->resume);
     if (o->held.count && run->best > 0 && access(o->out, R_OK) != 0)
         return tool_fail(DCM_ERR_FILE, "%s: %s; the best weights up to this checkpoint were written to its -o", o->out,

@@ -33,6 +33,7 @@ typedef struct train_run {
     double best;            /* of the tests' ratios to the window; 0: none yet */
     int rises;              /* tests in a row far above it */
     int flat;               /* tests in a row that found a constant merge */
+    journal_row untested;   /* the last step's, where its test did not end; else of step 0 */
     double began;
     uint64_t began_at;
 } train_run;
