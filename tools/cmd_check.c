@@ -58,7 +58,7 @@ static void add_options(args *a, check_options *o, check_run *run)
     const arg_option result[] = {
         table_format_option(&o->format),
         {"steps-out", 0, ARG_TEXT, &o->steps_out, "FILE.jsonl",
-         "Write one line a step and device: max_abs, bound, nmse, kl, same_top."},
+         "Write one line a step and device, prompts aside: max_abs, bound, nmse, kl, same_top."},
     };
     args_add(a, "Test", what, sizeof what / sizeof *what);
     input_add_options(a, &o->input);

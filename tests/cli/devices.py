@@ -160,6 +160,10 @@ def test_broken_prompt(cli):
     path = saved(cli, "prompt")
     row, = cli.rows(1, *against(cli, path), "--devices", "0.0", form="prompt", **broken)
     assert row["status"] == "logits differ" and row["cache_ratio"] > 100, row
+    no_kernel = {**broken, "BROKEN_BY": "no such name", "DCM_CACHE": str(cli.folder / "no-kernel")}
+    table = json.loads(cli.exits(4, *run, "--format", "json", **no_kernel))["rows"]
+    assert [r["steps"] for r in table] == [40, 20, 40, 0] and table[1]["cache_ratio"] <= 1, table
+    assert all(r["status"].endswith(", in a prompt, at one of tokens 1 to 20") for r in (table[1], table[3])), table
     assert run_watched(cli, "--device", "0.0", **broken).returncode == 0
     watched = run_watched(cli, "--device", "0.0", "--verify-every", "1000", **broken)
     assert watched.returncode == 1 and "computes wrongly" in watched.stderr, watched
