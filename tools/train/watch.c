@@ -9,10 +9,7 @@
 
 enum { WATCHED_MAX = 2 /* sequences of training texts */, RISES_MAX = 3, FLAT_MAX = 3 };
 
-/*
- * Below it a gate or a direct head is constant. PyTorch's first weights, the paper's, make nets
- * of 15 and more maps begin there; they are out of it after some 100 steps.
- */
+/* Below it a gate or a direct head is constant. Nets of 15 and more maps begin there; they leave it in some 100 steps. */
 static const double LEAST_SPREAD = 1e-3;
 
 static const corpus *tested(const train_run *run) { return run->held.count ? &run->held : &run->texts; }
@@ -138,7 +135,7 @@ static int check_ratio(train_run *run, uint64_t step, double ratio)
         return 0;
     if (!held)
         return tool_fail(1, "step %" PRIu64 ": the loss on training texts rose to %.3f of the window's, where it was "
-                            "%.3f: nothing was saved; a smaller --rate may help",
+                            "%.3f: no merge file was written; a smaller --rate may help",
                          step, ratio, run->best);
     return tool_fail(1, "step %" PRIu64 ": the held-out loss rose to %.3f of the window's, where it was %.3f: %s has "
                         "the best; a smaller --rate may help",

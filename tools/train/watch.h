@@ -1,6 +1,6 @@
 /*
  * Whether a training is worth going on with. Its tests are of the held-out texts: a sequence of each. Without any they
- * are of the first training texts, at places of their own, and tell no more than that a training has gone wrong.
+ * are of the texts of the first two -f, at fixed places, and tell no more than that a training has gone wrong.
  */
 #ifndef TRAIN_WATCH_H
 #define TRAIN_WATCH_H
