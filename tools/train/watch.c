@@ -9,7 +9,7 @@
 
 enum { WATCHED_MAX = 2 /* sequences of training texts */, RISES_MAX = 3, FLAT_MAX = 3 };
 
-/* Below it a gate or a direct head is constant. Nets of 15 and more maps begin there; they leave it in some 100 steps. */
+/* Below it a gate or a direct head is constant. Nets of 15 and more maps begin there, for some 100 steps. */
 static const double LEAST_SPREAD = 1e-3;
 
 static const corpus *tested(const train_run *run) { return run->held.count ? &run->held : &run->texts; }
