@@ -133,7 +133,7 @@ typedef struct dcm_train_note {
 
 /*
  * Write the merge model as f16 with `notes` into `path`, for --merge; whole or not at all: a file that is there stays
- * as it was where the new one cannot be written (DCM_ERR_FILE).
+ * as it was where the new one cannot be written (DCM_ERR_FILE). Links are followed; a pipe or a device is refused.
  */
 DCM_API dcm_status dcm_trainer_save(const dcm_trainer *trainer, const char *path, const dcm_train_note *notes,
                                     size_t n_notes);

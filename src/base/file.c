@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { PATH_BYTES = 4096, LINKS_MAX = 40 };
+
 static long fail_countdown;
 
 long file_fail_at(long n)
@@ -55,7 +57,7 @@ static dcm_status map_and_close(file_map *map, int fd, const struct stat *st, co
 /* Open without waiting for a pipe's writer; -1 after a message. */
 static int open_file(const char *path, int flags, struct stat *st)
 {
-    const int fd = injected() ? -1 : open(path, O_RDONLY | O_CLOEXEC | flags);
+    const int fd = injected() ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags);
     if (fd >= 0 && !injected() && fstat(fd, st) == 0)
         return fd;
     dcm_fail(DCM_ERR_FILE, "%s: %s", path, flags & O_NOFOLLOW && errno == ELOOP ? "a link" : strerror(errno));
@@ -75,20 +77,31 @@ dcm_status file_map_open(file_map *map, const char *path)
 /* The user's, and with none of the bits `others` of the mode. */
 static bool is_own(const struct stat *st, mode_t others) { return st->st_uid == geteuid() && !(st->st_mode & others); }
 
+/* A folder is trusted where only the user can write it; of a group each file still has to be the user's. */
+static dcm_status check_folder(const char *path)
+{
+    struct stat st;
+    if (injected() || stat(path, &st) != 0)
+        return dcm_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return dcm_fail(DCM_ERR_FILE, "%s: not a folder", path);
+    if (!is_own(&st, S_IWOTH))
+        return dcm_fail(DCM_ERR_FILE, "%s: the folder belongs to another user, or others can write it", path);
+    return DCM_OK;
+}
+
 dcm_status file_map_own(file_map *map, const char *path)
 {
-    char folder[4096];
-    struct stat st, above;
+    char folder[PATH_BYTES];
+    struct stat st;
     *map = (file_map){0};
     if (access(path, F_OK) != 0 && errno != ELOOP)
         return DCM_OK;
     const char *slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    if (injected() || stat(folder, &above) != 0)
-        return dcm_fail(DCM_ERR_FILE, "%s: %s", folder, strerror(errno));
-    if (!is_own(&above, S_IWOTH)) /* of a group each file still has to be the user's */
-        return dcm_fail(DCM_ERR_FILE, "%s: the folder belongs to another user, or others can write it", folder);
-    const int fd = open_file(path, O_NOFOLLOW | O_NONBLOCK, &st);
+    if (check_folder(folder) != DCM_OK)
+        return DCM_ERR_FILE;
+    const int fd = open_file(path, O_NOFOLLOW, &st);
     if (fd < 0)
         return DCM_ERR_FILE;
     if (is_own(&st, S_IWGRP | S_IWOTH))
@@ -104,17 +117,12 @@ void file_map_close(file_map *map)
     *map = (file_map){0};
 }
 
-/* Make one folder private to the user, or find it there and the user's own. */
+/* Make one folder private to the user, or find it there and to be trusted. */
 static dcm_status own_folder(const char *path)
 {
-    struct stat st;
     if ((injected() || mkdir(path, 0700) != 0) && errno != EEXIST)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot make the folder: %s", path, strerror(errno));
-    if (injected() || stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
-        return dcm_fail(DCM_ERR_FILE, "%s: not a folder", path);
-    if (st.st_uid != geteuid())
-        return dcm_fail(DCM_ERR_FILE, "%s: belongs to another user", path);
-    return DCM_OK;
+    return check_folder(path);
 }
 
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create)
@@ -165,7 +173,7 @@ static int write_all(int fd, const char *data, size_t size)
 
 dcm_status file_write_atomic(const char *path, const void *data, size_t size)
 {
-    char temporary[4096];
+    char temporary[PATH_BYTES];
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.XXXXXX", path) >= sizeof temporary)
         return dcm_fail(DCM_ERR_FILE, "%s: the path is too long", path);
     const int fd = injected() ? -1 : mkstemp(temporary);
@@ -179,4 +187,37 @@ dcm_status file_write_atomic(const char *path, const void *data, size_t size)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(cause));
     }
     return DCM_OK;
+}
+
+/* Put what the link `name` says in its place: a name of its own, or one in the same folder. */
+static bool follow_link(char *name, size_t size)
+{
+    char to[PATH_BYTES], from[PATH_BYTES];
+    const ssize_t n = injected() ? -1 : readlink(name, to, sizeof to - 1);
+    if (n < 0)
+        return false;
+    to[n] = '\0';
+    snprintf(from, sizeof from, "%s", name);
+    const char *slash = strrchr(from, '/');
+    const int folder = *to == '/' || !slash ? 0 : (int)(slash - from) + 1;
+    errno = ENAMETOOLONG;
+    return (size_t)snprintf(name, size, "%.*s%s", folder, from, to) < size;
+}
+
+dcm_status file_write_output(const char *path, const void *data, size_t size)
+{
+    char name[PATH_BYTES];
+    struct stat st = {0};
+    if ((size_t)snprintf(name, sizeof name, "%s", path) >= sizeof name)
+        return dcm_fail(DCM_ERR_FILE, "%s: the path is too long", path);
+    bool there = lstat(name, &st) == 0;
+    for (int links = 0; there && S_ISLNK(st.st_mode); links++) {
+        errno = ELOOP;
+        if (links == LINKS_MAX || !follow_link(name, sizeof name))
+            return dcm_fail(DCM_ERR_FILE, "%s: a link that cannot be followed: %s", path, strerror(errno));
+        there = lstat(name, &st) == 0;
+    }
+    if (there && !S_ISREG(st.st_mode))
+        return dcm_fail(DCM_ERR_FILE, "%s: not a regular file: it is left as it is", path);
+    return file_write_atomic(name, data, size);
 }

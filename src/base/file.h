@@ -13,13 +13,16 @@ typedef struct file_map {
     size_t size;
 } file_map;
 
-/* Map the regular file at `path`; an empty file is DCM_ERR_FILE. */
+/* Map the regular file at `path`. DCM_ERR_FILE too for an empty one, and at once for a pipe or a device. */
 dcm_status file_map_open(file_map *map, const char *path);
 
 /* Unmap; a zeroed map is accepted, and the map is zeroed. */
 void file_map_close(file_map *map);
 
-/* As dcm_cache_path; with `create` the folder is made. DCM_ERR_FILE too where it cannot be, or is another user's. */
+/*
+ * As dcm_cache_path; with `create` the folder is made. DCM_ERR_FILE too where it cannot be, or is not to be trusted:
+ * what file_map_own would not read is not written.
+ */
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
 
 /*
@@ -35,8 +38,16 @@ dcm_status file_map_own(file_map *map, const char *path);
  */
 long file_fail_at(long n);
 
-/* Write to a temporary name in the same folder, flush, then rename over `path`: readers see the old bytes or the new,
- * also after a crash. */
+/*
+ * Write to a temporary name in the same folder, flush, then rename over `path`: readers see the old bytes or the new,
+ * also after a crash. Whatever has that name, a link too, is replaced: for files of the cache folder.
+ */
 dcm_status file_write_atomic(const char *path, const void *data, size_t size);
+
+/*
+ * The same for a name that a user gave: links are followed, so that the file behind them is replaced (it need not be
+ * there), and what is no regular file is left as it is: DCM_ERR_FILE.
+ */
+dcm_status file_write_output(const char *path, const void *data, size_t size);
 
 #endif

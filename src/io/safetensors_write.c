@@ -111,7 +111,7 @@ static dcm_status write_bytes(const char *path, const char *text, const st_array
         memcpy(file + at, arrays[i].data, part);
         at += part;
     }
-    status = file_write_atomic(path, file, size);
+    status = file_write_output(path, file, size);
     mem_free(&file);
     return status;
 }

@@ -26,8 +26,8 @@ void st_from_float(st_type type, const float *src, size_t n, void *out);
 
 /*
  * Write the arrays, in their order, and the notes to `path`: to a temporary name in the same folder, flushed, then
- * renamed, so that what was there stays until all is written. Errors: DCM_ERR_FILE (also for a name that is there
- * twice, or is no UTF-8), DCM_ERR_MEMORY.
+ * renamed, so that what was there stays until all is written; links are followed. Errors: DCM_ERR_FILE (also where a
+ * pipe or a device is there, for a name that is there twice, or is no UTF-8), DCM_ERR_MEMORY.
  */
 dcm_status safetensors_write(const char *path, const st_array *arrays, size_t n_arrays, const st_note *notes,
                              size_t n_notes);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -215,6 +216,111 @@ static void files_map_and_write(void **state)
     rmdir(folder);
 }
 
+/* What `path` has, as text. */
+static void assert_has(const char *path, const char *text)
+{
+    file_map map;
+    assert_int_equal(file_map_open(&map, path), DCM_OK);
+    assert_int_equal(map.size, strlen(text));
+    assert_memory_equal(map.data, text, map.size);
+    file_map_close(&map);
+}
+
+/* Pipes, devices and folders: not waited for when read, not replaced when written. */
+static void no_regular_files(void **state)
+{
+    (void)state;
+    char base[] = P_tmpdir "/dcm-test-XXXXXX", path[3][64];
+    struct stat before, after;
+    file_map map;
+    assert_non_null(mkdtemp(base));
+    for (int i = 0; i < 3; i++)
+        snprintf(path[i], sizeof path[i], "%s/%d", base, i);
+    assert_int_equal(mkfifo(path[0], 0600), 0);
+    assert_int_equal(mkdir(path[1], 0700), 0);
+    /* A device of our own, never one of the system's; only root can make it. */
+    const bool made = mknod(path[2], S_IFCHR | 0600, makedev(1, 3)) == 0;
+    alarm(30); /* seconds: to open a pipe that nobody writes would last for ever */
+    for (int i = 0; i < 2 + made; i++) {
+        assert_int_equal(stat(path[i], &before), 0);
+        assert_int_equal(file_write_output(path[i], "new", 3), DCM_ERR_FILE);
+        assert_non_null(strstr(dcm_error(), "not a regular file: it is left as it is"));
+        assert_int_equal(stat(path[i], &after), 0);
+        assert_true(after.st_ino == before.st_ino && after.st_mode == before.st_mode);
+    }
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(file_map_open(&map, path[i]), DCM_ERR_FILE);
+        assert_non_null(strstr(dcm_error(), "not a regular file"));
+    }
+    alarm(0);
+    unlink(path[0]);
+    rmdir(path[1]);
+    unlink(path[2]);
+    rmdir(base); /* fails where a temporary file is left */
+    assert_int_equal(access(base, F_OK), -1);
+}
+
+/* Links stay, and the files behind them get the bytes, in their own folders. */
+static void links_are_followed(void **state)
+{
+    (void)state;
+    char base[] = P_tmpdir "/dcm-test-XXXXXX", via[64], loop[64], folder[64], target[80], is[128];
+    struct stat st;
+    assert_non_null(mkdtemp(base));
+    snprintf(via, sizeof via, "%s/via", base);
+    snprintf(loop, sizeof loop, "%s/loop", base);
+    snprintf(folder, sizeof folder, "%s/folder", base);
+    snprintf(target, sizeof target, "%s/target", folder);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    const char *const kinds[] = {"folder/target", target, "folder/second"}; /* the last one is a link again */
+    snprintf(is, sizeof is, "%s/second", folder);
+    assert_int_equal(symlink("target", is), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(symlink(kinds[i], via), 0);
+        assert_int_equal(file_write_output(via, "first", 5), DCM_OK); /* the target is not there yet */
+        assert_has(target, "first");
+        assert_int_equal(file_write_output(via, "new", 3), DCM_OK);
+        assert_has(target, "new");
+        assert_true(lstat(via, &st) == 0 && S_ISLNK(st.st_mode));
+        assert_true(lstat(target, &st) == 0 && S_ISREG(st.st_mode));
+        assert_int_equal(unlink(target) | unlink(via), 0);
+    }
+    assert_int_equal(symlink("loop", loop), 0);
+    assert_int_equal(file_write_output(loop, "new", 3), DCM_ERR_FILE);
+    assert_non_null(strstr(dcm_error(), "a link that cannot be followed: Too many levels of symbolic links"));
+    file_fail_at(1);
+    assert_int_equal(file_write_output(loop, "new", 3), DCM_ERR_FILE);
+    assert_non_null(strstr(dcm_error(), "a link that cannot be followed: Input/output error"));
+    file_fail_at(0);
+    /* The cache's own files: what has the name is replaced, a link too. */
+    assert_int_equal(file_write_atomic(loop, "new", 3), DCM_OK);
+    assert_true(lstat(loop, &st) == 0 && S_ISREG(st.st_mode));
+    assert_int_equal(unlink(loop) | unlink(is) | rmdir(folder) | rmdir(base), 0);
+}
+
+/* A folder that others can write is neither written nor read, one of a group both. */
+static void cache_folder_of_others(void **state)
+{
+    (void)state;
+    char base[] = P_tmpdir "/dcm-test-XXXXXX", path[256];
+    file_map map;
+    assert_non_null(mkdtemp(base));
+    setenv("DCM_CACHE", base, 1);
+    for (int others = 0; others < 2; others++) {
+        assert_int_equal(chmod(base, 0700), 0);
+        assert_int_equal(file_cache_path(path, sizeof path, "name", 1), DCM_OK);
+        assert_int_equal(file_write_atomic(path, "x", 1), DCM_OK);
+        assert_int_equal(chmod(base, others ? 0777 : 0770), 0);
+        const dcm_status wanted = others ? DCM_ERR_FILE : DCM_OK;
+        assert_int_equal(file_cache_path(path, sizeof path, "name", 1), wanted);
+        assert_int_equal(file_map_own(&map, path), wanted);
+        file_map_close(&map);
+    }
+    assert_non_null(strstr(dcm_error(), "the folder belongs to another user, or others can write it"));
+    unsetenv("DCM_CACHE");
+    assert_int_equal(unlink(path) | rmdir(base), 0);
+}
+
 static void cache_folder(void **state)
 {
     (void)state;
@@ -288,8 +394,9 @@ int main(void)
         cmocka_unit_test(sizes_do_not_wrap),      cmocka_unit_test(memory_is_zeroed_kept_and_refused),
         cmocka_unit_test(counters_keep_the_peak), cmocka_unit_test(messages_nest_and_never_overrun),
         cmocka_unit_test(hash_is_fnv1a),          cmocka_unit_test(numbers_are_splitmix64),
-        cmocka_unit_test(files_map_and_write),    cmocka_unit_test(cache_folder),
-        cmocka_unit_test(cache_folder_wrong),
+        cmocka_unit_test(files_map_and_write),    cmocka_unit_test(no_regular_files),
+        cmocka_unit_test(links_are_followed),     cmocka_unit_test(cache_folder),
+        cmocka_unit_test(cache_folder_wrong),     cmocka_unit_test(cache_folder_of_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
