@@ -71,6 +71,13 @@ static cl_program create_built(cldev *device, const program_source *source, cons
     return NULL;
 }
 
+/* The level of what the user should know: a warning, but one a process, as each kernel family finds the same anew. */
+static dcm_log_level once(void)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    return atomic_flag_test_and_set(&said) ? DCM_LOG_INFO : DCM_LOG_WARN;
+}
+
 void binary_load(cldev *device, const program_source *source, uint64_t key, cl_program *program)
 {
     char path[4096];
@@ -80,7 +87,7 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     if (binary_path(path, sizeof path, source, key, false) != DCM_OK)
         return;
     if (file_map_own(&map, path) != DCM_OK) {
-        dcm_log(DCM_LOG_INFO, "a cached program is not used, building again: %s", dcm_error());
+        dcm_log(once(), "a cached program is not used, building again: %s", dcm_error());
         return;
     }
     if (!map.data)
@@ -92,16 +99,14 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     }
     file_map_close(&map);
     if (fault) {
-        dcm_log(DCM_LOG_INFO, "%s: cached program is %s: removed, building again", path, fault);
+        dcm_log(once(), "%s: cached program is %s: removed, building again", path, fault);
         unlink(path);
     }
 }
 
-static void warn_once(void)
+static void say_not_kept(void)
 {
-    static atomic_flag warned = ATOMIC_FLAG_INIT;
-    if (!atomic_flag_test_and_set(&warned))
-        dcm_log(DCM_LOG_WARN, "built kernels are not kept, every start will build them anew: %s", dcm_error());
+    dcm_log(once(), "built kernels are not kept, every start will build them anew: %s", dcm_error());
 }
 
 void binary_store(const program_source *source, uint64_t key, cl_program program)
@@ -115,7 +120,7 @@ void binary_store(const program_source *source, uint64_t key, cl_program program
         return;
     }
     if (binary_path(path, sizeof path, source, key, true) != DCM_OK) {
-        warn_once();
+        say_not_kept();
         return;
     }
     if (mem_new(&file, sizeof(binary_header) + size, 1, "program binary") != DCM_OK) {
@@ -127,7 +132,7 @@ void binary_store(const program_source *source, uint64_t key, cl_program program
         const binary_header header = {BINARY_MAGIC, BINARY_VERSION, key, size, hash_bytes(HASH_START, binary, size)};
         memcpy(file, &header, sizeof header);
         if (file_write_atomic(path, file, sizeof header + size) != DCM_OK)
-            warn_once();
+            say_not_kept();
     } else {
         dcm_log(DCM_LOG_INFO, "kernel family %s: the driver does not give its binary", source->family);
     }

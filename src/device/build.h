@@ -45,12 +45,13 @@ uint64_t binary_key(const cldev *device, const program_source *source);
 dcm_status binary_path(char *path, size_t size, const program_source *source, uint64_t key, bool create);
 
 /*
- * The program built from the cached binary, or NULL in *program: there is none, or it was corrupt or refused by the
- * driver and has been removed (which is logged).
+ * The program built from the cached binary, or NULL in *program: there is none, or it is not to be trusted, or it was
+ * corrupt or refused by the driver and has been removed. The process's first such finding is a warning, also of
+ * binary_store's; later ones are logged.
  */
 void binary_load(cldev *device, const program_source *source, uint64_t key, cl_program *program);
 
-/* Keep a built program's binary. What prevents it is logged, once for an unwritable folder. */
+/* Keep a built program's binary. What prevents it is logged; a folder that cannot be used, as above. */
 void binary_store(const program_source *source, uint64_t key, cl_program program);
 
 #endif

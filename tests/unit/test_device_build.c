@@ -265,6 +265,53 @@ static void cache_unwritable(void **state)
     mem_free(&entries);
 }
 
+/* What the user is told of damaged files: one line a process, none where all is quiet. */
+static void damage_is_said(void **state)
+{
+    static const damaged flip = {"damaged", 0, -1, 0};
+    const bool quiet = getenv("TEST_QUIET") != NULL;
+    (void)state;
+    size_t count;
+    char path[1024];
+    cldev_entry *entries = all_devices(&count);
+    cldev *device = open_with_cache(&entries[0]);
+    assert_true(build_and_run(device));
+    assert_int_equal(count_files(path, sizeof path), 1);
+    if (quiet)
+        dcm_log_set_level(DCM_LOG_QUIET);
+    for (int i = 0; i < 2; i++) {
+        damage(path, &flip);
+        capture_begin();
+        const bool source = build_and_run(device);
+        const char *said = capture_end();
+        assert_true(source);
+        assert_int_equal(occurrences(said, "dcm: "), !quiet && i == 0);
+        assert_int_equal(occurrences(said, "cached program is damaged: removed, building again"), !quiet && i == 0);
+    }
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
+/* A folder that everybody can write: nothing is read from it or written into it, which is said once. */
+static void folder_of_all(void **state)
+{
+    (void)state;
+    size_t count;
+    char path[1024];
+    cldev_entry *entries = all_devices(&count);
+    assert_int_equal(mkdir(folder, 0700) | chmod(folder, 0777), 0);
+    cldev *device = open_with_cache(&entries[0]);
+    capture_begin();
+    const bool first = build_and_run(device), second = build_and_run(device);
+    const char *said = capture_end();
+    assert_true(first && second);
+    assert_int_equal(occurrences(said, "dcm: "), 1);
+    assert_int_equal(occurrences(said, "others can write it"), 1);
+    assert_int_equal(count_files(path, sizeof path), 0);
+    cldev_close(&device);
+    mem_free(&entries);
+}
+
 /* Built from source, with `why` said. */
 static void assert_not_used(cldev *device, const char *why)
 {
@@ -361,6 +408,9 @@ static const apart_case cases[] = {
     {"every_byte", every_byte},
     {"cache_unwritable", cache_unwritable, "DCM_CACHE", "/proc/self/status"},
     {"cache_unwritable", cache_unwritable, "DCM_CACHE", "/proc/self/fd"},
+    {"damage_is_said", damage_is_said},
+    {"damage_is_said", damage_is_said, "TEST_QUIET", "1"},
+    {"folder_of_all", folder_of_all},
     {"cache_foreign", cache_foreign},
     {"ten_at_once", ten_at_once},
     {.name = "build_once", .run = build_once, .hidden = true},
