@@ -4,10 +4,45 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <libgen.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { PARTS_MAX = 8 };
+
+static _Atomic(char *) parts[PARTS_MAX]; /* of open files; whoever takes one out may use it */
+static pid_t owner;                      /* a forked process does not remove its parent's */
+
+static void keep_part(char *part)
+{
+    char *none = NULL;
+    owner = getpid();
+    for (int i = 0; i < PARTS_MAX && !atomic_compare_exchange_strong(&parts[i], &none, part); i++)
+        none = NULL;
+}
+
+/* False where output_discard has it: the program ends. */
+static bool take_part(char *part)
+{
+    bool taken = false;
+    for (int i = 0; i < PARTS_MAX && !taken; i++) {
+        char *wanted = part;
+        taken = atomic_compare_exchange_strong(&parts[i], &wanted, NULL);
+    }
+    return taken;
+}
+
+void output_discard(void)
+{
+    for (int i = 0; i < PARTS_MAX && owner == getpid(); i++) {
+        const char *part = atomic_exchange(&parts[i], NULL);
+        if (part)
+            unlink(part);
+    }
+}
 
 int output_open(output_file *f, const char *path)
 {
@@ -18,6 +53,7 @@ int output_open(output_file *f, const char *path)
             f->part = NULL;
             return tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
         }
+        keep_part(f->part);
     }
     f->out = fopen(f->part ? f->part : path, "w");
     return f->out ? 0 : tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
@@ -34,8 +70,25 @@ int output_close(output_file *f, bool keep)
         if (f->part && (!keep || failed))
             unlink(f->part);
     }
-    free(f->part);
+    if (f->part && take_part(f->part))
+        free(f->part);
     const char *path = f->path;
     *f = (output_file){0};
     return failed && keep ? tool_fail(DCM_ERR_FILE, "%s: cannot write all of it", path) : 0;
+}
+
+int output_check(const char *path)
+{
+    struct stat st;
+    int code = 0;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return tool_fail(DCM_ERR_FILE, "%s: not a regular file: it is left as it is", path);
+    char *folder = realpath(path, NULL); /* of a link, where it leads */
+    folder = folder ? folder : strdup(path);
+    if (!folder)
+        return tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
+    if (access(dirname(folder), W_OK | X_OK) != 0)
+        code = tool_fail(DCM_ERR_FILE, "%s: cannot write beside it: %s", path, strerror(errno));
+    free(folder);
+    return code;
 }

@@ -8,7 +8,7 @@
 typedef struct output_file {
     FILE *out; /* NULL: not open */
     const char *path;
-    char *part; /* written beside `path` and renamed at the end; NULL where `path` is no plain file */
+    char *part; /* written beside `path` and renamed at the end; NULL where `path` is no plain file (a link is none) */
 } output_file;
 
 /* 0, or 3 after a message; close in any case. */
@@ -16,5 +16,12 @@ int output_open(output_file *f, const char *path);
 
 /* With `keep` the file gets its name, else nothing is left of it. 0, or 3 after a message. */
 int output_close(output_file *f, bool keep);
+
+/* Remove what is written of all open files, for the end of the program: may be called by a signal's handler. */
+void output_discard(void);
+
+/* Before long work whose result goes to `path` in the end: 0, or 3 after a message where it is clear that it cannot,
+ * since something other than a file is there or the folder cannot be written. */
+int output_check(const char *path);
 
 #endif

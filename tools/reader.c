@@ -6,13 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 /* Bytes read before a piece is tokenized: some ten thousand tokens. */
-enum { PIECE = 1 << 16 };
+enum { PIECE = 1 << 16, WAIT_MS = 100 /* between two looks for a stop */ };
 
 void reader_open_text(text_reader *r, const char *text, size_t size)
 {
@@ -36,17 +37,15 @@ static int read_some(text_reader *r, char *to, size_t size, size_t *got)
         memcpy(to, r->memory + r->read, *got);
         return 0;
     }
-    for (;;) {
-        const ssize_t n = read(r->file, to, size);
-        if (n >= 0) {
-            *got = (size_t)n;
-            return 0;
-        }
-        if (errno != EINTR)
-            return tool_fail(DCM_ERR_FILE, "%s: cannot read: %s", r->name, strerror(errno));
+    struct pollfd wait = {.fd = r->file, .events = POLLIN};
+    while (poll(&wait, 1, WAIT_MS) == 0)
         if (tool_stopped())
             return tool_stopped();
-    }
+    const ssize_t n = read(r->file, to, size);
+    if (n < 0)
+        return tool_fail(DCM_ERR_FILE, "%s: cannot read: %s", r->name, strerror(errno));
+    *got = (size_t)n;
+    return 0;
 }
 
 /* Read until `data` has `wanted` bytes, or the text ends. */

@@ -1,9 +1,13 @@
 #define _GNU_SOURCE
 #include "tool.h"
 
+#include "output.h"
+
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +15,8 @@
 
 static const char *name = "dcm";
 static char *command_line;
-static volatile sig_atomic_t catching, stopped;
+static sigset_t ending; /* SIGINT and SIGTERM */
+static atomic_int catching, stopped;
 
 void tool_set_name(const char *text) { name = text; }
 const char *tool_name(void) { return name; }
@@ -40,21 +45,52 @@ int tool_flush(void)
     return tool_fail(DCM_ERR_FILE, "standard output cannot be written: %s", strerror(errno));
 }
 
+/* Handlers that libraries put before this one run first: PoCL's compiler removes its files, the line editor mends the
+ * terminal. */
 static void on_signal(int number)
 {
-    const int code = 128 + number;
-    if (!catching || stopped)
-        _exit(code);
-    stopped = code;
+    output_discard();
+    _exit(128 + number);
+}
+
+/* A closed pipe ends quietly, even where the parent ignores it. */
+static void on_pipe(int number)
+{
+    output_discard();
+    raise(number); /* by the default, which SA_RESETHAND brought back */
+}
+
+/*
+ * Note the first signal while they are caught; any other one takes its course. One that is only noted must reach no
+ * other thread: LLVM's handler would remove what PoCL is compiling.
+ */
+static void *wait_for_signals(void *unused)
+{
+    int number = 0;
+    (void)unused;
+    while (sigwait(&ending, &number) == 0 && catching && !stopped)
+        stopped = 128 + number;
+    pthread_sigmask(SIG_UNBLOCK, &ending, NULL);
+    raise(number);
+    return NULL;
 }
 
 void tool_install_signals(void)
 {
-    struct sigaction action = {.sa_handler = on_signal};
-    sigemptyset(&action.sa_mask);
+    pthread_t waiter;
+    const struct sigaction action = {.sa_handler = on_signal};
+    const struct sigaction pipe = {.sa_handler = on_pipe, .sa_flags = (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_DFL); /* a closed pipe ends quietly, even where the parent ignores it */
+    sigaction(SIGPIPE, &pipe, NULL);
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGINT);
+    sigaddset(&ending, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &ending, NULL);
+    if (pthread_create(&waiter, NULL, wait_for_signals, NULL) == 0)
+        pthread_detach(waiter);
+    else /* each ends the program */
+        pthread_sigmask(SIG_UNBLOCK, &ending, NULL);
 }
 
 void tool_catch(bool on)

@@ -25,8 +25,11 @@ int tool_fail_library(dcm_status status);
 int tool_flush(void);
 
 /*
- * Ctrl-C and SIGTERM end the program at once with 130 and 143. Between tool_catch(true) and tool_catch(false) the first
- * one only sets what tool_stopped() returns: 0, or the exit code; a second one ends the program at once.
+ * Ctrl-C and SIGTERM end the program at once with 130 and 143, and nothing is left of output files that are open.
+ * Between tool_catch(true) and tool_catch(false) the first one only sets what tool_stopped() returns: 0, or the exit
+ * code; a second one ends the program at once. A thread of their own takes them: no call of another thread is
+ * interrupted (one that may wait for long asks tool_stopped() now and then), and no library sees a signal that does not
+ * end the program. To be called before there are other threads.
  */
 void tool_install_signals(void);
 void tool_catch(bool on);
