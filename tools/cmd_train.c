@@ -1,4 +1,5 @@
 #include "input.h"
+#include "output.h"
 #include "run.h"
 #include "tool.h"
 #include "watch.h"
@@ -46,7 +47,7 @@ static int open_room(train_run *run)
     const char *name = o->checkpoint ? o->checkpoint : o->out, *end = o->checkpoint ? "" : ".checkpoint";
     if ((size_t)snprintf(run->checkpoint, sizeof run->checkpoint, "%s%s", name, end) >= sizeof run->checkpoint)
         return tool_fail(DCM_ERR_USAGE, "the checkpoint's path is too long");
-    return 0;
+    return output_check(run->checkpoint);
 }
 
 /* Options of the net that would say nothing. */
@@ -85,7 +86,8 @@ static int check_options(const train_options *o, const args *a)
         return tool_fail(DCM_ERR_USAGE, "--kl 0 without --il leaves nothing to learn");
     if (!(o->rate > 0))
         return tool_fail(DCM_ERR_USAGE, "--rate 0 learns nothing");
-    return check_net(o, a);
+    const int code = check_net(o, a);
+    return code ? code : output_check(o->out);
 }
 
 static void add_options(args *a, train_options *o)
