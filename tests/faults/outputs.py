@@ -1,22 +1,25 @@
-"""Outputs on a disk that fills up, and signals at any moment: outputs.py DCM MAKE_TINY_MODEL [--signals N].
+"""Outputs on a disk that fills up, names that are no files, and signals at any moment: outputs.py DCM MAKE_TINY_MODEL
+[--signals N].
 
 A limit on the size of files stands for the full disk: every output is refused with exit code 3 and one line, and a file
-that is written whole or not at all is not there. SIGINT and SIGTERM come N times each (12) after a random time: exit
-code 130 or 143, nothing but one line on standard error, and files whole or not there.
+that is written whole or not at all is not there. Pipes and devices are not waited for, and not replaced. SIGINT and
+SIGTERM come N times each (12) after a random time: exit code 130 or 143, nothing but one line on standard error, and
+files whole or not there; a quarter as often while PoCL compiles.
 """
 import argparse
 import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 
-LONG = ["run", "--temp", "0", "--ignore-eos", "-n", "100000", "-L", "16", "--merge", "newer", "-p",
-        "the cat and the hat"]
+RUN = ["run", "--temp", "0", "--ignore-eos", "-L", "16", "--merge", "newer", "-p", "the cat and the hat"]
 
 
 class Outputs:
@@ -44,24 +47,41 @@ class Outputs:
         if output and (self.folder / output).exists():
             self.faults.append(f"full disk: {' '.join(args)}: {output} is left there")
 
-    def signal_at(self, args, number, wait, output=None, whole=b""):
+    def run(self, *args):
+        return subprocess.run([self.dcm, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, timeout=120, env=self.environment)
+
+    def expect(self, code, message, *args):
+        """Exit code and last line of standard error; standard output."""
+        try:
+            result = self.run(*args)
+        except subprocess.TimeoutExpired:
+            self.faults.append(f"{' '.join(args)}: hangs")
+            return ""
+        if result.returncode != code or message not in (result.stderr.splitlines() or [""])[-1]:
+            self.faults.append(f"{' '.join(args)}: exit code {result.returncode}, {result.stderr!r}")
+        return result.stdout
+
+    def signal_at(self, args, number, wait, output=None, whole=b"", **environment):
         path = self.folder / output if output else None
         if path and path.exists():
             path.unlink()
+        began = time.time()
         process = subprocess.Popen([self.dcm, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=self.environment, stdin=subprocess.DEVNULL)
-        time.sleep(wait)
+                                   env={**self.environment, **environment}, stdin=subprocess.DEVNULL)
+        wait(process) if callable(wait) else time.sleep(wait)
+        what = f"signal {number} after {time.time() - began:.3f} s: {args[0]}"
         process.send_signal(number)
         errors = process.communicate(timeout=120)[1].decode()
-        code, what = process.returncode, f"signal {number} after {wait:.3f} s: {args[0]}"
+        code = process.returncode
         # Before the program has begun there is nobody to catch it; or it was done before.
         if code not in (128 + number, -number, 0) or len(errors.splitlines()) > 1:
             self.faults.append(f"{what}: exit code {code}, {errors!r}")
         if path and path.exists() and not path.read_bytes().endswith(whole):
             self.faults.append(f"{what}: {output} is not whole")
-        left = [p.name for p in self.folder.iterdir() if output and p.name.startswith(output) and p.name != output]
-        if left:
-            self.faults.append(f"{what}: {left} left there")
+        for left in self.folder.glob("*.part"):
+            self.faults.append(f"{what}: {left.name} left there")
+            left.unlink()
         return code == 128 + number
 
 
@@ -78,21 +98,112 @@ def check_full_disk(o):
     o.full_disk([*bench, "--steps-out", str(o.folder / "steps.jsonl")])
 
 
+def check_names(o):
+    """What is no regular file, behind the options that read one and those that write one."""
+    fifo, link, target, text = (str(o.folder / n) for n in ("fifo", "via", "target", "text"))
+    os.mkfifo(fifo)
+    pathlib.Path(text).write_text("the cat and the hat sat on the mat, " * 40)
+    model = ["-m", o.model]
+    train = ["train", *model, "-f", text, "-L", "4", "-n", "48", "-q", "--steps"]
+    for args in (["run", "-m", fifo, "-p", "x"], ["tokenize", "-m", fifo, "-p", "x"], ["plan", "-L", "4", "-m", fifo],
+                 ["run", *model, "-p", "x", "--merge", fifo], [*train, "1", "-o", target, "--from", fifo],
+                 [*train, "1", "-o", target, "--resume", fifo]):
+        o.expect(3, f"{fifo}: not a regular file", *args)
+    began = time.time()
+    o.expect(3, f"{fifo}: not a regular file: it is left as it is", *train, "100000", "-o", fifo)
+    o.expect(3, f"{fifo}: not a regular file: it is left as it is", *train, "100000", "-o", target,
+             "--checkpoint", fifo)
+    o.expect(3, "cannot write beside it", *train, "100000", "-o", f"{o.folder}/none/merge")
+    if time.time() - began > 20 or not stat.S_ISFIFO(os.stat(fifo).st_mode) or os.path.exists(target):
+        o.faults.append("train: a pipe as its output is not refused before the work")
+    os.symlink("target", link)
+    for _ in range(2):
+        o.expect(0, "", *train, "1", "-o", link)
+        if not os.path.islink(link) or not stat.S_ISREG(os.lstat(target).st_mode):
+            o.faults.append("train: a link as its output is replaced, or leads nowhere")
+    check_streams(o, text)
+
+
+def check_streams(o, text):
+    """Outputs that grow while work goes on are written to whatever has the name."""
+    device, out = o.folder / "null", o.folder / "out"
+    ppl = ["eval", "ppl", "-m", o.model, "-f", text, "-n", "40", "-L", "4", "-q", "--logprobs"]
+    out.symlink_to("/proc/self/fd/1")  # as /dev/stdout is one
+    if "index,token,logprob" not in o.expect(0, "", *ppl, str(out)) or not out.is_symlink():
+        o.faults.append("eval: --logprobs does not go to standard output")
+    try:  # a device of our own, never one of the system's
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        device.open("w").close()
+    except OSError as e:
+        print(f"no device was made: {e}")
+        return
+    o.expect(0, "", *ppl, str(device))
+    if not device.is_char_device():
+        o.faults.append("eval: --logprobs replaced a device")
+
+
+def check_closed_pipe(o):
+    """A reader that goes away in the middle of a table ends the program, too: files come after it."""
+    depths = ",".join(map(str, range(32)))
+    process = subprocess.Popen([o.dcm, "bench", "-m", o.model, "-p", "0", "-n", "1", "-d", depths, "-r", "1",
+                                "--warmup", "0", "-q", "--format", "json", "--steps-out", str(o.folder / "closed")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=o.environment)
+    process.stdout.close()
+    errors = process.stderr.read()
+    left = [p.name for p in o.folder.glob("closed*")]
+    if process.wait(timeout=60) != -signal.SIGPIPE or errors or left:
+        o.faults.append(f"closed pipe: exit code {process.returncode}, {errors}, {left}")
+
+
 def check_signals(o, times):
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)
     caught = 0
     bench = ["bench", "-m", o.model, "-p", "0", "-n", "400", "-d", "0,64", "-r", "3", "--warmup", "16", "-q", "--plot",
-             str(o.folder / "plot.svg")]
+             str(o.folder / "plot.svg"), "--steps-out", str(o.folder / "steps.jsonl")]
+    check = ["check", "-m", o.model, "--devices", "ref,ref-float", "-n", "100000", "-p", "the cat", "-q", "--save",
+             str(o.folder / "record"), "--steps-out", str(o.folder / "steps.jsonl")]
     for number in signal.SIGINT, signal.SIGTERM:
         for i in range(times):
-            if i % 2:
-                caught += o.signal_at([*LONG, "-m", o.model], number, rng.uniform(0, 0.5))
-            else:
+            if i % 3 == 0:
+                caught += o.signal_at([*RUN, "-m", o.model, "-n", "100000"], number, rng.uniform(0, 0.5))
+            elif i % 3 == 1:
                 caught += o.signal_at(bench, number, rng.uniform(0, 2), "plot.svg", b"</svg>\n")
+            else:
+                caught += o.signal_at(check, number, rng.uniform(0, 0.2), "record")
     print(f"{2 * times} signals at random times (seed {seed}), {caught} caught in the middle")
     if not caught:
         o.faults.append("no signal was caught")
+
+
+def check_compiling(o, times):
+    """Signals just when PoCL's compiler has a file open that it would remove at one, its n-th. All but the programs of
+    this type of cache are compiled before: those from the second on are for the first token, while signals are
+    caught."""
+    warm, cold = o.folder / "pocl", o.folder / "pocl.cold"
+    args = [*RUN, "-m", o.model, "--device", "portable", "-n"]
+    o.environment["POCL_CACHE_DIR"] = str(warm)
+    warm.mkdir()
+    if "Portable Computing Language" not in o.expect(0, "", "devices"):
+        print("no PoCL: nothing is compiled")
+        return
+    o.expect(0, "", *args, "1", "--kv", "f32")
+
+    def compiling(process, n):
+        seen = set()
+        while len(seen) < n and process.poll() is None:
+            seen.update(cold.glob("*.tmp"))
+
+    caught = 0
+    for number in signal.SIGINT, signal.SIGTERM:
+        for n in range(2, times + 2):
+            shutil.copytree(warm, cold)
+            caught += o.signal_at([*args, "100000"], number, lambda process: compiling(process, n),
+                                  POCL_CACHE_DIR=str(cold))
+            shutil.rmtree(cold)
+    print(f"{2 * times} signals while PoCL compiles, {caught} caught")
+    if not caught:
+        o.faults.append("no signal was caught while PoCL compiles")
 
 
 def main():
@@ -104,7 +215,10 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         o = Outputs(options.dcm, options.make_tiny_model, pathlib.Path(name))
         check_full_disk(o)
+        check_names(o)
+        check_closed_pipe(o)
         check_signals(o, options.signals)
+        check_compiling(o, options.signals // 4)
     print("\n".join(o.faults) if o.faults else "no fault")
     sys.exit(bool(o.faults))
 
