@@ -66,6 +66,7 @@ int main(int argc, char **argv)
     corpus_gguf();
     corpus_models();
     corpus_tokens();
+    corpus_checkpoints();
     corpus_others();
     printf("%zu seeds of %zu bytes\n", seeds, total);
     return wrong > 0;
