@@ -18,7 +18,7 @@ long mem_fail_at(long n)
 
 size_t mem_living(void) { return living; }
 
-static bool injected(void) { return fail_countdown > 0 && --fail_countdown == 0; }
+bool mem_fails(void) { return fail_countdown > 0 && --fail_countdown == 0; }
 
 static dcm_status out_of_memory(size_t count, size_t size, const char *what)
 {
@@ -27,7 +27,7 @@ static dcm_status out_of_memory(size_t count, size_t size, const char *what)
 
 dcm_status mem_new(void *pointer, size_t count, size_t size, const char *what)
 {
-    void *block = injected() ? NULL : calloc(count ? count : 1, size ? size : 1);
+    void *block = mem_fails() ? NULL : calloc(count ? count : 1, size ? size : 1);
     memcpy(pointer, &block, sizeof block);
     living += block != NULL;
     return block ? DCM_OK : out_of_memory(count, size, what);
@@ -38,7 +38,7 @@ dcm_status mem_resize(void *pointer, size_t count, size_t size, const char *what
     void *block;
     size_t bytes;
     memcpy(&block, pointer, sizeof block);
-    if (injected() || !size_mul(count, size, &bytes))
+    if (mem_fails() || !size_mul(count, size, &bytes))
         return out_of_memory(count, size, what);
     const bool first = !block;
     block = realloc(block, bytes ? bytes : 1);

@@ -27,6 +27,9 @@ void mem_free(void *pointer);
  */
 long mem_fail_at(long n);
 
+/* One allocation more, of memory that comes from elsewhere: whether it is to fail. */
+bool mem_fails(void);
+
 /* Blocks that live now, for tests. */
 size_t mem_living(void);
 

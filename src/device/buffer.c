@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
+#include "base/memory.h"
+
 enum {
     HUGE_BYTES = 2 << 20, /* a huge page */
     PLACE = 4096,         /* buffers begin at multiples of it: drivers use host memory as it is then */
@@ -29,8 +31,8 @@ static cldev_slab *slab_new(size_t bytes)
     const size_t whole = (bytes + 2 * PLACE - 1) / PLACE * PLACE;
     if (whole < bytes || whole > SIZE_MAX - HUGE_BYTES)
         return NULL;
-    uint8_t *map =
-        mmap(NULL, whole + HUGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    uint8_t *map = mem_fails() ? MAP_FAILED : mmap(NULL, whole + HUGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED)
         return NULL;
     const size_t before = -(uintptr_t)map % HUGE_BYTES, after = HUGE_BYTES - before;
@@ -93,8 +95,8 @@ dcm_status cldev_buffer_new(cldev *device, size_t bytes, bool lasting, cl_mem *b
             return dcm_fail(DCM_ERR_MEMORY, "the system has no memory for %zu bytes", bytes);
     }
     void *data = slab ? (uint8_t *)slab + slab->used : NULL;
-    *buffer = clCreateBuffer(device->context, CL_MEM_READ_WRITE | (host ? CL_MEM_USE_HOST_PTR : 0), bytes, data,
-                             &error);
+    *buffer =
+        clCreateBuffer(device->context, CL_MEM_READ_WRITE | (host ? CL_MEM_USE_HOST_PTR : 0), bytes, data, &error);
     DCM_TRY(status, fail, cldev_check(error, "clCreateBuffer(...)"));
     if (slab) {
         CL_TRY(status, fail, clSetMemObjectDestructorCallback(*buffer, released, slab));

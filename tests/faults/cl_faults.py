@@ -6,10 +6,12 @@ OpenCL the first call, the last and one between fail in turn (of those that ask,
 run; then all calls from one on (a lost device); then the device's memory runs out at several sizes. --every N: each
 N-th call of all in place of those spread (1: every one; some 5,000 runs), from the A-th to the B-th, so that it can be
 done in parts. Each run must end with exit code 4 or 5 and one line that says what failed, or with 0 and the same text
-(a call that may fail, such as one for a cache); what it printed must be the beginning of the right text.
+(a call that may fail, such as one for a cache); what it printed must be the beginning of the right text, and every
+object of OpenCL that was created must have been released.
 """
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
@@ -37,16 +39,22 @@ def parse():
 class Runs:
     def __init__(self, options, folder):
         self.options, self.folder, self.faults, self.codes = options, folder, [], {}
+        self.number = itertools.count()
         self.model = folder / "tiny.gguf"
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_", "CL_FAULT"))}
         self.environment.update(DCM_CACHE=str(folder / "cache"), OMP_WAIT_POLICY="passive")
         subprocess.run([options.make_tiny_model, self.model], check=True)
 
     def run(self, *policy, **settings):
+        """The result, with the objects that were not released as `left`."""
         command = [self.options.dcm, "run", "--device", self.options.device, "-m", self.model, "--temp", "0",
                    "--ignore-eos", "-n", "12", "-p", PROMPT, *policy]
-        environment = {**self.environment, "LD_PRELOAD": self.options.fake_cl, **settings}
-        return subprocess.run(command, capture_output=True, timeout=120, env=environment, stdin=subprocess.DEVNULL)
+        left = self.folder / f"left-{next(self.number)}"
+        environment = {**self.environment, "LD_PRELOAD": self.options.fake_cl, "CL_FAULT_LEFT": str(left), **settings}
+        result = subprocess.run(command, capture_output=True, timeout=120, env=environment, stdin=subprocess.DEVNULL)
+        result.left = ", ".join(left.read_text().splitlines())
+        left.unlink()
+        return result
 
     def judge(self, result, right, settings):
         """None, or what is wrong with a run in which something failed."""
@@ -54,6 +62,8 @@ class Runs:
         own = [line for line in lines if line.startswith("dcm run: ")]
         code = result.returncode
         self.codes[code] = self.codes.get(code, 0) + 1
+        if result.left:
+            return f"not released: {result.left}"
         if code == 0:
             return None if result.stdout == right and not own else "exit code 0 with another text or an error"
         if code not in (4, 5):
@@ -111,7 +121,7 @@ def main():
         count = pathlib.Path(name) / "count"
         runs.run(*DCM)  # fills the cache of programs
         right = runs.run(*DCM, CL_FAULT_COUNT=str(count))
-        assert right.returncode == 0 and right.stdout, right.stderr.decode()
+        assert right.returncode == 0 and right.stdout and not right.left, (right.stderr.decode(), right.left)
         counts = {line.split()[0]: int(line.split()[1]) for line in count.read_text().splitlines()}
         full = runs.run(*FULL)
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
