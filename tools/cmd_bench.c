@@ -122,7 +122,7 @@ typedef struct bench_files {
     output_file steps, plot;
 } bench_files;
 
-/* Those asked for: before the work, so that it is not in vain. */
+/* Those asked for: before anything is measured, so that it is not in vain. */
 static int open_files(bench_files *files, const bench_options *o)
 {
     int code = o->steps ? output_open(&files->steps, o->steps) : 0;
@@ -133,10 +133,8 @@ static int open_files(bench_files *files, const bench_options *o)
 
 static int run(bench *b, const bench_options *o, bench_files *files, const json_t *old)
 {
-    int code = open_model(b, o);
-    if (code)
-        return code;
-    if (b->r.model)
+    int code = open_files(files, o);
+    if (code == 0 && b->r.model)
         code = bench_run(b);
     if (code && code < 128 && !has_results(b))
         return code;
@@ -189,11 +187,14 @@ int cmd_bench(int argc, char **argv)
     if (code == 0 && o.compare)
         code = bench_read_old(o.compare, &old);
     if (code == 0)
-        code = open_files(&files, &o);
+        code = open_model(&b, &o);
+    tool_catch(true); /* until the files are whole or gone */
     if (code == 0)
         code = run(&b, &o, &files, old);
     output_close(&files.steps, false);
     output_close(&files.plot, false);
+    code = code ? code : tool_stopped();
+    tool_catch(false);
     json_decref(old);
     release(&b);
     return code;

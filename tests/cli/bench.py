@@ -238,7 +238,8 @@ def test_opencl(cli):
     row, launch, trip = result["rows"]
     kernels, parts, whole = check_breakdown(result["breakdown"], row)
     assert near(row["share"], row["gb_s"] / row["read_gb_s"])
-    assert row["launches"] > 2 * 5 and row["merge_ms"] > 0 and row["attention_ms"] > 0
+    # Two layers, each with its attention and its products, which may be one launch; the embedding and the vocabulary.
+    assert row["launches"] >= 2 * 2 + 1 and row["merge_ms"] > 0 and row["attention_ms"] > 0
     assert near(row["launches"], sum(r["launches"] for r in kernels if r["part"] != "transfer"))
     assert {"linear", "attention", "merge", "transfer"} <= parts.keys()
     others = [r for r in kernels if r["part"] in ("attention", "merge", "transfer", "cache")]

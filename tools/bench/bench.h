@@ -111,7 +111,7 @@ int bench_take_options(const args *a, bench_options *o, bench *b);
 /* ---- Measuring (run.c) ---- */
 
 /*
- * Measure all cases. 0; 130 or 143 when a signal stopped it; else the exit code after a message. Cases
+ * Measure all cases; signals are caught. 0; 130 or 143 when one stopped it; else the exit code after a message. Cases
  * that do not fit are marked, with a word on stderr, and the others go on.
  */
 int bench_run(bench *b);

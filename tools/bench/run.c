@@ -366,13 +366,11 @@ static dcm_status run_policy(bench *b, policy *one)
 int bench_run(bench *b)
 {
     dcm_status status = DCM_OK;
-    tool_catch(true);
     for (size_t i = 0; i < b->policies.count && status == DCM_OK; i++)
         status = run_policy(b, &b->policies.item[i]);
     const int stopped = tool_stopped();
     if (!stopped && status == DCM_OK)
         b->read_end = read_speed(b, 0);
-    tool_catch(false);
     if (stopped || b->failed)
         return stopped ? stopped : b->failed;
     return status == DCM_OK ? 0 : tool_fail_library(status);

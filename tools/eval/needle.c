@@ -146,17 +146,17 @@ static int read_all(needle_run *run)
     int code = 0;
     for (size_t cell = 0; cell < run->cells; cell++)
         total += (uint64_t)length_of(run, cell) * run->policies * run->repeats;
+    tool_catch(true);
     if (run->o->answers)
         code = output_open(&run->csv, run->o->answers);
     if (run->csv.out)
         fputs("policy,length,depth,repeat,key,candidate,token,logprob\n", run->csv.out);
-    tool_catch(true);
     progress_begin(&run->line, run->o->common.words.quiet, total);
     for (size_t repeat = 0; repeat < run->repeats && code == 0; repeat++)
         code = read_repetition(run, repeat, &random);
     progress_end(&run->line);
-    tool_catch(false);
     const int closed = output_close(&run->csv, code == 0);
+    tool_catch(false);
     return code ? code : closed;
 }
 

@@ -122,18 +122,18 @@ static int read_all(recall_run *run)
     for (size_t d = 0; d < distances->count; d++)
         total += (has_bos(run) + taken(run, distances->item[d]) + (size_t)run->o->passage - 1) * run->repeats *
                  run->policies;
+    tool_catch(true);
     if (run->o->logprobs)
         code = output_open(&run->csv, run->o->logprobs);
     if (run->csv.out)
         fputs("policy,distance,repeat,copy,index,token,logprob\n", run->csv.out);
-    tool_catch(true);
     progress_begin(&run->line, run->o->common.words.quiet, total);
     for (size_t repeat = 0; repeat < run->repeats && code == 0; repeat++)
         for (size_t d = 0; d < distances->count && code == 0; d++)
             code = read_distance(run, d, repeat);
     progress_end(&run->line);
-    tool_catch(false);
     const int closed = output_close(&run->csv, code == 0);
+    tool_catch(false);
     return code ? code : closed;
 }
 
