@@ -177,19 +177,19 @@ static int evaluate(ppl_run *run)
     int code = 0;
     for (size_t i = 0; i < run->results.texts; i++)
         total += run->results.text[i].text.count;
+    tool_catch(true);
     if (run->o->logprobs)
         code = output_open(&run->csv, run->o->logprobs);
     if (code == 0 && run->o->plot)
         code = output_open(&run->plot, run->o->plot);
     if (run->csv.out)
         fprintf(run->csv.out, "index,token,logprob%s\n", run->results.against ? ",full_logprob,kl,top1" : "");
-    tool_catch(true);
     progress_begin(&run->line, run->o->common.words.quiet, total);
     for (size_t i = 0; i < run->results.texts && code == 0; i++)
         code = evaluate_text(run, &run->results.text[i]);
     progress_end(&run->line);
-    tool_catch(false);
     const int closed = output_close(&run->csv, code == 0);
+    tool_catch(false);
     return code ? code : closed;
 }
 

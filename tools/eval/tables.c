@@ -102,7 +102,6 @@ static int measure(tables_run *run)
     int code = run->o->plot ? output_open(&run->plot, run->o->plot) : 0;
     if (code == 0)
         code = open_sessions(run);
-    tool_catch(true);
     progress_begin(&line, run->o->common.words.quiet, run->text.count);
     for (size_t at = 0, count; at < run->text.count && code == 0; at += count) {
         count = run->text.count - at < ROWS ? run->text.count - at : ROWS;
@@ -112,7 +111,6 @@ static int measure(tables_run *run)
     for (size_t i = 0; i < run->files && run->number == 3 && code == 0; i++)
         code = measure_attention(run, i);
     progress_end(&line);
-    tool_catch(false);
     return code;
 }
 
@@ -228,7 +226,6 @@ static int print(tables_run *run)
 
 static void close_run(tables_run *run)
 {
-    output_close(&run->plot, false);
     for (size_t i = 0; i < run->files * run->groups; i++)
         dcm_session_close(&run->cache[i].session);
     dcm_session_close(&run->full);
@@ -277,10 +274,14 @@ int eval_table(int argc, char **argv)
     int code = args_parse(&a, argc - told, argv + told);
     if (code == ARGS_GO) {
         code = told ? open_all(run, &a) : tool_fail(DCM_ERR_USAGE, "which table? 1, 2 or 3");
+        tool_catch(true); /* until the plot is whole or gone */
         if (code == 0)
             code = measure(run);
         if (code == 0)
             code = print(run);
+        output_close(&run->plot, false);
+        code = code ? code : tool_stopped();
+        tool_catch(false);
     }
     close_run(run);
     free(run);
