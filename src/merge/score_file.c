@@ -184,6 +184,30 @@ static dcm_status check_value(const row_array *arrays, size_t array, float value
                     arrays[array].name, (double)value, why);
 }
 
+/* In one pass that the compiler makes vectors of: value by value it took 2 % of the time that loading SmolLM2 takes. */
+static bool all_finite(const float *values, size_t count)
+{
+    int32_t most = 0;
+    for (size_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f800000;
+}
+
+static dcm_status check_values(const row_array *arrays, size_t array, const float *values, const merge_facts *facts)
+{
+    const size_t row = (size_t)arrays[array].rows * arrays[array].cols, count = row * facts->layers * facts->kv_heads;
+    dcm_status status = DCM_OK;
+    if (array != ARRAY_SCALE && all_finite(values, count))
+        return DCM_OK;
+    for (size_t i = 0; status == DCM_OK && i < count; i++)
+        status = check_value(arrays, array, values[i], INFINITY, i / row, facts);
+    return status;
+}
+
 static dcm_status load_array(const safetensors *file, const merge_facts *facts, const row_array *arrays, size_t array,
                              size_t row_size, float *params)
 {
@@ -194,12 +218,11 @@ static dcm_status load_array(const safetensors *file, const merge_facts *facts, 
     const st_tensor *t = safetensors_find(file, a->name);
     DCM_TRY(status, done, mem_new(&values, t->items, sizeof *values, "merge weights"));
     DCM_TRY(status, done, safetensors_to_float(file, t, values));
+    DCM_TRY(status, done, check_values(arrays, array, values, facts));
     for (size_t i = 0; i < rows * a->rows; i++)
         for (uint32_t c = 0; c < a->cols; c++) {
-            const size_t row = i / a->rows;
-            const float value = values[i * a->cols + c];
-            DCM_TRY(status, done, check_value(arrays, array, value, INFINITY, row, facts));
-            params[row * row_size + a->at + i % a->rows * a->cols + place(facts, a, c)] = value;
+            float *to = params + i / a->rows * row_size + a->at + i % a->rows * a->cols;
+            to[place(facts, a, c)] = values[i * a->cols + c];
         }
 done:
     mem_free(&values);
