@@ -3,15 +3,15 @@
  *
  * A launch costs a CPU some 8 microseconds of waking and waiting, as much as a small product. Here each work-item goes
  * through all products, and waits before each until the one before it is whole. The tiles of a product are cut into one
- * region an item, and each region into SHARES; an item takes the shares of its own region, then those that are left of
- * the others', by counters. So nobody waits but for shares that some running item has taken, and work-items may run one
+ * region an item; an item takes the tiles of its own region, a share at a time, then those that are left of the
+ * others', by counters. So nobody waits but for shares that some running item has taken, and work-items may run one
  * after another, too: the first then does everything. Where a wait is long, the item waited for has lost its processor
  * to somebody else: the one that waits ends, which gives its own back, and leaves the rest to that one.
  */
-#define CHAIN_MAX 4 /* as in src/ops/linear_chain_cl.c */
-#define SHARES 4
-#define PATIENCE 10000
-#define APART 16 /* words between two counters: each has its cache line */
+#define CHAIN_MAX 4         /* as in src/ops/linear_chain_cl.c */
+#define SHARE_BYTES 49152 /* of weights at least: some microseconds, so that waits are short */
+#define PATIENCE 30000    /* looks at a counter, 2 ns each, and one more for each byte of a share */
+#define APART 16          /* words between two counters: each has its cache line */
 
 typedef struct chain_stage {
     ulong tile_bytes, x_offset, y_offset;
@@ -29,7 +29,7 @@ typedef struct chain_buffers {
     __global float *y[CHAIN_MAX];
 } chain_buffers;
 
-/* Counters: of each stage one for the shares that are done, and one a region for those that are taken. */
+/* Counters: of each stage one for the tiles that are done, and one a region for those that are taken. */
 static inline volatile __global uint *chain_done(volatile __global uint *marks, uint stage, uint items)
 {
     return marks + stage * (items + 1) * APART;
@@ -40,11 +40,15 @@ static inline volatile __global uint *chain_taken(volatile __global uint *marks,
     return marks + (stage * (items + 1) + 1 + region) * APART;
 }
 
-/* True once all `shares` are done; false where that takes long. */
-static inline bool chain_wait(volatile __global uint *done, uint shares)
+/* Tiles of a share. */
+static inline uint share_tiles(const chain_stage *s) { return (uint)max((ulong)1, SHARE_BYTES / s->tile_bytes); }
+
+/* True once all tiles of a stage are done; false where that takes long. */
+static inline bool chain_wait(volatile __global uint *done, const chain_stage *s)
 {
-    for (uint turn = 0; turn < PATIENCE; turn++)
-        if (*done >= shares)
+    const ulong turns = PATIENCE + share_tiles(s) * s->tile_bytes;
+    for (ulong turn = 0; turn < turns; turn++)
+        if (*done >= s->tiles)
             return true;
     return false;
 }
@@ -83,23 +87,23 @@ linear_chain(const chain_stages stages, uint count, STAGE_BUFFERS(0), STAGE_BUFF
         const chain_stage s = stages.stage[i];
         volatile __global uint *done = chain_done(marks, i, items);
         __global const float *x = 0;
-        if (i && !chain_wait(chain_done(marks, i - 1, items), items * SHARES))
+        if (i && !chain_wait(chain_done(marks, i - 1, items), &stages.stage[i - 1]))
             break;
         mem_fence(CLK_GLOBAL_MEM_FENCE);
         for (uint k = 0; k < items; k++) {
-            const uint region = (item + k) % items;
+            const uint region = (item + k) % items, share = share_tiles(&s);
+            const uint first = (uint)((ulong)region * s.tiles / items);
+            const uint count = (uint)((region + 1ul) * s.tiles / items) - first;
             volatile __global uint *taken = chain_taken(marks, i, items, region);
-            while (*taken < SHARES) { /* reading costs less than counting where nothing is left */
-                const uint share = atomic_inc(taken);
-                if (share >= SHARES)
+            while (*taken < count) { /* reading costs less than counting where nothing is left */
+                const uint begin = atomic_add(taken, share), end = min(begin + share, count);
+                if (begin >= count)
                     break;
-                const ulong part = region * SHARES + share, parts = items * SHARES;
-                const uint begin = (uint)(part * s.tiles / parts), end = (uint)((part + 1) * s.tiles / parts);
-                if (!x && begin < end)
+                if (!x)
                     x = prepare(s.input, b.x[i] + s.x_offset, b.gain[i], s.eps, s.cols, work);
-                chain_tiles(&s, begin, end, b.w[i], x, work, b.bias[i], b.y[i]);
+                chain_tiles(&s, first + begin, first + end, b.w[i], x, work, b.bias[i], b.y[i]);
                 mem_fence(CLK_GLOBAL_MEM_FENCE);
-                atomic_inc(done);
+                atomic_add(done, end - begin);
             }
         }
     }
