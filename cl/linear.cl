@@ -106,6 +106,21 @@ __global const float *prepare(uint input, __global const float *x, __global cons
     return x;
 }
 
+/* Tiles `begin` to `end` - 1 behind w, the first of which is tile0 of the matrix, with x and `work` as prepared. */
+void linear_tiles(__global const uchar *w, ulong tile_bytes, uint tile0, uint begin, uint end, uint cols, uint rows,
+                  __global const float *x, __global const float *work, __global const float *bias, __global float *y,
+                  uint flags)
+{
+    for (uint t = begin; t < end; t++) {
+#if QUADS
+        const float16 v = tile_dot(w + t * tile_bytes, cols, (__global const int *)(work + cols));
+#else
+        const float16 v = tile_dot(w + t * tile_bytes, cols, x, work + cols);
+#endif
+        store16(v, (tile0 + t) * TILE, rows, bias, y, flags);
+    }
+}
+
 /*
  * Item (i, t): the i-th share of the tiles of one part of the matrix (tile0: its first tile), token t. `work`: room
  * for the prepared x, work_stride floats for each token (INPUT_PREPARED, written by linear_prepare) or each item.
@@ -124,16 +139,8 @@ linear_wide(__global const uchar *w, ulong tile_bytes, uint tile0, uint tiles, u
         work += (token * items + item) * work_stride;
         x = prepare(input, x + x_offset + token * ldx, gain, eps, cols, work);
     }
-    y += y_offset + token * ldy;
-    const uint end = (uint)((item + 1) * tiles / items);
-    for (uint t = (uint)(item * tiles / items); t < end; t++) {
-#if QUADS
-        const float16 v = tile_dot(w + t * tile_bytes, cols, (__global const int *)(work + cols));
-#else
-        const float16 v = tile_dot(w + t * tile_bytes, cols, x, work + cols);
-#endif
-        store16(v, (tile0 + t) * TILE, rows, bias, y, flags);
-    }
+    linear_tiles(w, tile_bytes, tile0, (uint)(item * tiles / items), (uint)((item + 1) * tiles / items), cols, rows, x,
+                 work, bias, y + y_offset + token * ldy, flags);
 }
 
 /* Item t: token t's x into its slice of `work`. */

@@ -8,7 +8,7 @@
  * after another, too: the first then does everything. Where a wait is long, the item waited for has lost its processor
  * to somebody else: the one that waits ends, which gives its own back, and leaves the rest to that one.
  */
-#define CHAIN_MAX 4         /* as in src/ops/linear_chain_cl.c */
+#define CHAIN_MAX 4       /* as in src/ops/linear_chain_cl.c */
 #define SHARE_BYTES 49152 /* of weights at least: some microseconds, so that waits are short */
 #define PATIENCE 30000    /* looks at a counter, 2 ns each, and one more for each byte of a share */
 #define APART 16          /* words between two counters: each has its cache line */
@@ -53,20 +53,6 @@ static inline bool chain_wait(volatile __global uint *done, const chain_stage *s
     return false;
 }
 
-/* Tiles `begin` to `end` - 1 of a product with the x that was prepared. */
-void chain_tiles(const chain_stage *s, uint begin, uint end, __global const uchar *w, __global const float *x,
-                 __global const float *work, __global const float *bias, __global float *y)
-{
-    for (uint t = begin; t < end; t++) {
-#if QUADS
-        const float16 v = tile_dot(w + t * s->tile_bytes, s->cols, (__global const int *)(work + s->cols));
-#else
-        const float16 v = tile_dot(w + t * s->tile_bytes, s->cols, x, work + s->cols);
-#endif
-        store16(v, t * TILE, s->rows, bias, y + s->y_offset, s->flags);
-    }
-}
-
 #define STAGE_BUFFERS(N)                                                                                          \
     __global const uchar *w##N, __global const float *x##N, __global const float *gain##N,                        \
         __global const float *bias##N, __global float *y##N
@@ -93,15 +79,16 @@ linear_chain(const chain_stages stages, uint count, STAGE_BUFFERS(0), STAGE_BUFF
         for (uint k = 0; k < items; k++) {
             const uint region = (item + k) % items, share = share_tiles(&s);
             const uint first = (uint)((ulong)region * s.tiles / items);
-            const uint count = (uint)((region + 1ul) * s.tiles / items) - first;
+            const uint size = (uint)((region + 1ul) * s.tiles / items) - first;
             volatile __global uint *taken = chain_taken(marks, i, items, region);
-            while (*taken < count) { /* reading costs less than counting where nothing is left */
-                const uint begin = atomic_add(taken, share), end = min(begin + share, count);
-                if (begin >= count)
+            while (*taken < size) { /* reading costs less than counting where nothing is left */
+                const uint begin = atomic_add(taken, share), end = min(begin + share, size);
+                if (begin >= size)
                     break;
                 if (!x)
                     x = prepare(s.input, b.x[i] + s.x_offset, b.gain[i], s.eps, s.cols, work);
-                chain_tiles(&s, first + begin, first + end, b.w[i], x, work, b.bias[i], b.y[i]);
+                linear_tiles(b.w[i], s.tile_bytes, 0, first + begin, first + end, s.cols, s.rows, x, work, b.bias[i],
+                             b.y[i] + s.y_offset, s.flags);
                 mem_fence(CLK_GLOBAL_MEM_FENCE);
                 atomic_add(done, end - begin);
             }

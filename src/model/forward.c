@@ -144,40 +144,30 @@ fail:
     return dcm_fail_in(status, "layer %u", index);
 }
 
-/* All layers: between two attentions stands one chain of maps. */
-static dcm_status layers_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
-                                 const late_merges *late)
+/* Where nobody looks at the layers, one chain of maps stands between two attentions. */
+dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
 {
+    const embed_args embed = {model->embedding, s, a->x};
     const uint32_t layers = model->config.info.layers;
     map_chain chain = {.count = 0};
-    dcm_status status;
     uint32_t i = 0;
-    layer_begin(model, a, s, 0, &chain);
-    DCM_TRY(status, fail, chain_run(model->ops, &chain));
+    dcm_status status = model->ops->ops->embed(model->ops, &embed);
+    if (status != DCM_OK)
+        return status;
     for (; i < layers; i++) {
+        layer_begin(model, a, s, i, &chain);
+        DCM_TRY(status, fail, chain_run(model->ops, &chain));
         DCM_TRY(status, fail, layer_attend(model, a, pool, s, late, i));
         layer_end(model, a, s, i, &chain);
-        if (i + 1 < layers)
-            layer_begin(model, a, s, i + 1, &chain);
+        if (!a->seen && i + 1 < layers)
+            continue; /* what comes after goes with what comes before the next */
         DCM_TRY(status, fail, chain_run(model->ops, &chain));
+        if (a->seen && (status = a->seen(a->seen_context, i)) != DCM_OK)
+            return status;
     }
     return DCM_OK;
 fail:
     return dcm_fail_in(status, "layer %u", i);
-}
-
-dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
-{
-    const embed_args embed = {model->embedding, s, a->x};
-    dcm_status status = model->ops->ops->embed(model->ops, &embed);
-    if (status == DCM_OK && !a->seen)
-        return layers_forward(model, a, pool, s, late);
-    for (uint32_t i = 0; status == DCM_OK && i < model->config.info.layers; i++) {
-        status = model_layer_forward(model, a, pool, s, late, i);
-        if (status == DCM_OK)
-            status = a->seen(a->seen_context, i);
-    }
-    return status;
 }
 
 dcm_status model_head(const dcm_model *model, buffer *x, uint32_t first, uint32_t n, bool many, buffer *y)
