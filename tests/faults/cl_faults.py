@@ -51,7 +51,7 @@ class Runs:
                    "--ignore-eos", "-n", "12", "-p", PROMPT, *policy]
         left = self.folder / f"left-{next(self.number)}"
         environment = {**self.environment, "LD_PRELOAD": self.options.fake_cl, "CL_FAULT_LEFT": str(left), **settings}
-        result = subprocess.run(command, capture_output=True, timeout=120, env=environment, stdin=subprocess.DEVNULL)
+        result = subprocess.run(command, capture_output=True, timeout=600, env=environment, stdin=subprocess.DEVNULL)
         result.left = ", ".join(left.read_text().splitlines())
         left.unlink()
         return result
@@ -82,7 +82,7 @@ class Runs:
         try:
             wrong = self.judge(self.run(*policy, **settings), right, settings)
         except subprocess.TimeoutExpired:
-            wrong = "no end within two minutes"
+            wrong = "no end within ten minutes"
         if wrong:
             self.faults.append(f"{' '.join(f'{k}={v}' for k, v in settings.items())} {' '.join(policy)}: {wrong}")
 

@@ -108,6 +108,20 @@ static void rapl(void **state)
     assert_null(e.source.read);
 }
 
+/* Between two samples, whose reader would meet half a file; then until there was one. */
+static void count_and_wait(energy *e, const char *value)
+{
+    pthread_mutex_lock(&e->lock);
+    const double before = e->sampled;
+    count("intel-rapl:0", value);
+    while (e->sampled == before) {
+        pthread_mutex_unlock(&e->lock);
+        wait_ms(1);
+        pthread_mutex_lock(&e->lock);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
 /* The counter goes round more than once while work is measured: it is read in between. */
 static void rapl_round_twice(void **state)
 {
@@ -118,10 +132,8 @@ static void rapl_round_twice(void **state)
     energy_open(&e, &cpu);
     e.source.period = 0.02;
     energy_start(&e);
-    count("intel-rapl:0", "100000000\n");
-    wait_ms(200);
-    count("intel-rapl:0", "950000000\n");
-    wait_ms(200);
+    count_and_wait(&e, "100000000\n");
+    count_and_wait(&e, "950000000\n");
     count("intel-rapl:0", "150000000\n");
     assert_float_equal(energy_stop(&e, &seconds), 200 + 850 + 200, 1e-9);
     energy_close(&e);
