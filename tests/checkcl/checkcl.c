@@ -181,11 +181,9 @@ static void check_complete(ck_totals *totals)
 /* The time limit and the watch over children, tried on children that hang and die. */
 static void check_watch(const ck_options *o, const char *device, ck_totals *totals)
 {
-    ck_options brief = *o;
-    brief.timeout = 3;
     for (const ck_family *f = ck_families; f->name; f++)
         if (deadly(f) && wanted(o, f))
-            ck_spawn(&brief, device, f, true, totals);
+            ck_spawn(o, device, f, true, totals);
 }
 
 static int check(const ck_options *o)
