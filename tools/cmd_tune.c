@@ -10,7 +10,7 @@
 
 typedef struct tune_options {
     device_options device;
-    bool show;
+    bool show, engines;
     int format;
     verbosity_options verbosity;
 } tune_options;
@@ -39,17 +39,26 @@ static void show(dcm_device *device, table_format format)
     table_end(&t);
 }
 
-static int measure(dcm_device *device, table_format format)
+/* Why there are no rows. */
+static void say_nothing_measured(dcm_device *device, bool engines)
+{
+    dcm_tuning_choice choice[DCM_TUNING_CHOICES];
+    const bool hint = !engines && dcm_device_tuning(device, choice) > 0;
+    fprintf(stderr, "%s: there is nothing to choose on this device%s\n", tool_name(),
+            hint ? " that changes no bit; --engines measures the engines of prompts, whose choice may" : "");
+}
+
+static int measure(dcm_device *device, bool engines, table_format format)
 {
     static const table_column columns[MEASURED_COLUMNS] = {{"choice", 0}, {"value", 0},  {"what", 0},  {"us", 1},
                                                            {"error", 3},  {"status", 0}, {"chosen", 0}};
     dcm_tuning_row *rows = NULL;
     size_t count = 0;
-    const dcm_status status = dcm_device_tune(device, &rows, &count);
+    const dcm_status status = dcm_device_tune(device, engines, &rows, &count);
     if (status != DCM_OK)
         return tool_fail_library(status);
     if (!count)
-        fprintf(stderr, "%s: there is nothing to choose on this device\n", tool_name());
+        say_nothing_measured(device, engines);
     table t;
     table_begin(&t, format, columns, MEASURED_COLUMNS, meta_of(device));
     for (size_t i = 0; i < count; i++) {
@@ -72,16 +81,19 @@ int cmd_tune(int argc, char **argv)
 {
     tune_options o = {0};
     const arg_option options[] = {
-        {"show", 0, ARG_FLAG, &o.show, NULL, "Measure nothing; show what is chosen, and why: default, file, or open."},
+        {"engines", 0, ARG_FLAG, &o.engines, NULL,
+         "Measure the engines of products with many vectors (prompts), too, which GPUs have several of, and keep the "
+         "fastest. The engine decides the order of sums: a prompt's results may have other last bits afterwards."},
+        {"show", 0, ARG_FLAG, &o.show, NULL, "Measure nothing; show what is chosen, and why: default or file."},
         table_format_option(&o.format),
     };
     args a = {
         .usage = "[options]",
-        .about = "Measure on one device what is there to choose, at most 20 seconds, and keep it in the cache folder\n"
+        .about = "Measure on one device what there is to choose, at most 20 seconds, and keep it in the cache folder\n"
                  "for this device, its driver and this version's kernels. Each candidate's results are checked before\n"
                  "it can be chosen; error is the largest found, as a part of what sums of floats may lose.\n"
-                 "Without it, the engine of products with many vectors (prompts) is measured when it is first needed,\n"
-                 "the rest is the default of the device's family."};
+                 "No result changes by it but with --engines. What was never measured here is the default of the\n"
+                 "device's family."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
     options_add_device(&a, &o.device);
     options_add_verbosity(&a, &o.verbosity);
@@ -93,12 +105,14 @@ int cmd_tune(int argc, char **argv)
         return code;
     if (o.device.no_tuning && !o.show)
         return tool_fail(DCM_ERR_USAGE, "--no-tuning has no effect without --show");
+    if (o.engines && o.show)
+        return tool_fail(DCM_ERR_USAGE, "--engines has no effect with --show");
     dcm_device *device = NULL;
     code = options_open_device(&o.device, &device);
     if (!code && o.show)
         show(device, (table_format)o.format);
     else if (!code)
-        code = measure(device, (table_format)o.format);
+        code = measure(device, o.engines, (table_format)o.format);
     dcm_device_close(&device);
     return code;
 }

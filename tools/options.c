@@ -25,8 +25,9 @@ static void add_device(args *a, device_options *o, const arg_option *device)
          "pass it ends with "
          "exit code 5."},
         {"no-tuning", 0, ARG_FLAG, &o->no_tuning, NULL,
-         "Compute as the device's family does by default: read no file of `dcm tune`, measure nothing. For results "
-         "that can be reproduced on another day. DCM_TUNING=off does the same."},
+         "Ignore what `dcm tune` has kept: compute as the device's family does by default. Results differ from those "
+         "without it only where `dcm tune --engines` was run: in the last bits, after a prompt. DCM_TUNING=off does "
+         "the same."},
     };
     if (device)
         args_add(a, "Device", device, 1);

@@ -27,7 +27,7 @@ json_t *runtime_text(const char *text);
 /* Commit, host CPU, date and command line: what every measured result carries. */
 json_t *runtime_host_meta(void);
 
-/* Members about a device: device, driver, platform, tuning (what is chosen by measurement, "many=mma") and tiers in use
+/* Members about a device: device, driver, platform, tuning (what is chosen for it, "many=mma") and tiers in use
  * ("dot4 half16"). */
 void runtime_add_device(json_t *meta, dcm_device *device);
 

@@ -27,9 +27,9 @@ typedef struct dcm_device_params {
     int threads;       /* of the reference, or of an OpenCL device that is a CPU; 0: all processors; a GPU ignores it */
     size_t max_memory; /* most bytes this device may hold in all; 0: no limit but the device's own */
     /*
-     * Use the defaults of the device's family: read no tuning file, measure nothing. For results that can be
-     * reproduced: the engine of products with many vectors, which tuning chooses, decides the last bits of a prompt's
-     * results.
+     * Ignore what dcm_device_tune has kept: all choices are the defaults of the device's family. Where it kept an
+     * engine for products with many vectors, a prompt's results have other last bits than with it; else no result
+     * differs.
      */
     bool no_tuning;
     /*
@@ -126,9 +126,10 @@ typedef struct dcm_profile {
 DCM_API dcm_status dcm_device_profile(dcm_device *device, bool on, dcm_profile *counted);
 
 /*
- * Tuning: what is chosen by measurement on a device. Where the cache folder has a file for the device, its driver and
- * this version's kernels, it is used; else an engine for products with many vectors is chosen at the first of them,
- * within about a second, where the device has several, and kept.
+ * Tuning: what is chosen for a device. Nothing is measured by itself: each choice is the default of the device's
+ * family, unless dcm_device_tune measured it and the cache folder has its file for the device, its driver and this
+ * version's kernels. One choice, the engine for products with many vectors, decides the order of their sums, and so the
+ * last bits of a prompt's results; the others change no bit.
  */
 
 /* One measurement. `error`: the largest found, as a part of what sums of floats may lose; above 1 is wrong. */
@@ -142,13 +143,14 @@ typedef struct dcm_tuning_row {
 } dcm_tuning_row;
 
 /*
- * Measure all choices of an opened device (at most about 20 s), check each candidate's results against sums in double,
- * use and keep the best. *rows is freed with dcm_free. The reference, and a device with no choices: none. Nothing else
- * should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
+ * Measure the choices of an opened device that change no bit, and with `engines` the engines for products with many
+ * vectors too, where it has several (at most about 20 s in all); check each candidate's results against sums in double;
+ * use and keep the best. *rows is freed with dcm_free. None: the reference, a strict device, and a GPU without
+ * `engines`. Nothing else should run meanwhile. Errors: DCM_ERR_MEMORY, DCM_ERR_DEVICE.
  */
-DCM_API dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *count);
+DCM_API dcm_status dcm_device_tune(dcm_device *device, bool engines, dcm_tuning_row **rows, size_t *count);
 
-/* One choice in use. All static: `origin` is "default", "file", "measured", or "open" before its first need. */
+/* One choice in use. All static: `origin` is "default", "file" or "measured". */
 typedef struct dcm_tuning_choice {
     const char *choice, *value, *origin, *about;
 } dcm_tuning_choice;

@@ -1,6 +1,7 @@
 /*
- * What is chosen by measurement on a device, and kept in the cache folder under a key of device, driver, and dcm's own
- * kernels. A choice is one value of a short list; a file with anything else in it is refused as a whole.
+ * What is chosen for a device: its family's defaults, or what was measured because somebody asked, and kept in the
+ * cache folder under a key of device, driver, and dcm's own kernels. A choice is one value of a short list; a file with
+ * anything else in it is refused as a whole.
  */
 #ifndef DEVICE_TUNING_H
 #define DEVICE_TUNING_H

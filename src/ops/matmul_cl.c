@@ -101,11 +101,7 @@ fail:
 
 dcm_status cl_matmul(backend *b, const linear_args *args)
 {
-    clop_many engine;
-    const dcm_status status = tune_many(b, args->w->type, &engine);
-    if (status != DCM_OK)
-        return status;
-    switch (engine) {
+    switch (tune_engine(b)) {
     case CLOP_MANY_GROUP: return matmul_group(b, args, false);
     case CLOP_MANY_MMA: return matmul_group(b, args, true);
     case CLOP_MANY_CLBLAST: return matmul_clblast(b, args);

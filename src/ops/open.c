@@ -58,7 +58,7 @@ static dcm_status open_cl(dcm_device *device, const cldev_entry *entry, const dc
         return status;
     const cldev_limits *l = &device->cl->limits;
     if (!params->no_tuning && !params->strict)
-        tune_begin(device->ops);
+        tuning_load(l, &clop_tuned_of(device->ops)->tuning);
     device->info = (dcm_device_info){
         .name = l->name,
         .platform = l->platform,
@@ -169,11 +169,11 @@ dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us, double 
 
 void dcm_device_reset_peak(dcm_device *device) { device->ops->memory.peak = device->ops->memory.total; }
 
-dcm_status dcm_device_tune(dcm_device *device, dcm_tuning_row **rows, size_t *count)
+dcm_status dcm_device_tune(dcm_device *device, bool engines, dcm_tuning_row **rows, size_t *count)
 {
     *rows = NULL;
     *count = 0;
-    return device->cl && !device->strict ? tune_all(device->ops, rows, count) : DCM_OK;
+    return device->cl && !device->strict ? tune_measure(device->ops, engines, rows, count) : DCM_OK;
 }
 
 size_t dcm_device_tuning(const dcm_device *device, dcm_tuning_choice out[DCM_TUNING_CHOICES])

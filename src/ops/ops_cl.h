@@ -113,8 +113,6 @@ typedef enum clop_many {
 /* What is chosen for the device: its family's defaults at first. */
 typedef struct clop_tuned {
     tuning tuning;
-    bool measure;   /* what is not chosen yet is measured when it is needed */
-    bool decided;   /* the engine of products of many vectors */
     clop_many many; /* one of them whatever is chosen (tests), or AUTO */
 } clop_tuned;
 

@@ -19,8 +19,7 @@ enum {
     ROUNDS = 9,
     SAMPLES = 512,                               /* results that are compared */
     ROWS_MAX = 2 * TUNE_CHOICES * TUNING_VALUES, /* of what is reported */
-    WHOLE_MS = 15000,
-    FIRST_MS = 1000 /* measuring at first need begins nothing later than this */
+    WHOLE_MS = 15000
 };
 
 static const double WORTH = 0.95; /* of the default's time: what is hardly faster is not worth another choice */
@@ -45,7 +44,7 @@ typedef struct tuner {
     backend *b;
     dcm_tuning_row *row;
     size_t count;
-    uint64_t begin, limit_ms;
+    uint64_t begin;
 } tuner;
 
 /* ---- One product ---- */
@@ -180,10 +179,10 @@ static bool eligible(backend *b, tuning_what what, const char *value)
         return !strcmp(value, "wide");
     if (clop_device(b)->limits.tiers_on & 1u << CLDEV_MMA)
         return !strcmp(value, "mma");
-    return strcmp(value, "wide") != 0 && (cldev_has(clop_device(b), CLDEV_MMA) || strcmp(value, "mma") != 0);
+    return strcmp(value, "wide") != 0 && (strcmp(value, "mma") != 0 || cldev_has(clop_device(b), CLDEV_MMA));
 }
 
-static uint64_t elapsed_ms(const tuner *t) { return (clock_ns() - t->begin) / 1000000; }
+static bool time_is_over(const tuner *t) { return (clock_ns() - t->begin) / 1000000 > WHOLE_MS; }
 
 /* The values that the device can take, the default first. */
 static size_t list_values(backend *b, tuning_what what, const char **values)
@@ -207,7 +206,7 @@ static dcm_tuning_row check_value(const tuner *t, tuning_what what, const char *
     dcm_tuning_row row = {.choice = tuning_choices[what].name, .value = value, .status = "ok"};
     snprintf(row.what, sizeof row.what, "%s %ux%u, %u vectors", quant_get(s->type)->name, s->rows, s->cols, s->n);
     tuning_set(&clop_tuned_of(t->b)->tuning, what, value, TUNING_MEASURED);
-    if (elapsed_ms(t) > t->limit_ms) {
+    if (time_is_over(t)) {
         row.status = "skipped";
     } else if (trial_check(t->b, trial, &row.error) != DCM_OK) {
         dcm_log(DCM_LOG_INFO, "%s %s: %s", row.choice, value, dcm_error());
@@ -230,7 +229,7 @@ static void time_rows(const tuner *t, tuning_what what, const trial *trials, siz
 {
     double us[ROWS_MAX][ROUNDS];
     int rounds = 0;
-    for (; rounds < ROUNDS && (rounds == 0 || elapsed_ms(t) <= t->limit_ms); rounds++)
+    for (; rounds < ROUNDS && (rounds == 0 || !time_is_over(t)); rounds++)
         for (size_t i = 0; i < count; i++) {
             tuning_set(&clop_tuned_of(t->b)->tuning, what, row[i].value, TUNING_MEASURED);
             if (!strcmp(row[i].status, "ok") && trial_time(t->b, &trials[i % n_trials], &us[i][rounds]) != DCM_OK)
@@ -252,11 +251,15 @@ static double time_of(const dcm_tuning_row *row, size_t n)
     return sum;
 }
 
-/* Try all values of a choice; leave the best set. DCM_ERR_DEVICE where none works. */
+/*
+ * Try all values of a choice and set the best; none where the time was over before the default had its turn.
+ * DCM_ERR_DEVICE where none works.
+ */
 static dcm_status choose(tuner *t, tuning_what what, const trial *trials, size_t n_trials)
 {
     const char *values[TUNING_VALUES];
     const size_t count = list_values(t->b, what, values);
+    tuning *const tuning = &clop_tuned_of(t->b)->tuning, before = *tuning;
     dcm_tuning_row *const row = t->row + t->count;
     size_t best = 0;
     for (size_t i = 0; i < count * n_trials; i++)
@@ -266,10 +269,13 @@ static dcm_status choose(tuner *t, tuning_what what, const trial *trials, size_t
     for (size_t v = 1; v < count; v++)
         if (time_of(row + v * n_trials, n_trials) < time_of(row + best * n_trials, n_trials) * (best ? 1 : WORTH))
             best = v;
+    *tuning = before;
+    if (!strcmp(row[n_trials - 1].status, "skipped"))
+        return DCM_OK;
     if (isinf(time_of(row + best * n_trials, n_trials)))
         return dcm_fail(DCM_ERR_DEVICE, "%s: no value of \"%s\" works", clop_device(t->b)->limits.name,
                         tuning_choices[what].name);
-    tuning_set(&clop_tuned_of(t->b)->tuning, what, values[best], TUNING_MEASURED);
+    tuning_set(tuning, what, values[best], TUNING_MEASURED);
     for (size_t i = 0; i < n_trials; i++)
         row[best * n_trials + i].chosen = true;
     return DCM_OK;
@@ -298,18 +304,27 @@ static const trial_shape many_shapes[] = {{QUANT_F16, 4096, 2048, 256, true}, {Q
 static const trial_shape panel_shapes[] = {{QUANT_F16, 1024, 1024, 96, true}};
 static const trial_shape share_shapes[] = {{QUANT_F16, 8192, 1024, 1, false}};
 
-dcm_status tune_all(backend *b, dcm_tuning_row **rows, size_t *count)
+static bool any_chosen(const tuner *t)
 {
-    tuner t = {.b = b, .begin = clock_ns(), .limit_ms = WHOLE_MS};
+    size_t i = 0;
+    while (i < t->count && !t->row[i].chosen)
+        i++;
+    return i < t->count;
+}
+
+dcm_status tune_measure(backend *b, bool engines, dcm_tuning_row **rows, size_t *count)
+{
+    tuner t = {.b = b, .begin = clock_ns()};
     dcm_status status;
     *rows = NULL;
     *count = 0;
-    clop_tuned_of(b)->decided = true;
     DCM_TRY(status, fail, mem_new(&t.row, ROWS_MAX, sizeof *t.row, "what was measured"));
-    DCM_TRY(status, fail, tune_choice(&t, TUNE_MANY, many_shapes, 2));
     DCM_TRY(status, fail, tune_choice(&t, TUNE_PANEL, panel_shapes, 1));
     DCM_TRY(status, fail, tune_choice(&t, TUNE_SHARES, share_shapes, 1));
-    tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
+    if (engines)
+        DCM_TRY(status, fail, tune_choice(&t, TUNE_MANY, many_shapes, 2));
+    if (any_chosen(&t))
+        tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
     *rows = t.row;
     *count = t.count;
     return DCM_OK;
@@ -318,69 +333,37 @@ fail:
     return status;
 }
 
-/*
- * Decide by measurement; false where that cannot be. It is kept where all values had their turn: else the next start
- * measures again, which need not build what was built here.
- */
-static bool measure_many(backend *b, quant_type type)
+/* Instead of what cannot be used: the first that can. */
+static void settle_engine(backend *b)
 {
-    const trial_shape shape = {type, 2048, 2048, 256, true};
-    const tuning before = clop_tuned_of(b)->tuning;
-    bool whole = true;
-    tuner t = {.b = b, .begin = clock_ns(), .limit_ms = FIRST_MS};
-    dcm_status status = mem_new(&t.row, ROWS_MAX, sizeof *t.row, "what was measured");
-    if (status == DCM_OK)
-        status = tune_choice(&t, TUNE_MANY, &shape, 1);
-    for (size_t i = 0; i < t.count; i++) {
-        dcm_log(DCM_LOG_INFO, "products of many vectors by %s: %.1f us, %s (%.2f s)", t.row[i].value, t.row[i].us,
-                t.row[i].chosen ? "chosen" : t.row[i].status, (double)elapsed_ms(&t) * 1e-3);
-        whole = whole && strcmp(t.row[i].status, "skipped") != 0;
-    }
-    if (status != DCM_OK)
-        clop_tuned_of(b)->tuning = before;
-    else if (whole)
-        tuning_store(&clop_device(b)->limits, &clop_tuned_of(b)->tuning);
-    mem_free(&t.row);
-    return status == DCM_OK;
-}
-
-dcm_status tune_many(backend *b, quant_type type, clop_many *engine)
-{
-    clop_tuned *tuned = clop_tuned_of(b);
+    tuning *t = &clop_tuned_of(b)->tuning;
     const char *values[TUNING_VALUES];
-    *engine = CLOP_MANY_WIDE;
-    if (many_wide(b))
-        return DCM_OK;
-    if (tuned->many == CLOP_MANY_AUTO && !tuned->decided) {
-        const bool open = tuned->tuning.choice[TUNE_MANY].origin == TUNING_DEFAULT;
-        tuned->decided = true; /* measuring comes back here */
-        if (!(list_values(b, TUNE_MANY, values) > 1 && open && tuned->measure && measure_many(b, type)) &&
-            !eligible(b, TUNE_MANY, tuning_text(&tuned->tuning, TUNE_MANY)))
-            tuning_set(&tuned->tuning, TUNE_MANY, values[0], TUNING_DEFAULT);
-    }
-    *engine = tuned->many ? tuned->many : (clop_many)(CLOP_MANY_WIDE + tuned->tuning.choice[TUNE_MANY].value);
-    return DCM_OK;
+    if (eligible(b, TUNE_MANY, tuning_text(t, TUNE_MANY)))
+        return;
+    list_values(b, TUNE_MANY, values);
+    tuning_set(t, TUNE_MANY, values[0], TUNING_DEFAULT);
 }
 
-void tune_begin(backend *b)
+clop_many tune_engine(backend *b)
 {
-    clop_tuned *tuned = clop_tuned_of(b);
-    tuning_load(&clop_device(b)->limits, &tuned->tuning);
-    tuned->measure = true;
+    const clop_tuned *tuned = clop_tuned_of(b);
+    if (tuned->many && !many_wide(b))
+        return tuned->many;
+    settle_engine(b);
+    return (clop_many)(CLOP_MANY_WIDE + tuned->tuning.choice[TUNE_MANY].value);
 }
 
 size_t tune_list(backend *b, dcm_tuning_choice *out)
 {
     static const char *const origins[] = {"default", "file", "measured"};
-    const clop_tuned *tuned = clop_tuned_of(b);
+    const tuning *t = &clop_tuned_of(b)->tuning;
     size_t count = 0;
+    settle_engine(b);
     for (int what = 0; what < TUNE_CHOICES; what++) {
         const tuning_choice *c = &tuning_choices[what];
-        const int origin = tuned->tuning.choice[what].origin;
-        const bool open = what == TUNE_MANY && !many_wide(b) && !tuned->decided && origin == TUNING_DEFAULT;
         if (what == TUNE_MANY || clop_wide(b))
-            out[count++] = (dcm_tuning_choice){c->name, tuning_text(&tuned->tuning, (tuning_what)what),
-                                               open ? "open" : origins[origin], c->about};
+            out[count++] = (dcm_tuning_choice){c->name, tuning_text(t, (tuning_what)what),
+                                               origins[t->choice[what].origin], c->about};
     }
     return count;
 }

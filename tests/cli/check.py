@@ -474,14 +474,16 @@ def test_tune(cli):
     opencl = json.loads(cli.ok("devices", "--format", "json"))["rows"]
     assert cli.ok("tune", "--format", "csv") == b"choice,value,what,us,error,status,chosen\n"  # ref: nothing to choose
     cli.fails(2, "--no-tuning has no effect without --show", "tune", "--no-tuning")
+    cli.fails(2, "--engines has no effect with --show", "tune", "--engines", "--show")
     cli.fails(2, 'DCM_TUNING is "maybe"', "tune", "--show", DCM_TUNING="maybe")
     if not opencl:
         return
     on = ["--device", opencl[0]["device"], "--format", "json"]
     began = time.monotonic()
     table = json.loads(cli.ok("tune", *on))
-    assert time.monotonic() - began < 25 and table["device"] == opencl[0]["name"]
+    assert time.monotonic() - began < 120 and table["device"] == opencl[0]["name"]
     chosen = {r["choice"]: r["value"] for r in table["rows"] if r["chosen"]}
+    assert "many" not in {r["choice"] for r in table["rows"]}, table  # it decides bits: only for --engines
     assert chosen and len(table["rows"]) > len(chosen), table
     assert all(0 < r["us"] and r["error"] <= 1 for r in table["rows"] if r["chosen"]), table
 
@@ -496,7 +498,7 @@ def test_tune(cli):
     file.write_text(file.read_text().replace('"schema": 1', '"schema": 99'))
     result = cli.run("tune", "--show", *on)
     assert result.returncode == 0 and b"tuning is refused, it is of another version" in result.stderr, result.stderr
-    assert {r["origin"] for r in json.loads(result.stdout)["rows"]} <= {"default", "open"}
+    assert {r["origin"] for r in json.loads(result.stdout)["rows"]} == {"default"}
     file.unlink()
 
 

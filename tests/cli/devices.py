@@ -127,8 +127,7 @@ def test_steps(cli):
 
 
 # Kernels of prompts alone: three times the inputs of a product, in the engine that CPUs have.
-BROKEN_PROMPT = dict(BROKEN="compiler", BROKEN_TEXT="inside ? row[k] : 0.0f", BROKEN_BY="inside ? 3 * row[k] : 0.0f",
-                     DCM_TUNING="off")
+BROKEN_PROMPT = dict(BROKEN="compiler", BROKEN_TEXT="inside ? row[k] : 0.0f", BROKEN_BY="inside ? 3 * row[k] : 0.0f")
 
 
 def test_prompt(cli):

@@ -66,7 +66,7 @@ static uint64_t bits_of(dcm_model *model, const golden_case *c, beside what)
 /* All cases on one opening of a device; the first ever sets `want`. */
 static bool run_all(const char *name, int threads, beside what, uint64_t want[CASES])
 {
-    const dcm_device_params params = {.name = name, .threads = threads, .no_tuning = true};
+    const dcm_device_params params = {.name = name, .threads = threads};
     dcm_device *device = NULL;
     dcm_model *model = NULL;
     bool ok = dcm_device_open(&device, &params) == DCM_OK && dcm_model_open(&model, device, model_path) == DCM_OK;

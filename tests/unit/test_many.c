@@ -1,4 +1,4 @@
-/* Products of many vectors on every device: an engine's bits do not depend on their number; the first need decides. */
+/* Products of many vectors on every device: an engine has the same bits for any number; only the user chooses one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,16 +9,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
-#include "base/clock.h"
+#include "base/memory.h"
 #include "device/tuning.h"
 #include "ops/ops_cl.h"
+#include "ops/tune_cl.h"
 #include "support/fixture.h"
 
 enum { ROWS = 150, COLS = 512, MOST = 130 };
 
 static char folder[64];
-static bool slow_read; /* the next read takes longer than measuring at first need may */
+static time_t late;     /* seconds that the clock is ahead */
+static bool slow_read; /* the next read takes an hour */
 
 /* The linker gives these names. */
 cl_int __real_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool wait, size_t offset, size_t size,
@@ -29,10 +33,19 @@ cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool w
 cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool wait, size_t offset, size_t size,
                                   void *to, cl_uint n_events, const cl_event *events, cl_event *event)
 {
-    if (slow_read)
-        nanosleep(&(struct timespec){.tv_sec = 1, .tv_nsec = 100000000}, NULL);
+    late += slow_read ? 3600 : 0;
     slow_read = false;
     return __real_clEnqueueReadBuffer(queue, from, wait, offset, size, to, n_events, events, event);
+}
+
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    const int failed = __real_clock_gettime(clock, now);
+    now->tv_sec += late;
+    return failed;
 }
 
 static int begin(void **state)
@@ -150,67 +163,71 @@ static void bits(void **state)
     each_device(same_bits);
 }
 
-/* The value that groups take unless something was measured. */
-static const char *usual(backend *b) { return cldev_has(clop_device(b), CLDEV_MMA) ? "mma" : "group"; }
-
-/* Where the first value takes all the time that there is, it is used, and not kept: the next start measures again. */
-static void assert_not_kept(backend *b, const matrix *w)
+static void assert_default(backend *b)
 {
-    static float x[COLS], y[ROWS];
-    clop_tuned *tuned = clop_tuned_of(b);
-    tuning read;
-    slow_read = true;
-    product(b, w, x, 1, y);
-    assert_false(slow_read);
-    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_MEASURED);
-    assert_string_equal(tuning_text(&tuned->tuning, TUNE_MANY), usual(b));
-    tuning_defaults(&clop_device(b)->limits, &read);
-    tuning_load(&clop_device(b)->limits, &read);
-    assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_DEFAULT);
-    tuning_defaults(&clop_device(b)->limits, &tuned->tuning);
-    tuned->decided = false;
-}
-
-/* Without leave to measure: the default, and no file. With it: measured once, and kept. */
-static void decides(backend *b)
-{
-    static float x[COLS], y[ROWS];
     const cldev_limits *l = &clop_device(b)->limits;
-    clop_tuned *tuned = clop_tuned_of(b);
-    matrix *w = make_matrix(b, QUANT_F16);
-    tuning read;
-    product(b, w, x, 1, y);
-    assert_true(tuned->decided);
-    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_DEFAULT);
-    assert_string_equal(tuning_text(&tuned->tuning, TUNE_MANY), usual(b));
-    tuning_defaults(l, &read);
-    tuning_load(l, &read);
-    assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_DEFAULT);
-
-    tuned->decided = false;
-    tuned->measure = true;
-    assert_not_kept(b, w);
-    const uint64_t begin = clock_ns();
-    product(b, w, x, 1, y);
-    const uint64_t took = clock_ns() - begin;
-    matrix_free(&w);
-    tuning_load(l, &read);
-    if (took > 1000000000 && read.choice[TUNE_MANY].origin == TUNING_DEFAULT)
-        return; /* a machine too busy to measure all within a second, as above */
-    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_MEASURED);
-    assert_int_equal(read.choice[TUNE_MANY].origin, TUNING_FILE);
-    assert_string_equal(tuning_text(&read, TUNE_MANY), tuning_text(&tuned->tuning, TUNE_MANY));
+    const tuning *t = &clop_tuned_of(b)->tuning;
+    char path[4096];
+    tune_engine(b);
+    assert_int_equal(t->choice[TUNE_MANY].origin, TUNING_DEFAULT);
+    assert_string_equal(tuning_text(t, TUNE_MANY), cldev_has(clop_device(b), CLDEV_MMA) ? "mma" : "group");
+    assert_int_equal(tuning_path(l, path, sizeof path, false), DCM_OK);
+    assert_int_not_equal(access(path, F_OK), 0);
 }
 
-static void first_need(void **state)
+/* The family's default and no file, after products and after measuring what changes no bit. */
+static void keep_default(backend *b)
+{
+    static const quant_type types[] = {QUANT_F16, QUANT_Q4_1};
+    static float x[MOST * COLS], y[MOST * ROWS];
+    dcm_tuning_row *rows = NULL;
+    size_t count = 1;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        matrix *w = make_matrix(b, types[i]);
+        product(b, w, x, MOST, y);
+        matrix_free(&w);
+        assert_default(b);
+    }
+    assert_int_equal(tune_measure(b, false, &rows, &count), DCM_OK);
+    assert_int_equal(count, 0);
+    mem_free(&rows);
+    assert_default(b);
+}
+
+static void nobody_asked(void **state)
 {
     (void)state;
-    each_device(decides);
+    each_device(keep_default);
+}
+
+/* A default that had not its whole turn stays: neither does another take its place, nor is that a failure. */
+static void run_out_of_time(backend *b)
+{
+    dcm_tuning_row *rows = NULL;
+    size_t count = 0, skipped = 0;
+    slow_read = true;
+    assert_int_equal(tune_measure(b, true, &rows, &count), DCM_OK);
+    assert_false(slow_read);
+    for (size_t i = 0; i < count; i++) {
+        assert_false(rows[i].chosen);
+        skipped += !strcmp(rows[i].status, "skipped");
+    }
+    assert_true(count > 2);
+    assert_int_equal(skipped, count - 1);
+    mem_free(&rows);
+    assert_default(b);
+}
+
+static void no_time(void **state)
+{
+    (void)state;
+    each_device(run_out_of_time);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(bits, begin, end),
-                                       cmocka_unit_test_setup_teardown(first_need, begin, end)};
+                                       cmocka_unit_test_setup_teardown(nobody_asked, begin, end),
+                                       cmocka_unit_test_setup_teardown(no_time, begin, end)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

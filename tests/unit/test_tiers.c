@@ -183,18 +183,14 @@ static void tuning_follows(void **state)
         assert_int_equal(read.choice[TUNE_MANY].origin, bits == 1 ? TUNING_FILE : TUNING_DEFAULT);
     }
     backend *b = NULL;
-    clop_many engine = CLOP_MANY_AUTO;
     l->tiers_on = l->tiers_off = 0;
     assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
     clop_set_shape(b, CLOP_SHAPE_GROUP);
     if (l->max_work_group >= 256) {
         clop_tuned_of(b)->tuning = t;
-        assert_int_equal(tune_many(b, QUANT_F16, &engine), DCM_OK);
-        assert_int_equal(engine, CLOP_MANY_CLBLAST);
-        clop_tuned_of(b)->decided = false;
+        assert_int_equal(tune_engine(b), CLOP_MANY_CLBLAST);
         l->tiers_on = 1u << CLDEV_MMA; /* as if it worked */
-        assert_int_equal(tune_many(b, QUANT_F16, &engine), DCM_OK);
-        assert_int_equal(engine, CLOP_MANY_MMA);
+        assert_int_equal(tune_engine(b), CLOP_MANY_MMA);
     }
     backend_close(&b);
     cldev_close(&device);
