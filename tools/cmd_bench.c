@@ -125,7 +125,9 @@ typedef struct bench_files {
 /* Those asked for: before anything is measured, so that it is not in vain. */
 static int open_files(bench_files *files, const bench_options *o)
 {
-    int code = o->steps ? output_open(&files->steps, o->steps) : 0;
+    int code = output_check_apart((output_name[]){{"--steps-out", o->steps}, {"--plot", o->plot}}, 2);
+    if (code == 0 && o->steps)
+        code = output_open(&files->steps, o->steps);
     if (code == 0 && o->plot)
         code = output_open(&files->plot, o->plot);
     return code;

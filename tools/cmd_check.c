@@ -240,8 +240,8 @@ static int take_all(const args *a, const check_options *o, check_run *run, char 
     run->steps = (uint64_t)o->steps;
     run->seed = (uint64_t)o->seed;
     run->quiet = o->words.quiet;
-    if (code == 0 && run->save && o->steps_out && strcmp(run->save, o->steps_out) == 0)
-        code = tool_fail(DCM_ERR_USAGE, "--save and --steps-out name the same file %s", run->save);
+    if (code == 0)
+        code = output_check_apart((output_name[]){{"--save", run->save}, {"--steps-out", o->steps_out}}, 2);
     if (code == 0)
         code = options_cache_params(a, &o->cache, &run->job.cache);
     if (code == 0)

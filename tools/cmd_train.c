@@ -47,7 +47,10 @@ static int open_room(train_run *run)
     const char *name = o->checkpoint ? o->checkpoint : o->out, *end = o->checkpoint ? "" : ".checkpoint";
     if ((size_t)snprintf(run->checkpoint, sizeof run->checkpoint, "%s%s", name, end) >= sizeof run->checkpoint)
         return tool_fail(DCM_ERR_USAGE, "the checkpoint's path is too long");
-    return output_check(run->checkpoint);
+    const output_name outputs[] = {
+        {"-o", o->out}, {"--checkpoint", run->checkpoint}, {"--csv", o->csv}, {"--plot", o->plot}};
+    const int code = output_check_apart(outputs, sizeof outputs / sizeof *outputs);
+    return code ? code : output_check(run->checkpoint);
 }
 
 /* Options of the net that would say nothing. */

@@ -92,3 +92,39 @@ int output_check(const char *path)
     free(folder);
     return code;
 }
+
+/* Where the file is or will be, freed by the caller; NULL where that is a device or a pipe, or cannot be found out. */
+static char *place_of(const char *path)
+{
+    struct stat st;
+    char *place = realpath(path, NULL), *copies[2] = {strdup(path), strdup(path)}, *folder = NULL;
+    if (!place && copies[0] && copies[1]) {
+        folder = realpath(dirname(copies[0]), NULL);
+        if (!folder || asprintf(&place, "%s/%s", folder, basename(copies[1])) < 0)
+            place = NULL;
+    }
+    free(folder);
+    free(copies[0]);
+    free(copies[1]);
+    if (place && stat(place, &st) == 0 && !S_ISREG(st.st_mode)) {
+        free(place);
+        place = NULL;
+    }
+    return place;
+}
+
+int output_check_apart(const output_name *names, size_t count)
+{
+    int code = 0;
+    for (size_t i = 0; i < count; i++)
+        for (size_t j = 0; j < i && code == 0; j++) {
+            char *a = names[i].path ? place_of(names[i].path) : NULL;
+            char *b = names[j].path ? place_of(names[j].path) : NULL;
+            if (a && b && !strcmp(a, b))
+                code = tool_fail(DCM_ERR_USAGE, "%s and %s name the same file %s", names[j].option, names[i].option,
+                                 names[j].path);
+            free(a);
+            free(b);
+        }
+    return code;
+}

@@ -3,6 +3,7 @@
 #define OUTPUT_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 
 typedef struct output_file {
@@ -23,5 +24,13 @@ void output_discard(void);
 /* Before long work whose result goes to `path` in the end: 0, or 3 after a message where it is clear that it cannot,
  * since something other than a file is there or the folder cannot be written. */
 int output_check(const char *path);
+
+/* An output as the command line has it. */
+typedef struct output_name {
+    const char *option, *path; /* path NULL: not asked for */
+} output_name;
+
+/* 0, or 2 after a message where two are one file, whatever it is called; devices and pipes may take several. */
+int output_check_apart(const output_name *names, size_t count);
 
 #endif

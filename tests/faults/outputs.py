@@ -120,7 +120,30 @@ def check_names(o):
         o.expect(0, "", *train, "1", "-o", link)
         if not os.path.islink(link) or not stat.S_ISREG(os.lstat(target).st_mode):
             o.faults.append("train: a link as its output is replaced, or leads nowhere")
+    check_same(o, text)
     check_streams(o, text)
+
+
+def check_same(o, text):
+    """Two outputs that are one file by two names: refused; to a device both may go."""
+    one, again = f"{o.folder}/one", f"{o.folder}/./one"
+    commands = [
+        (["check", "-m", o.model, "--devices", "ref", "-n", "4", "-p", "x"], "--save", "--steps-out"),
+        (["bench", "-m", o.model, "-p", "0", "-n", "2", "-d", "0", "-r", "1", "-q"], "--steps-out", "--plot"),
+        (["eval", "ppl", "-m", o.model, "-f", text, "-n", "32", "-q", "--against", "full"], "--logprobs", "--plot"),
+        (["train", "-m", o.model, "-f", text, "-L", "4", "-n", "48", "-q", "--steps", "1"], "-o", "--csv"),
+        (["train", "-m", o.model, "-f", text, "-L", "4", "-n", "48", "-q", "--steps", "1", "-o", f"{one}-of"],
+         "--checkpoint", "--csv"),
+    ]
+    for args, first, second in commands:
+        o.expect(2, f"{first} and {second} name the same file {one}", *args, first, one, second, again)
+        if os.path.exists(one):
+            o.faults.append(f"{args[0]}: {first} and {second} are refused when the work is done")
+    o.expect(0, "", *commands[0][0], "--save", "/dev/null", "--steps-out", "/dev/null", "-q")
+    os.symlink("one", f"{o.folder}/via-one")
+    pathlib.Path(one).write_text("before")
+    o.expect(2, "name the same file", *commands[0][0], "--save", f"{o.folder}/via-one", "--steps-out", one)
+    os.remove(one)
 
 
 def check_streams(o, text):

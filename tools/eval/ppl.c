@@ -173,12 +173,13 @@ static int evaluate_text(ppl_run *run, ppl_text *t)
 
 static int evaluate(ppl_run *run)
 {
+    const output_name outputs[] = {{"--logprobs", run->o->logprobs}, {"--plot", run->o->plot}};
     uint64_t total = 0;
-    int code = 0;
+    int code = output_check_apart(outputs, sizeof outputs / sizeof *outputs);
     for (size_t i = 0; i < run->results.texts; i++)
         total += run->results.text[i].text.count;
     tool_catch(true);
-    if (run->o->logprobs)
+    if (code == 0 && run->o->logprobs)
         code = output_open(&run->csv, run->o->logprobs);
     if (code == 0 && run->o->plot)
         code = output_open(&run->plot, run->o->plot);
