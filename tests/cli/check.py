@@ -470,7 +470,7 @@ def test_tiers(cli):
 
 
 def test_tune(cli):
-    """Measured once, then read; refused where it is broken; not read where it must not be."""
+    """Measured when asked for, then read; refused where it is broken; not read where it must not be."""
     opencl = json.loads(cli.ok("devices", "--format", "json"))["rows"]
     assert cli.ok("tune", "--format", "csv") == b"choice,value,what,us,error,status,chosen\n"  # ref: nothing to choose
     cli.fails(2, "--no-tuning has no effect without --show", "tune", "--no-tuning")

@@ -23,6 +23,7 @@ enum { ROWS = 150, COLS = 512, MOST = 130 };
 static char folder[64];
 static time_t late;     /* seconds that the clock is ahead */
 static bool slow_read; /* the next read takes an hour */
+static tuning *timed;   /* waiting for the device takes 1 s with "clblast" chosen in it, 8 s else */
 
 /* The linker gives these names. */
 cl_int __real_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool wait, size_t offset, size_t size,
@@ -36,6 +37,16 @@ cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool w
     late += slow_read ? 3600 : 0;
     slow_read = false;
     return __real_clEnqueueReadBuffer(queue, from, wait, offset, size, to, n_events, events, event);
+}
+
+cl_int __real_clFinish(cl_command_queue queue);
+cl_int __wrap_clFinish(cl_command_queue queue);
+
+cl_int __wrap_clFinish(cl_command_queue queue)
+{
+    if (timed)
+        late += strcmp(tuning_text(timed, TUNE_MANY), "clblast") ? 8 : 1;
+    return __real_clFinish(queue);
 }
 
 int __real_clock_gettime(clockid_t clock, struct timespec *now);
@@ -224,10 +235,40 @@ static void no_time(void **state)
     each_device(run_out_of_time);
 }
 
+/* The fastest is used, and kept for later starts; measuring the rest again leaves it. */
+static void choose_fastest(backend *b)
+{
+    const cldev_limits *l = &clop_device(b)->limits;
+    clop_tuned *tuned = clop_tuned_of(b);
+    dcm_tuning_row *rows = NULL;
+    size_t count = 0;
+    tuning later;
+    timed = &tuned->tuning;
+    assert_int_equal(tune_measure(b, true, &rows, &count), DCM_OK);
+    timed = NULL;
+    mem_free(&rows);
+    assert_int_equal(tune_engine(b), CLOP_MANY_CLBLAST);
+    assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_MEASURED);
+    tuning_defaults(l, &later);
+    tuning_load(l, &later);
+    assert_int_equal(later.choice[TUNE_MANY].origin, TUNING_FILE);
+    assert_string_equal(tuning_text(&later, TUNE_MANY), "clblast");
+    assert_int_equal(tune_measure(b, false, &rows, &count), DCM_OK);
+    mem_free(&rows);
+    assert_int_equal(tune_engine(b), CLOP_MANY_CLBLAST);
+}
+
+static void asked(void **state)
+{
+    (void)state;
+    each_device(choose_fastest);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(bits, begin, end),
                                        cmocka_unit_test_setup_teardown(nobody_asked, begin, end),
-                                       cmocka_unit_test_setup_teardown(no_time, begin, end)};
+                                       cmocka_unit_test_setup_teardown(no_time, begin, end),
+                                       cmocka_unit_test_setup_teardown(asked, begin, end)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
