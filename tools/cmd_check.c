@@ -104,6 +104,11 @@ static int take_devices(check_run *run, char *list)
         return 0; /* equality needs no bound */
     run->ref = need_side(run, "ref");
     run->with_floats = need_side(run, "ref-float");
+    if (run->job.cache.kv == DCM_KV_F16) {
+        run->in_f32 = run->sides;
+        add_side(run, "ref-f32", false);
+        run->side[run->in_f32].in_f32 = true;
+    }
     return 0;
 }
 

@@ -117,7 +117,7 @@ static int verify_unit(verifier *v, uint32_t layer, uint32_t kind, uint32_t head
 {
     const size_t d = v->head_dim, at = ((2 * unit + kind) * v->kv_heads + head) * d;
     const float *exact = v->values[0] + at;
-    double bound = check_token_bound(v->kv, noise, exact, d);
+    double bound = check_token_bound(v->kv, CHECK_FACTOR * noise, exact, d);
     if (made) {
         const dcm_merge_choice *c = &v->chosen[0].item[(size_t)layer * v->kv_heads + head];
         bound += check_choice_moves(c, kind, CHECK_FACTOR * gap_noise(v)) * c->spread[kind];

@@ -23,6 +23,8 @@ double check_max_abs(const float *a, const float *b, size_t n)
     return most;
 }
 
+double check_allowed(double floats, double f32) { return CHECK_FACTOR * floats + CHECK_HALVES * f32; }
+
 double check_bound(const float *ref, const float *with_floats, size_t vocab)
 {
     double largest = 0;
@@ -60,23 +62,30 @@ static bool keep(check_choices *to, const dcm_merge_choice *choice)
     return true;
 }
 
+/* What the i-th gap differs by between ref and another reference; infinite where one has no number. */
+static double gap_apart(const check_run *run, size_t other, size_t i)
+{
+    return check_max_abs(&run->side[run->ref].chosen[i].choice.gap, &run->side[other].chosen[i].choice.gap, 1);
+}
+
 bool check_take_choices(check_run *run)
 {
-    const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
+    const check_side *ref = &run->side[run->ref];
     const uint32_t layers = run->side->model.layers;
     if (!ref->n_chosen)
         return true;
     if (!run->choices) {
         run->choices = calloc((size_t)DCM_LEVELS_MAX * layers, sizeof *run->choices);
-        run->gap_noise = calloc(layers, sizeof *run->gap_noise);
+        run->gap_off = calloc(layers, sizeof *run->gap_off);
     }
-    if (!run->choices || !run->gap_noise)
+    if (!run->choices || !run->gap_off)
         return false;
     for (size_t i = 0; i < ref->n_chosen; i++) {
-        const check_chosen *a = &ref->chosen[i], *b = &other->chosen[i];
-        const double apart = fabs((double)a->choice.gap - b->choice.gap);
-        run->gap_noise[a->layer] = fmax(run->gap_noise[a->layer], isnan(apart) ? INFINITY : apart);
-        if (!keep(choices_of(run, a->choice.level, a->layer), &a->choice))
+        const check_chosen *made = &ref->chosen[i];
+        const double off = check_allowed(gap_apart(run, run->with_floats, i),
+                                         run->in_f32 ? gap_apart(run, run->in_f32, i) : 0);
+        run->gap_off[made->layer] = fmax(run->gap_off[made->layer], off);
+        if (!keep(choices_of(run, made->choice.level, made->layer), &made->choice))
             return false;
     }
     return true;
@@ -87,7 +96,7 @@ void check_free_choices(check_run *run)
     for (size_t i = 0; run->choices && i < (size_t)DCM_LEVELS_MAX * run->side->model.layers; i++)
         free(run->choices[i].item);
     free(run->choices);
-    free(run->gap_noise);
+    free(run->gap_off);
 }
 
 /* ---- Bounds of units ---- */
@@ -120,7 +129,7 @@ static double off(const row *r, uint32_t level, uint64_t index)
         return r->token;
     const dcm_merge_choice *c = &made->item[index * heads + r->head];
     const double a = off(r, level - 1, 2 * index), b = off(r, level - 1, 2 * index + 1);
-    const double moved = check_choice_moves(c, r->kind, CHECK_FACTOR * r->run->gap_noise[r->layer]);
+    const double moved = check_choice_moves(c, r->kind, r->run->gap_off[r->layer]);
     const double w = weight(c, r->kind, 0);
     return w * a + (1 - w) * b + moved * (c->spread[r->kind] + a + b);
 }
@@ -134,22 +143,29 @@ double check_unit_bound(const check_run *run, const dcm_unit *u, uint32_t layer,
     return run->choices && u->level ? off(&r, u->level, (u->first - before) >> u->level) : token;
 }
 
-double check_layer_noise(const check_run *run, uint32_t kind)
+/* Largest difference of ref and another reference in the layer's keys or values. */
+static double layer_apart(const check_run *run, size_t other, uint32_t kind)
 {
-    const check_side *ref = &run->side[run->ref], *other = &run->side[run->with_floats];
-    const size_t n = (size_t)ref->model.kv_heads * ref->model.head_dim;
-    double noise = 0;
-    for (size_t u = 0; u < ref->cache->n_units; u++) {
+    const check_cache *ref = run->side[run->ref].cache;
+    const size_t n = (size_t)run->side->model.kv_heads * run->side->model.head_dim;
+    double apart = 0;
+    for (size_t u = 0; u < ref->n_units; u++) {
         const size_t at = (2 * u + kind) * n;
-        noise = fmax(noise, check_max_abs(ref->cache->values + at, other->cache->values + at, n));
+        apart = fmax(apart, check_max_abs(ref->values + at, run->side[other].cache->values + at, n));
     }
-    return noise;
+    return apart;
 }
 
-double check_token_bound(dcm_kv_type kv, double noise, const float *values, size_t n)
+double check_layer_allowed(const check_run *run, uint32_t kind)
+{
+    return check_allowed(layer_apart(run, run->with_floats, kind),
+                         run->in_f32 ? layer_apart(run, run->in_f32, kind) : 0);
+}
+
+double check_token_bound(dcm_kv_type kv, double allowed, const float *values, size_t n)
 {
     double largest = 0;
     for (size_t i = 0; i < n; i++)
         largest = fmax(largest, fabs(values[i]));
-    return fmax(CHECK_FACTOR * noise, largest * check_rounding(kv));
+    return fmax(allowed, largest * check_rounding(kv));
 }

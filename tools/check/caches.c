@@ -23,12 +23,12 @@ static void take_unit(check_totals *t, const dcm_unit *u, uint32_t layer, uint32
 
 /* One unit, keys or values, beside the baseline's, head by head. */
 static void compare_unit(const check_run *run, check_side *s, check_form form, size_t unit, uint32_t layer,
-                         uint32_t kind, uint64_t step, double noise)
+                         uint32_t kind, uint64_t step, double allowed)
 {
     const check_cache *c = &s->cache[form];
     const size_t d = s->model.head_dim, n = s->model.kv_heads * d, at = (2 * unit + kind) * n;
     const float *a = run->side->cache->values + at, *b = c->values + at;
-    const double token = run->job.device.strict ? 0 : check_token_bound(run->job.cache.kv, noise, a, n);
+    const double token = run->job.device.strict ? 0 : check_token_bound(run->job.cache.kv, allowed, a, n);
     for (uint32_t h = 0; h < s->model.kv_heads; h++)
         take_unit(&s->sum[form], &c->units[unit], layer, kind, step, check_max_abs(a + h * d, b + h * d, d),
                   check_unit_bound(run, &c->units[unit], layer, h, kind, token));
@@ -70,7 +70,7 @@ static bool is_compared(const check_run *run, size_t i, check_form form)
 /* Is it what others are held against, or what bounds come from? */
 static bool is_measure(const check_run *run, size_t i, check_form form)
 {
-    return check_works(&run->side[i]) && form == CHECK_DECODE && (i == 0 || i == run->ref || i == run->with_floats);
+    return check_works(&run->side[i]) && form == CHECK_DECODE && check_carries(run, &run->side[i]);
 }
 
 static bool is_needed(const check_run *run, size_t i, check_form form, check_form compared)
@@ -112,13 +112,13 @@ static void compare_layer(check_run *run, check_form form, uint32_t layer, uint6
     if (form == CHECK_DECODE && run->save && !run->stopped)
         check_record_layer(run, step, layer);
     for (uint32_t kind = 0; kind < 2 && !run->stopped; kind++) {
-        const double noise = bounded ? check_layer_noise(run, kind) : 0;
+        const double allowed = bounded ? check_layer_allowed(run, kind) : 0;
         for (size_t i = 0; i < run->sides; i++)
             for (size_t u = 0; is_compared(run, i, form) && u < run->side[i].cache[form].n_units; u++)
                 if (run->against)
                     compare_digest(run, &run->side[i], form, u, layer, kind, step);
                 else
-                    compare_unit(run, &run->side[i], form, u, layer, kind, step, noise);
+                    compare_unit(run, &run->side[i], form, u, layer, kind, step, allowed);
     }
 }
 

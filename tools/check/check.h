@@ -18,10 +18,11 @@
 
 enum {
     CHECK_DEVICES = 14,              /* most that may be named */
-    CHECK_SIDES = CHECK_DEVICES + 2, /* and the two references that the bounds come from */
+    CHECK_SIDES = CHECK_DEVICES + 3, /* and the references that the bounds come from */
     CHECK_BLOCK = 16,                /* most steps whose tokens are sent to a device at a time */
     CHECK_PROMPT_TOKENS = 512,       /* most of the first tokens that are read as a prompt too */
     CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
+    CHECK_HALVES = 2, /* and, of units in f16, so many times what it differs by from units in f32 (check_allowed) */
     CHECK_TEXT = 512
 };
 
@@ -84,6 +85,7 @@ typedef struct check_side {
     const char *name;
     bool asked_for; /* else a reference, for the bounds alone */
     bool quiet;     /* its process says errors only */
+    bool in_f32;    /* ref-f32: ref with units in f32, whatever the job says */
     pid_t pid;      /* 0: none */
     int socket;     /* -1: none */
     bool prompts;   /* as a prompt the tokens are compared too: an OpenCL device that was asked for */
@@ -154,7 +156,7 @@ typedef struct check_choices check_choices;
 typedef struct check_run {
     check_job job;
     check_side side[CHECK_SIDES]; /* the first is the baseline */
-    size_t sides, ref, with_floats;
+    size_t sides, ref, with_floats, in_f32; /* in_f32: 0 where units are in f32 anyway */
     int32_t *ids; /* known tokens; what follows is the baseline's greedy continuation */
     size_t known;
     uint64_t steps, seed;
@@ -163,7 +165,7 @@ typedef struct check_run {
     const float *greedy;    /* the baseline's logits that the next token is chosen by */
     double largest_bound;   /* of the logits of any step */
     check_choices *choices; /* of ref: (DCM_LEVELS_MAX, layers); NULL: no scorer's merge so far */
-    double *gap_noise;      /* (layers): most that a gap of ref and of ref-float differ by so far */
+    double *gap_off;        /* (layers): most that a gap may be off, by all that were seen so far */
     record made;            /* of the baseline, where `save` is asked for */
     const char *save;
     record *against; /* the baseline in place of a device; NULL: none */
@@ -180,6 +182,9 @@ uint64_t check_prompt_tokens(const check_run *run);
 
 /* Add to a side's trouble where it was; without the baseline or a reference there is nothing to compare with. */
 void check_lost(check_run *run, check_side *s, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Is it the baseline, or a reference that the bounds come from? */
+bool check_carries(const check_run *run, const check_side *s);
 
 /* A difference as a part of its bound. Without a bound nothing is within it. */
 double check_ratio(double difference, double bound);
@@ -200,8 +205,15 @@ bool check_all_numbers(const float *x, size_t n);
 /* Largest difference of two arrays; infinite where one has no number. */
 double check_max_abs(const float *a, const float *b, size_t n);
 
-/* Bound of logits: what the two references differ by at this step times the factor, one rounding of a float at least.
+/*
+ * How far right computations may be apart where ref differs by `floats` from ref-float, and by `f32` from ref-f32: the
+ * factor times `floats`, and twice `f32`. In f16 a last bit of a sum may turn a stored half into the next one, or not,
+ * as chance has it, so that ref-float alone does not tell. A number that can be turned lies midway between two halves:
+ * storing it moved it by half of what the turn moves it by. ref-f32 shows what storing all of them does.
  */
+double check_allowed(double floats, double f32);
+
+/* Bound of logits: what ref and ref-float differ by at this step times the factor, one rounding of a float at least. */
 double check_bound(const float *ref, const float *with_floats, size_t vocab);
 
 /* One rounding of a stored value, as a part of it. */
@@ -212,18 +224,18 @@ bool check_take_choices(check_run *run);
 
 void check_free_choices(check_run *run);
 
-/* Largest difference of ref and ref-float in the keys (kind 0) or values (1) of the layer read last. */
-double check_layer_noise(const check_run *run, uint32_t kind);
+/* Most that a value of the layer read last, of keys (kind 0) or values (1), may be off by what the references tell. */
+double check_layer_allowed(const check_run *run, uint32_t kind);
 
 /*
- * Most that a value of a token's own unit may be off, given the layer's noise: the factor times as much, one rounding
- * of the largest of the unit's n values at least.
+ * Most that a value of a token's own unit may be off: what its layer allows, one rounding of the largest of the unit's
+ * n values at least.
  */
-double check_token_bound(dcm_kv_type kv, double noise, const float *values, size_t n);
+double check_token_bound(dcm_kv_type kv, double allowed, const float *values, size_t n);
 
 /*
  * The same of any unit, in one head. A scorer's merge makes m a + (1 - m) b, m = 1 / (1 + exp(-sharp D)): where D may
- * be off by d, the factor times the layer's largest difference of D between ref and ref-float, m moves by the larger of
+ * be off by d, what the references' largest differences of D in the layer allow, m moves by the larger of
  * |m(D + d) - m(D)| and |m(D - d) - m(D)|, and the unit by that times what a and b are apart, beside what a and b are
  * off themselves. Other merges weigh by constants, or are not known from inside: `token` itself. check_choice_moves:
  * how far m moves.

@@ -62,35 +62,48 @@ static double digest_bound(const check_run *run, const dcm_unit *u, uint32_t lay
     return own + sqrt(squares);
 }
 
+/* Most that digests of ref and of another reference differ by in the layer's keys or values. */
+static double digests_apart(const check_run *run, size_t other, uint32_t kind)
+{
+    const check_cache *a = run->side[run->ref].cache, *b = run->side[other].cache;
+    const size_t n = (size_t)run->side->model.kv_heads * run->side->model.head_dim;
+    double apart = 0;
+    for (size_t u = 0; u < a->n_units; u++) {
+        const size_t at = (2 * u + kind) * n;
+        apart = fmax(apart, fabs((double)record_digest(a->values + at, n) - record_digest(b->values + at, n)));
+    }
+    return apart;
+}
+
 /*
- * Digests of the baseline's units, and their bounds: what the references' digests differ by at most, times the factor;
- * one rounding of each value at least.
+ * Digests of the baseline's units, and their bounds: what the references' digests allow, one rounding of each value at
+ * least.
  */
 void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
 {
-    const check_side *base = run->side, *ref = &run->side[run->ref], *floats = &run->side[run->with_floats];
+    const check_side *base = run->side;
     const size_t n = (size_t)base->model.kv_heads * base->model.head_dim;
     record_cache *c = &run->made.cache[run->made.caches - 1];
     if (c->step != step)
         return;
     for (uint32_t kind = 0; kind < 2; kind++) {
-        const bool strict = run->job.device.strict;
-        const double values_noise = strict ? 0 : check_layer_noise(run, kind);
         float *bound = c->bound + (2 * layer + kind) * c->units;
-        double noise = 0, largest = 0;
+        double largest = 0;
         for (size_t u = 0; u < c->units; u++) {
             const size_t at = (2 * u + kind) * n;
-            const double a = record_digest(ref->cache->values + at, n);
-            const double b = record_digest(floats->cache->values + at, n);
             c->digest[(2 * layer + kind) * c->units + u] = record_digest(base->cache->values + at, n);
-            noise = fmax(noise, fabs(a - b));
             for (size_t i = 0; i < n; i++)
                 largest = fmax(largest, fabs(base->cache->values[at + i]));
         }
-        const double own = fmax(CHECK_FACTOR * noise, sqrt((double)n) * largest * check_rounding(run->job.cache.kv));
-        for (size_t u = 0; u < c->units && !strict; u++) {
+        if (run->job.device.strict)
+            continue;
+        const double allowed = check_layer_allowed(run, kind);
+        const double own = fmax(check_allowed(digests_apart(run, run->with_floats, kind),
+                                              run->in_f32 ? digests_apart(run, run->in_f32, kind) : 0),
+                                sqrt((double)n) * largest * check_rounding(run->job.cache.kv));
+        for (size_t u = 0; u < c->units; u++) {
             const double token =
-                check_token_bound(run->job.cache.kv, values_noise, base->cache->values + (2 * u + kind) * n, n);
+                check_token_bound(run->job.cache.kv, allowed, base->cache->values + (2 * u + kind) * n, n);
             bound[u] = (float)digest_bound(run, &base->cache->units[u], layer, kind, own, token);
         }
     }

@@ -122,14 +122,16 @@ static void print_note(const check_run *run, table_format format)
     else
         snprintf(note, sizeof note,
                  "Differences from %s over %" PRIu64 " tokens%s. A bound is %d times what ref differs by between sums "
-                 "in double and in float (ref-float), %s for logits and in that layer for the cache, one rounding at "
+                 "in double and in float (ref-float)%s, %s for logits and in that layer for the cache, one rounding at "
                  "least; a unit merged by a scorer may also move by its choice, whose gap is known that well. "
                  "max_abs and bound are of the step with the largest %s. same_bits: steps with the same logits bit "
                  "for bit. parted: the first token where the greedy choice is another, margin: the baseline's between "
                  "both; a tie where it is within twice the bound.",
                  run->side->name, run->side->sum->steps,
                  run->against ? ", of its largest logits and of digests of its cache" : "", CHECK_FACTOR,
-                 halves ? "at the step where that is most (f16 storage makes it a matter of chance)" : "at that step",
+                 halves ? " and twice what it differs by from units in f32 (ref-f32)" : "",
+                 halves ? "at the step where that is most (a last bit turns a stored half or not, as chance has it)"
+                        : "at that step",
                  halves ? "difference" : "ratio");
     table_note(format, note);
     if (run->prompt) {

@@ -10,10 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Is there nothing to compare with where the side is lost? */
-static bool carries(const check_run *run, const check_side *s)
+bool check_carries(const check_run *run, const check_side *s)
 {
-    return s == run->side || s == &run->side[run->ref] || s == &run->side[run->with_floats];
+    const size_t i = (size_t)(s - run->side);
+    return i == 0 || i == run->ref || i == run->with_floats || i == run->in_f32;
 }
 
 void check_lost(check_run *run, check_side *s, const char *format, ...)
@@ -25,15 +25,15 @@ void check_lost(check_run *run, check_side *s, const char *format, ...)
     va_start(args, format);
     vsnprintf(s->trouble + at, sizeof s->trouble - at, format, args);
     va_end(args);
-    run->stopped = run->stopped || carries(run, s);
+    run->stopped = run->stopped || check_carries(run, s);
 }
 
 /* ---- Logits ---- */
 
 /*
- * A half in the cache takes the last bit of a sum for a whole rounding of its own, or not at all, as chance has it:
- * both references may agree at a step where a device does not. The bound is then that of the step where they differ
- * most.
+ * A half in the cache takes the last bit of a sum for a whole rounding of its own, or not at all, as chance has it, and
+ * stays: what a turned half does to a later step is not told by what storing halves does to that step, in whose logits
+ * the many may cancel. The bound is that of the step where the references differ most.
  */
 static bool rounds_halves(const check_run *run) { return run->job.cache.kv == DCM_KV_F16 && !run->job.device.strict; }
 
@@ -98,7 +98,9 @@ static double step_bound(const check_run *run, uint64_t step, size_t at)
         return 0;
     if (run->against)
         return run->against->step[step - 1].bound;
-    return check_bound(run->side[run->ref].logits + from, run->side[run->with_floats].logits + from, vocab);
+    const float *ref = run->side[run->ref].logits + from;
+    const double f32 = run->in_f32 ? check_max_abs(ref, run->side[run->in_f32].logits + from, vocab) : 0;
+    return check_bound(ref, run->side[run->with_floats].logits + from, vocab) + check_allowed(0, f32);
 }
 
 /* Logits of a device beside the baseline's of that step, the `at`-th of those that came last. */
@@ -147,7 +149,7 @@ static size_t feed_all(check_run *run, uint64_t done, size_t count)
         if (check_works(s))
             continue;
         check_lost(run, s, "at token %" PRIu64, done + s->n_logits + 1);
-        count = carries(run, s) ? s->n_logits : count;
+        count = check_carries(run, s) ? s->n_logits : count;
     }
     if (!run->stopped && !run->against && !run->job.device.strict && !check_take_choices(run)) {
         check_side_end(&run->side[run->ref], DCM_ERR_MEMORY, "no room for what its merges chose");

@@ -133,7 +133,9 @@ int check_side_open(check_side *s, const check_job *job)
         dup2(STDERR_FILENO, STDOUT_FILENO); /* what drivers print is no part of the table */
         if (s->quiet)
             dcm_log_set_level(DCM_LOG_QUIET);
-        check_serve(pair[1], job, s->name);
+        check_job own = *job;
+        own.cache.kv = s->in_f32 ? DCM_KV_F32 : job->cache.kv;
+        check_serve(pair[1], &own, s->in_f32 ? "ref" : s->name);
         _exit(0);
     }
     close(pair[1]);
