@@ -102,7 +102,8 @@ def test_halves(cli):
     """Units in f16, where a last bit turns a stored half or not, as chance has it: no text makes a right device wrong,
     and one whose scores are off by 1 % is."""
     words = "the cold day in April was bright and clocks were striking thirteen ; - x? 7".split()
-    wrong = dict(LD_PRELOAD=cli.broken, BROKEN="compiler", BROKEN_TEXT="SCALE (1.0f /", BROKEN_BY="SCALE (1.01f /")
+    wrong = dict(LD_PRELOAD=cli.broken, BROKEN="compiler", BROKEN_TEXT="SCALE (1.0f /", BROKEN_BY="SCALE (1.01f /",
+                 DCM_CACHE=str(cli.folder / "wrong"))
     for seed in range(4, 7):
         text = " ".join(random.Random(seed).choices(words, k=60))
         run = ["-m", cli.tiny, "-L", "4", "-n", "80", "--kv", "f16", "-p", text, "--devices", "ref,0.0"]
