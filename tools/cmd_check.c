@@ -105,9 +105,8 @@ static int take_devices(check_run *run, char *list)
     run->ref = need_side(run, "ref");
     run->with_floats = need_side(run, "ref-float");
     if (run->job.cache.kv == DCM_KV_F16) {
-        run->in_f32 = run->sides;
         add_side(run, "ref-f32", false);
-        run->side[run->in_f32].in_f32 = true;
+        run->side[run->sides - 1].in_f32 = true;
     }
     return 0;
 }

@@ -117,7 +117,7 @@ static int verify_unit(verifier *v, uint32_t layer, uint32_t kind, uint32_t head
 {
     const size_t d = v->head_dim, at = ((2 * unit + kind) * v->kv_heads + head) * d;
     const float *exact = v->values[0] + at;
-    double bound = check_token_bound(v->kv, CHECK_FACTOR * noise, exact, d);
+    double bound = check_bound(v->kv, CHECK_FACTOR * noise, exact, d);
     if (made) {
         const dcm_merge_choice *c = &v->chosen[0].item[(size_t)layer * v->kv_heads + head];
         bound += check_choice_moves(c, kind, CHECK_FACTOR * gap_noise(v)) * c->spread[kind];
@@ -207,7 +207,8 @@ int verify_after(verifier *v, const int32_t *ids, const float *logits, size_t vo
         status = dcm_device_sum_floats(v->device, false);
     if (status != DCM_OK)
         return tool_fail((int)status, "--verify-every: %s", dcm_error());
-    const double bound = check_bound(exact, rough, vocab), found = check_max_abs(exact, logits, vocab);
+    const double noise = check_max_abs(exact, rough, vocab), found = check_max_abs(exact, logits, vocab);
+    const double bound = check_bound(DCM_KV_F32, CHECK_FACTOR * noise, exact, vocab);
     v->verified++;
     v->worst = found / bound > v->worst ? found / bound : v->worst;
     if (found <= bound)

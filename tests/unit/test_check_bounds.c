@@ -1,4 +1,5 @@
-/* Bounds of merged units in `dcm check`: a tree of merges by gaps, exact and disturbed as far as the bounds allow. */
+/* Bounds in `dcm check`: of a tree of merges by gaps, exact and disturbed as far as the bounds allow; what references
+ * tell. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -122,8 +123,32 @@ static void bounds_hold(void **state)
     free(run);
 }
 
+/* check_apart: another number of each reference. */
+static double told(const check_run *run, size_t other, size_t at)
+{
+    (void)run;
+    return (double)(10 * other + at);
+}
+
+static void references_tell(void **state)
+{
+    check_run *run = calloc(1, sizeof *run);
+    (void)state;
+    assert_non_null(run);
+    run->sides = 4;
+    run->with_floats = 2;
+    assert_true(check_allowed(run, told, 1) == 8 * 21);
+    run->side[3].in_f32 = true;
+    assert_true(check_allowed(run, told, 1) == 8 * 21 + 2 * 31);
+    const float values[] = {1, -3, 2};
+    assert_true(check_bound(DCM_KV_F32, 0, values, 3) == 3 * 0x1p-23);
+    assert_true(check_bound(DCM_KV_F16, 0, values, 3) == 3 * 0x1p-10);
+    assert_true(check_bound(DCM_KV_F16, 1, values, 3) == 1);
+    free(run);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(bounds_hold)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(bounds_hold), cmocka_unit_test(references_tell)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

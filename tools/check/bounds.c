@@ -23,17 +23,24 @@ double check_max_abs(const float *a, const float *b, size_t n)
     return most;
 }
 
-double check_allowed(double floats, double f32) { return CHECK_FACTOR * floats + CHECK_HALVES * f32; }
-
-double check_bound(const float *ref, const float *with_floats, size_t vocab)
+double check_allowed(const check_run *run, check_apart *apart, size_t at)
 {
-    double largest = 0;
-    for (size_t i = 0; i < vocab; i++)
-        largest = fmax(largest, fabs(ref[i]));
-    return fmax(CHECK_FACTOR * check_max_abs(ref, with_floats, vocab), FLT_EPSILON * largest);
+    double allowed = CHECK_FACTOR * apart(run, run->with_floats, at);
+    for (size_t i = 0; i < run->sides; i++)
+        if (run->side[i].in_f32)
+            allowed += CHECK_HALVES * apart(run, i, at);
+    return allowed;
 }
 
 double check_rounding(dcm_kv_type kv) { return kv == DCM_KV_F32 ? FLT_EPSILON : ldexp(1, -10); }
+
+double check_bound(dcm_kv_type kv, double allowed, const float *values, size_t n)
+{
+    double largest = 0;
+    for (size_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(values[i]));
+    return fmax(allowed, largest * check_rounding(kv));
+}
 
 /* ---- What scorers chose ---- */
 
@@ -62,7 +69,7 @@ static bool keep(check_choices *to, const dcm_merge_choice *choice)
     return true;
 }
 
-/* What the i-th gap differs by between ref and another reference; infinite where one has no number. */
+/* check_apart: of the i-th gap; infinite where one has no number. */
 static double gap_apart(const check_run *run, size_t other, size_t i)
 {
     return check_max_abs(&run->side[run->ref].chosen[i].choice.gap, &run->side[other].chosen[i].choice.gap, 1);
@@ -82,9 +89,7 @@ bool check_take_choices(check_run *run)
         return false;
     for (size_t i = 0; i < ref->n_chosen; i++) {
         const check_chosen *made = &ref->chosen[i];
-        const double off = check_allowed(gap_apart(run, run->with_floats, i),
-                                         run->in_f32 ? gap_apart(run, run->in_f32, i) : 0);
-        run->gap_off[made->layer] = fmax(run->gap_off[made->layer], off);
+        run->gap_off[made->layer] = fmax(run->gap_off[made->layer], check_allowed(run, gap_apart, i));
         if (!keep(choices_of(run, made->choice.level, made->layer), &made->choice))
             return false;
     }
@@ -143,8 +148,8 @@ double check_unit_bound(const check_run *run, const dcm_unit *u, uint32_t layer,
     return run->choices && u->level ? off(&r, u->level, (u->first - before) >> u->level) : token;
 }
 
-/* Largest difference of ref and another reference in the layer's keys or values. */
-static double layer_apart(const check_run *run, size_t other, uint32_t kind)
+/* check_apart: of keys (kind 0) or values (1) of the layer read last, the largest. */
+static double layer_apart(const check_run *run, size_t other, size_t kind)
 {
     const check_cache *ref = run->side[run->ref].cache;
     const size_t n = (size_t)run->side->model.kv_heads * run->side->model.head_dim;
@@ -156,16 +161,4 @@ static double layer_apart(const check_run *run, size_t other, uint32_t kind)
     return apart;
 }
 
-double check_layer_allowed(const check_run *run, uint32_t kind)
-{
-    return check_allowed(layer_apart(run, run->with_floats, kind),
-                         run->in_f32 ? layer_apart(run, run->in_f32, kind) : 0);
-}
-
-double check_token_bound(dcm_kv_type kv, double allowed, const float *values, size_t n)
-{
-    double largest = 0;
-    for (size_t i = 0; i < n; i++)
-        largest = fmax(largest, fabs(values[i]));
-    return fmax(allowed, largest * check_rounding(kv));
-}
+double check_layer_allowed(const check_run *run, uint32_t kind) { return check_allowed(run, layer_apart, kind); }

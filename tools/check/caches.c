@@ -28,7 +28,7 @@ static void compare_unit(const check_run *run, check_side *s, check_form form, s
     const check_cache *c = &s->cache[form];
     const size_t d = s->model.head_dim, n = s->model.kv_heads * d, at = (2 * unit + kind) * n;
     const float *a = run->side->cache->values + at, *b = c->values + at;
-    const double token = run->job.device.strict ? 0 : check_token_bound(run->job.cache.kv, allowed, a, n);
+    const double token = run->job.device.strict ? 0 : check_bound(run->job.cache.kv, allowed, a, n);
     for (uint32_t h = 0; h < s->model.kv_heads; h++)
         take_unit(&s->sum[form], &c->units[unit], layer, kind, step, check_max_abs(a + h * d, b + h * d, d),
                   check_unit_bound(run, &c->units[unit], layer, h, kind, token));

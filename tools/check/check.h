@@ -22,7 +22,7 @@ enum {
     CHECK_BLOCK = 16,                /* most steps whose tokens are sent to a device at a time */
     CHECK_PROMPT_TOKENS = 512,       /* most of the first tokens that are read as a prompt too */
     CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
-    CHECK_HALVES = 2, /* and, of units in f16, so many times what it differs by from units in f32 (check_allowed) */
+    CHECK_HALVES = 2, /* and, of units in f16, so many times what it differs by from units in f32: check_allowed */
     CHECK_TEXT = 512
 };
 
@@ -156,7 +156,7 @@ typedef struct check_choices check_choices;
 typedef struct check_run {
     check_job job;
     check_side side[CHECK_SIDES]; /* the first is the baseline */
-    size_t sides, ref, with_floats, in_f32; /* in_f32: 0 where units are in f32 anyway */
+    size_t sides, ref, with_floats;
     int32_t *ids; /* known tokens; what follows is the baseline's greedy continuation */
     size_t known;
     uint64_t steps, seed;
@@ -205,21 +205,24 @@ bool check_all_numbers(const float *x, size_t n);
 /* Largest difference of two arrays; infinite where one has no number. */
 double check_max_abs(const float *a, const float *b, size_t n);
 
-/*
- * How far right computations may be apart where ref differs by `floats` from ref-float, and by `f32` from ref-f32: the
- * factor times `floats`, and twice `f32`. In f16 a last bit of a sum may turn a stored half into the next one, or not,
- * as chance has it, so that ref-float alone does not tell. A number that can be turned lies midway between two halves:
- * storing it moved it by half of what the turn moves it by. ref-f32 shows what storing all of them does.
- */
-double check_allowed(double floats, double f32);
+/* A measure: what ref differs by from side `other`, a reference too, in the `at`-th of what is measured. */
+typedef double check_apart(const check_run *run, size_t other, size_t at);
 
-/* Bound of logits: what ref and ref-float differ by at this step times the factor, one rounding of a float at least. */
-double check_bound(const float *ref, const float *with_floats, size_t vocab);
+/*
+ * How far right computations may be apart in a measure: the factor times what ref-float tells, and, where units are in
+ * f16, twice what ref-f32 does. In f16 a last bit of a sum may turn a stored half into the next one, or not, as chance
+ * has it, so that ref-float alone does not tell. A number that can be turned lies midway between two halves: storing it
+ * moved it by half of what the turn moves it by. ref-f32 shows what storing all of them does.
+ */
+double check_allowed(const check_run *run, check_apart *apart, size_t at);
 
 /* One rounding of a stored value, as a part of it. */
 double check_rounding(dcm_kv_type kv);
 
-/* Take over what ref and ref-float chose in the steps fed last. False when memory runs out. */
+/* A bound: what is allowed, one rounding of the largest of n values at least. Logits round as units in f32 do. */
+double check_bound(dcm_kv_type kv, double allowed, const float *values, size_t n);
+
+/* Take over what the references chose in the steps fed last. False when memory runs out. */
 bool check_take_choices(check_run *run);
 
 void check_free_choices(check_run *run);
@@ -228,14 +231,9 @@ void check_free_choices(check_run *run);
 double check_layer_allowed(const check_run *run, uint32_t kind);
 
 /*
- * Most that a value of a token's own unit may be off: what its layer allows, one rounding of the largest of the unit's
- * n values at least.
- */
-double check_token_bound(dcm_kv_type kv, double allowed, const float *values, size_t n);
-
-/*
- * The same of any unit, in one head. A scorer's merge makes m a + (1 - m) b, m = 1 / (1 + exp(-sharp D)): where D may
- * be off by d, what the references' largest differences of D in the layer allow, m moves by the larger of
+ * Most that a value of a unit may be off in one head. `token`, the check_bound of what its layer allows and of its own
+ * values, is that of a token's own unit. A scorer's merge makes m a + (1 - m) b, m = 1 / (1 + exp(-sharp D)): where D
+ * may be off by d, what the references' largest differences of D in the layer allow, m moves by the larger of
  * |m(D + d) - m(D)| and |m(D - d) - m(D)|, and the unit by that times what a and b are apart, beside what a and b are
  * off themselves. Other merges weigh by constants, or are not known from inside: `token` itself. check_choice_moves:
  * how far m moves.

@@ -62,8 +62,8 @@ static double digest_bound(const check_run *run, const dcm_unit *u, uint32_t lay
     return own + sqrt(squares);
 }
 
-/* Most that digests of ref and of another reference differ by in the layer's keys or values. */
-static double digests_apart(const check_run *run, size_t other, uint32_t kind)
+/* check_apart: of digests of keys (kind 0) or values (1) in the layer read last, the largest. */
+static double digests_apart(const check_run *run, size_t other, size_t kind)
 {
     const check_cache *a = run->side[run->ref].cache, *b = run->side[other].cache;
     const size_t n = (size_t)run->side->model.kv_heads * run->side->model.head_dim;
@@ -98,12 +98,10 @@ void check_record_layer(check_run *run, uint64_t step, uint32_t layer)
         if (run->job.device.strict)
             continue;
         const double allowed = check_layer_allowed(run, kind);
-        const double own = fmax(check_allowed(digests_apart(run, run->with_floats, kind),
-                                              run->in_f32 ? digests_apart(run, run->in_f32, kind) : 0),
+        const double own = fmax(check_allowed(run, digests_apart, kind),
                                 sqrt((double)n) * largest * check_rounding(run->job.cache.kv));
         for (size_t u = 0; u < c->units; u++) {
-            const double token =
-                check_token_bound(run->job.cache.kv, allowed, base->cache->values + (2 * u + kind) * n, n);
+            const double token = check_bound(run->job.cache.kv, allowed, base->cache->values + (2 * u + kind) * n, n);
             bound[u] = (float)digest_bound(run, &base->cache->units[u], layer, kind, own, token);
         }
     }

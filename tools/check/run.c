@@ -13,7 +13,7 @@
 bool check_carries(const check_run *run, const check_side *s)
 {
     const size_t i = (size_t)(s - run->side);
-    return i == 0 || i == run->ref || i == run->with_floats || i == run->in_f32;
+    return i == 0 || i == run->ref || i == run->with_floats || s->in_f32;
 }
 
 void check_lost(check_run *run, check_side *s, const char *format, ...)
@@ -90,17 +90,23 @@ static void take_step(const check_run *run, check_totals *t, uint64_t step, cons
     }
 }
 
+/* check_apart: of the logits that are the `at`-th of those that came last. */
+static double logits_apart(const check_run *run, size_t other, size_t at)
+{
+    const size_t vocab = run->side->model.vocab, from = at * vocab;
+    return check_max_abs(run->side[run->ref].logits + from, run->side[other].logits + from, vocab);
+}
+
 /* The bound of the step whose logits are the `at`-th of those that came last. */
 static double step_bound(const check_run *run, uint64_t step, size_t at)
 {
-    const size_t vocab = run->side->model.vocab, from = at * vocab;
+    const size_t vocab = run->side->model.vocab;
     if (run->job.device.strict)
         return 0;
     if (run->against)
         return run->against->step[step - 1].bound;
-    const float *ref = run->side[run->ref].logits + from;
-    const double f32 = run->in_f32 ? check_max_abs(ref, run->side[run->in_f32].logits + from, vocab) : 0;
-    return check_bound(ref, run->side[run->with_floats].logits + from, vocab) + check_allowed(0, f32);
+    const float *ref = run->side[run->ref].logits + at * vocab;
+    return check_bound(DCM_KV_F32, check_allowed(run, logits_apart, at), ref, vocab);
 }
 
 /* Logits of a device beside the baseline's of that step, the `at`-th of those that came last. */
