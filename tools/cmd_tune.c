@@ -90,8 +90,9 @@ int cmd_tune(int argc, char **argv)
     args a = {
         .usage = "[options]",
         .about = "Measure on one device what there is to choose, at most 20 seconds, and keep it in the cache folder\n"
-                 "for this device, its driver and this version's kernels. Each candidate's results are checked before\n"
-                 "it can be chosen; error is the largest found, as a part of what sums of floats may lose.\n"
+                 "for this device, its driver and this version's kernels, until it is not used for 90 days. Each\n"
+                 "candidate's results are checked before it can be chosen; error is the largest found, as a part of\n"
+                 "what sums of floats may lose.\n"
                  "No result changes by it but with --engines. What was never measured here is the default of the\n"
                  "device's family."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);

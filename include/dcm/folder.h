@@ -1,4 +1,7 @@
-/* The cache folder: fetched models, built kernels, tuning. */
+/*
+ * The cache folder: fetched models, built kernels, tuning. Kernels and tuning that nothing read for 90 days are removed
+ * when others are written; models and files of other names stay.
+ */
 #ifndef DCM_FOLDER_H
 #define DCM_FOLDER_H
 

@@ -77,8 +77,7 @@ dcm_status file_map_open(file_map *map, const char *path)
 /* The user's, and with none of the bits `others` of the mode. */
 static bool is_own(const struct stat *st, mode_t others) { return st->st_uid == geteuid() && !(st->st_mode & others); }
 
-/* A folder is trusted where only the user can write it; of a group each file still has to be the user's. */
-static dcm_status check_folder(const char *path)
+dcm_status file_check_folder(const char *path)
 {
     struct stat st;
     if (injected() || stat(path, &st) != 0)
@@ -90,20 +89,22 @@ static dcm_status check_folder(const char *path)
     return DCM_OK;
 }
 
+static bool is_there(const char *path) { return access(path, F_OK) == 0 || errno == ELOOP; }
+
 dcm_status file_map_own(file_map *map, const char *path)
 {
     char folder[PATH_BYTES];
     struct stat st;
     *map = (file_map){0};
-    if (access(path, F_OK) != 0 && errno != ELOOP)
+    if (!is_there(path))
         return DCM_OK;
     const char *slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    if (check_folder(folder) != DCM_OK)
+    if (file_check_folder(folder) != DCM_OK)
         return DCM_ERR_FILE;
     const int fd = open_file(path, O_NOFOLLOW, &st);
-    if (fd < 0)
-        return DCM_ERR_FILE;
+    if (fd < 0) /* another process may have removed it meanwhile */
+        return is_there(path) ? DCM_ERR_FILE : DCM_OK;
     if (is_own(&st, S_IWGRP | S_IWOTH))
         return map_and_close(map, fd, &st, path);
     close(fd);
@@ -122,7 +123,7 @@ static dcm_status own_folder(const char *path)
 {
     if ((injected() || mkdir(path, 0700) != 0) && errno != EEXIST)
         return dcm_fail(DCM_ERR_FILE, "%s: cannot make the folder: %s", path, strerror(errno));
-    return check_folder(path);
+    return file_check_folder(path);
 }
 
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create)

@@ -26,6 +26,12 @@ void file_map_close(file_map *map);
 dcm_status file_cache_path(char *path, size_t size, const char *name, int create);
 
 /*
+ * DCM_OK where a folder is to be trusted: it is the user's, and others cannot write it. The group may: each file in it
+ * still has to be the user's.
+ */
+dcm_status file_check_folder(const char *path);
+
+/*
  * Map a file of the cache folder where it can be trusted as far as the user: it is a regular file (no link), it and its
  * folder are the user's, others can write neither, and the group not the file. Where there is none, DCM_OK and an
  * empty map; DCM_ERR_FILE where it is not to be trusted.

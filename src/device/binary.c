@@ -3,9 +3,9 @@
 
 #include <dcm/log.h>
 
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "device/kept.h"
 
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -86,7 +86,7 @@ void binary_load(cldev *device, const program_source *source, uint64_t key, cl_p
     *program = NULL;
     if (binary_path(path, sizeof path, source, key, false) != DCM_OK)
         return;
-    if (file_map_own(&map, path) != DCM_OK) {
+    if (kept_map(&map, path) != DCM_OK) {
         dcm_log(once(), "a cached program is not used, building again: %s", dcm_error());
         return;
     }
@@ -131,7 +131,7 @@ void binary_store(const program_source *source, uint64_t key, cl_program program
     if (clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS) {
         const binary_header header = {BINARY_MAGIC, BINARY_VERSION, key, size, hash_bytes(HASH_START, binary, size)};
         memcpy(file, &header, sizeof header);
-        if (file_write_atomic(path, file, sizeof header + size) != DCM_OK)
+        if (kept_write(path, file, sizeof header + size) != DCM_OK)
             say_not_kept();
     } else {
         dcm_log(DCM_LOG_INFO, "kernel family %s: the driver does not give its binary", source->family);

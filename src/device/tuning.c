@@ -2,8 +2,8 @@
 
 #include <dcm/log.h>
 
-#include "base/file.h"
 #include "base/hash.h"
+#include "device/kept.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -134,7 +134,7 @@ void tuning_load(const cldev_limits *limits, tuning *t)
     file_map map = {0};
     if (tuning_path(limits, path, sizeof path, false) != DCM_OK)
         return;
-    if (file_map_own(&map, path) != DCM_OK) {
+    if (kept_map(&map, path) != DCM_OK) {
         dcm_log(DCM_LOG_WARN, "tuning is not read, `dcm tune` makes it anew: %s", dcm_error());
         return;
     }
@@ -168,7 +168,7 @@ void tuning_store(const cldev_limits *limits, const tuning *t)
                              plain_text(limits->name), "driver", plain_text(limits->driver), "choices", choices);
     char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
     if (status == DCM_OK)
-        status = text ? file_write_atomic(path, text, strlen(text)) : dcm_fail(DCM_ERR_MEMORY, "%s: no memory", path);
+        status = text ? kept_write(path, text, strlen(text)) : dcm_fail(DCM_ERR_MEMORY, "%s: no memory", path);
     if (status != DCM_OK)
         dcm_log(DCM_LOG_WARN, "what was measured is not kept: %s", dcm_error());
     free(text);

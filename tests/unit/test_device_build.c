@@ -4,6 +4,9 @@
 
 #include <dcm/log.h>
 
+#include <fcntl.h>
+#include <time.h>
+
 #include "base/file.h"
 #include "device/build.h"
 
@@ -104,6 +107,13 @@ static void keys(void **state)
     }
 }
 
+static void make_old(const char *path)
+{
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = time(NULL) - 91 * 24 * 3600}};
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+}
+
+/* A binary is read where it is right, which keeps it; one that was not read for long goes when another is written. */
 static void cache_used(void **state)
 {
     (void)state;
@@ -115,8 +125,13 @@ static void cache_used(void **state)
         cldev *device = open_with_cache(&entries[i]);
         assert_true(build_and_run(device));
         assert_int_equal(count_files(path, sizeof path), 1);
+        make_old(path);
         assert_false(build_and_run(device));
         strcat(device->limits.driver, "+"); /* an update of the driver */
+        assert_true(build_and_run(device));
+        assert_int_equal(count_files(path, sizeof path), 2);
+        make_old(path);
+        strcat(device->limits.driver, "+");
         assert_true(build_and_run(device));
         assert_int_equal(count_files(path, sizeof path), 2);
         device->limits.own_cache = true;
