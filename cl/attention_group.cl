@@ -1,6 +1,6 @@
 /*
  * Attention, group shape: one work-group for a split, 8 channels a work-item, a row of units at a time. Built behind
- * attention_view.cl.
+ * attention_view.cl and lanes.cl.
  */
 
 #define ITEMS 128
@@ -10,13 +10,14 @@
 #define TILE (TILE_FITS(64) ? 64 : TILE_FITS(32) ? 32 : TILE_FITS(16) ? 16 : 8)
 #define ROWS (ITEMS / LANES < TILE ? ITEMS / LANES : TILE)
 #define STEPS ((TILE + ROWS - 1) / ROWS)
+#define SHUFFLED (SUBGROUPS && (LANES == 4 || LANES == 8 || LANES == 16)) /* scores summed by lane_sum */
 
 #if KV_F32
 typedef float8 kv8;
 static inline float8 kv_float8(kv8 x) { return x; }
 #else
 typedef ushort8 kv8;
-static inline float8 kv_float8(kv8 x) { return vload_half8(0, (const half *)&x); }
+static inline float8 kv_float8(kv8 x) { return half_float8(x); }
 #endif
 static inline kv8 kv_fetch8(const __global kv_t *p) { return *(const __global kv8 *)p; }
 
@@ -90,23 +91,6 @@ static inline void tile_load(const __local kv_table *kv, const __local tile_unit
         to[s] = kv_fetch8(kv_row(kv, plane, units->slot[min(s * ROWS + row, count - 1)]) + lane * 8);
 }
 
-/* Sum the parts of each score of a tile of `count` units; -INFINITY past them. */
-static inline void tile_scores(const __local float *part, const __local tile_units *units, uint count,
-                               __local float *score)
-{
-    for (uint t = get_local_id(0); t < GROUP * TILE; t += ITEMS) {
-        float sum = -INFINITY;
-        if (t % TILE < count) {
-            sum = part[t * (LANES + 1)];
-            UNROLL_GROUP
-            for (uint i = 1; i < LANES; i++)
-                sum += part[t * (LANES + 1) + i];
-            sum += units->bias[t % TILE];
-        }
-        score[t] = sum;
-    }
-}
-
 /* What an item has found so far for its channels and rows, and its channels of the queries turned for one range. */
 typedef struct group_state {
     float8 q[GROUP], acc[GROUP];
@@ -114,7 +98,47 @@ typedef struct group_state {
     uint turned; /* the range; VIEW_RANGES: none yet */
 } group_state;
 
-/* This item's part of the scores of its units: the dot product over its channels. */
+/* The queries turned for unit `u` of a tile. */
+static inline void turn_queries(group_state *st, const __local tile_units *units, const __global float *query,
+                                const __global uint *rot, uint u)
+{
+    if (units->range[u] == st->turned)
+        return;
+    st->turned = units->range[u];
+    UNROLL_GROUP
+    for (uint g = 0; g < GROUP; g++)
+        st->q[g] = turn8(query + g * HEAD_DIM, rot + st->turned * HEAD_DIM, get_local_id(0) % LANES);
+}
+
+/*
+ * Of a tile of `count` units either the scores, as tile_scores has them, or each item's part of those of its units: the
+ * dot product over its channels.
+ */
+#if SHUFFLED
+
+static inline void tile_dots(group_state *st, const __local tile_units *units, const __global float *query,
+                             const __global uint *rot, uint count, const kv8 *key, __local float *score)
+{
+    const uint lane = get_local_id(0) % LANES, row = get_local_id(0) / LANES, share = LANES / STEPS;
+    float dot[GROUP][STEPS];
+    UNROLL_GROUP
+    for (uint s = 0; s < STEPS; s++) {
+        turn_queries(st, units, query, rot, min(s * ROWS + row, count - 1));
+        UNROLL_GROUP
+        for (uint g = 0; g < GROUP; g++)
+            dot[g][s] = dot8(kv_float8(key[s]), st->q[g]);
+    }
+    const uint u = lane / share * ROWS + row; /* the unit whose score this item has then */
+    UNROLL_GROUP
+    for (uint g = 0; g < GROUP; g++) {
+        const float sum = lane_sums(dot[g], STEPS, 1, LANES);
+        if (lane % share == 0 && row < ROWS && u < TILE)
+            score[g * TILE + u] = u < count ? sum + units->bias[u] : -INFINITY;
+    }
+}
+
+#else
+
 static inline void tile_dots(group_state *st, const __local tile_units *units, const __global float *query,
                              const __global uint *rot, uint count, const kv8 *key, __local float *part)
 {
@@ -123,17 +147,40 @@ static inline void tile_dots(group_state *st, const __local tile_units *units, c
     for (uint s = 0; s < STEPS; s++) {
         const uint u = s * ROWS + row;
         if (row < ROWS && u < count) {
-            if (units->range[u] != st->turned) {
-                st->turned = units->range[u];
-                UNROLL_GROUP
-                for (uint g = 0; g < GROUP; g++)
-                    st->q[g] = turn8(query + g * HEAD_DIM, rot + st->turned * HEAD_DIM, lane);
-            }
+            turn_queries(st, units, query, rot, u);
             UNROLL_GROUP
             for (uint g = 0; g < GROUP; g++)
                 part[(g * TILE + u) * (LANES + 1) + lane] = dot8(kv_float8(key[s]), st->q[g]);
         }
     }
+}
+
+#endif
+
+/* The sum of a score's parts, in the order of lane_sums where that can be used. */
+static inline float part_sum(const __local float *part)
+{
+#if LANES == 16
+    return sum16(vload16(0, part));
+#elif LANES == 8
+    return sum8(vload8(0, part));
+#elif LANES == 4
+    return sum4(vload4(0, part));
+#else
+    float sum = part[0];
+    UNROLL_GROUP
+    for (uint i = 1; i < LANES; i++)
+        sum += part[i];
+    return sum;
+#endif
+}
+
+/* The scores (GROUP, TILE) of a tile of `count` units, -INFINITY past them. */
+static inline void tile_scores(const __local float *part, const __local tile_units *units, uint count,
+                               __local float *score)
+{
+    for (uint t = get_local_id(0); t < GROUP * TILE; t += ITEMS)
+        score[t] = t % TILE < count ? part_sum(part + t * (LANES + 1)) + units->bias[t % TILE] : -INFINITY;
 }
 
 /* From scores to weights relative to the largest score yet; what was summed before is scaled down to it. */
@@ -195,11 +242,11 @@ static inline float group_put(const group_state *st, uint g, __local float *rows
 }
 
 /* Arguments as of attention_wide; a group for each of its work-items. */
-__kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void
+__kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) SUBGROUP_KERNEL void
 attention_group(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
                 const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial)
 {
-    __local float part[GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE];
+    __local float part[SHUFFLED ? 1 : GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE];
     __local float rows[ROWS * (HEAD_DIM + 1)];
     __local tile_units tiles[2];
     __local uint view[VIEW_WORDS];
@@ -232,12 +279,14 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
         const uint count = min((uint)TILE, end - tile);
         kv8 key[STEPS], value[STEPS];
         tile_load(kv, &tiles[now], plane_k, count, key);
-        tile_dots(&st, &tiles[now], query, rot, count, key, part);
+        tile_dots(&st, &tiles[now], query, rot, count, key, SHUFFLED ? score : part);
         tile_load(kv, &tiles[now], plane_v, count, value);
         tile_find(&tiles[now ^ 1], view, table, bias, tile + TILE, end);
         barrier(CLK_LOCAL_MEM_FENCE);
-        tile_scores(part, &tiles[now], count, score);
-        barrier(CLK_LOCAL_MEM_FENCE);
+        if (!SHUFFLED) {
+            tile_scores(part, &tiles[now], count, score);
+            barrier(CLK_LOCAL_MEM_FENCE);
+        }
         tile_softmax(&st, score, weight);
         barrier(CLK_LOCAL_MEM_FENCE);
         tile_values(&st, count, value, weight);

@@ -83,6 +83,32 @@ static inline ushort float_to_half(float f)
     return (ushort)(sign | (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13);
 }
 
+#ifndef FP16
+#define FP16 0 /* 1: half is a type that converts (cl_khr_fp16) */
+#endif
+#if FP16
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#endif
+
+/* Halves in registers as floats: without the type they go by way of memory, as some compilers have it. */
+static inline float4 half_float4(ushort4 bits)
+{
+#if FP16
+    return convert_float4(as_half4(bits));
+#else
+    return vload_half4(0, (const half *)&bits);
+#endif
+}
+
+static inline float8 half_float8(ushort8 bits)
+{
+#if FP16
+    return convert_float8(as_half8(bits));
+#else
+    return vload_half8(0, (const half *)&bits);
+#endif
+}
+
 /* 16 halves as floats. */
 #ifndef X86
 #define X86 0 /* 1: a CPU whose compiler takes inline assembly of AVX-512 */
@@ -109,13 +135,14 @@ static inline float max16(float16 x)
     return fmax(c.x, c.y);
 }
 
-static inline float sum16(float16 x)
+static inline float sum4(float4 x)
 {
-    const float8 a = x.lo + x.hi;
-    const float4 b = a.lo + a.hi;
-    const float2 c = b.lo + b.hi;
-    return c.x + c.y;
+    const float2 a = x.lo + x.hi;
+    return a.x + a.y;
 }
+
+static inline float sum8(float8 x) { return sum4(x.lo + x.hi); }
+static inline float sum16(float16 x) { return sum8(x.lo + x.hi); }
 
 /* Sums within halves, quarters, eighths ... of two vectors: four such steps turn 16 vectors into that of their sums. */
 static inline float16 fold8(float16 a, float16 b) { return (float16)(a.lo + a.hi, b.lo + b.hi); }

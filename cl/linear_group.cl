@@ -1,6 +1,7 @@
 /*
- * Weight matrices: products with few vectors on devices of coalesced groups. Built behind cl/weights_group.cl. A
- * work-group makes 16 rows of one token: its items share the columns, and add their parts in a fixed order.
+ * Weight matrices: products with few vectors on devices of coalesced groups. Built behind cl/weights_group.cl and
+ * cl/lanes.cl. A work-group makes 16 rows of one token: its items share the columns, and add their parts in a fixed
+ * order, within windows of 16 items first.
  */
 #ifndef ITEMS
 #define ITEMS 256 /* of a group: a power of two, 32 at least */
@@ -10,8 +11,8 @@
 #endif
 
 #define LANES (QUANTIZED ? 4 : 2) /* items that share a column: of 4 rows each, or of 8 */
-#define PARTS (ITEMS / LANES)     /* sums of each row, of other columns */
-#define THREADS (ITEMS / TILE)    /* items that add the sums of a row */
+#define WINDOW 16                 /* items whose parts are added first: as many as rows */
+#define WINDOWS (ITEMS / WINDOW)
 
 typedef struct input_vector {
     const __global float *x, *gain;
@@ -36,11 +37,7 @@ static inline float input_at(const input_vector *in, uint kind, uint col, float 
 #define WORDS (BITS == 4 ? 4 : BLOCK / 4)
 #define BLOCKS_AHEAD (AHEAD * 2 / WORDS > 0 ? AHEAD * 2 / WORDS : 1)
 
-static inline float4 halves4(const __global uchar *p)
-{
-    const uint2 bits = *(const __global uint2 *)p;
-    return vload_half4(0, (const half *)&bits);
-}
+static inline float4 halves4(const __global uchar *p) { return half_float4(*(const __global ushort4 *)p); }
 
 static inline float4 bytes4(const __global uchar *p) { return convert_float4(*(const __global uchar4 *)p); }
 static inline float4 signed4(const __global uchar *p) { return convert_float4(*(const __global char4 *)p); }
@@ -90,6 +87,7 @@ static inline float4 block_product(const uint *word, const __global uchar *tile,
 }
 
 typedef float4 row_sums;
+#define VSTORE_ROWS vstore4
 
 static inline row_sums item_product(const __global uchar *tile, const input_vector *in, uint kind, float *squares)
 {
@@ -116,6 +114,7 @@ static inline row_sums item_product(const __global uchar *tile, const input_vect
 #else
 
 typedef float8 row_sums;
+#define VSTORE_ROWS vstore8
 
 static inline row_sums item_product(const __global uchar *tile, const input_vector *in, uint kind, float *squares)
 {
@@ -139,43 +138,78 @@ static inline row_sums item_product(const __global uchar *tile, const input_vect
 
 #endif
 
+/*
+ * Sums over each window's items: of the 16 rows into sums (windows, 16), of the squares into square_sums (windows). The
+ * others are room for ITEMS parts. A barrier has to follow.
+ */
+#if SUBGROUPS
+
+static inline void window_sums(row_sums part, float squares, __local row_sums *parts, __local float *square_parts,
+                               __local float *sums, __local float *square_sums)
+{
+    const uint item = get_local_id(0), each = TILE / LANES;
+    float of_row[TILE / LANES];
+    VSTORE_ROWS(part, 0, of_row);
+    sums[item / WINDOW * TILE + item % LANES * each + item % WINDOW / LANES] = lane_sums(of_row, each, LANES, WINDOW);
+    squares = lane_sums(&squares, 1, LANES, WINDOW);
+    if (item % WINDOW == 0)
+        square_sums[item / WINDOW] = squares;
+}
+
+#else
+
+/* Of every LANES-th of a window's items, `stride` floats apart. */
+static inline float window_sum(const __local float *p, uint stride)
+{
+#if QUANTIZED
+    return sum4((float4)(p[0], p[stride], p[2 * stride], p[3 * stride]));
+#else
+    return sum8((float8)(p[0], p[stride], p[2 * stride], p[3 * stride], p[4 * stride], p[5 * stride], p[6 * stride],
+                         p[7 * stride]));
+#endif
+}
+
+static inline void window_sums(row_sums part, float squares, __local row_sums *parts, __local float *square_parts,
+                               __local float *sums, __local float *square_sums)
+{
+    const uint item = get_local_id(0);
+    parts[item] = part;
+    square_parts[item] = squares;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    sums[item] = window_sum((const __local float *)(parts + item / WINDOW * WINDOW) + item % TILE, TILE);
+    if (item < WINDOWS)
+        square_sums[item] = window_sum(square_parts + item * WINDOW, LANES);
+}
+
+#endif
+
 /* Group (i, t): tile i of one part of the matrix (tile0: its first tile), token t. */
-__kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) void
+__kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) SUBGROUP_KERNEL void
 linear_group(__global const uchar *w, ulong tile_bytes, uint tile0, uint cols, uint rows, uint input,
              __global const float *x, ulong x_offset, ulong ldx, __global const float *gain, float eps,
              __global const float *bias, __global float *y, ulong y_offset, ulong ldy, uint flags)
 {
-    __local row_sums parts[ITEMS];
-    __local float square_parts[PARTS], sums[ITEMS], square_sums[THREADS];
+    __local row_sums parts[SUBGROUPS ? 1 : ITEMS];
+    __local float square_parts[SUBGROUPS ? 1 : ITEMS], sums[ITEMS], square_sums[WINDOWS];
     const size_t tile = get_group_id(0), token = get_group_id(1);
-    const uint item = get_local_id(0), r = item % TILE, thread = item / TILE;
+    const uint item = get_local_id(0);
     const input_vector in = {.x = x + x_offset + token * ldx, .gain = gain, .cols = cols};
-    float squares = 0, sum = 0;
+    float squares = 0;
+    row_sums part;
     w += tile * tile_bytes;
     y += y_offset + token * ldy;
     if (input == INPUT_RMSNORM)
-        parts[item] = item_product(w, &in, INPUT_RMSNORM, &squares);
+        part = item_product(w, &in, INPUT_RMSNORM, &squares);
     else if (input == INPUT_SWIGLU)
-        parts[item] = item_product(w, &in, INPUT_SWIGLU, &squares);
+        part = item_product(w, &in, INPUT_SWIGLU, &squares);
     else
-        parts[item] = item_product(w, &in, INPUT_PLAIN, &squares);
-    if (item % LANES == 0)
-        square_parts[item / LANES] = squares;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint p = thread; p < PARTS; p += THREADS)
-        sum += ((const __local float *)parts)[p * TILE + r];
-    sums[item] = sum;
-    if (r == 0) {
-        sum = 0;
-        for (uint p = thread; p < PARTS; p += THREADS)
-            sum += square_parts[p];
-        square_sums[thread] = sum;
-    }
+        part = item_product(w, &in, INPUT_PLAIN, &squares);
+    window_sums(part, squares, parts, square_parts, sums, square_sums);
     barrier(CLK_LOCAL_MEM_FENCE);
     const size_t row = (tile0 + tile) * TILE + item;
     if (item < TILE && row < rows) {
         float v = 0, square = 0;
-        for (uint t = 0; t < THREADS; t++) {
+        for (uint t = 0; t < WINDOWS; t++) {
             v += sums[t * TILE + item];
             square += square_sums[t];
         }

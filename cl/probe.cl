@@ -4,35 +4,30 @@
  */
 #if defined(PROBE_FP16)
 
-#pragma OPENCL EXTENSION cl_khr_fp16 : enable
-
-/*
- * Half arithmetic through every basic operation: x is (n) f16 stored, out (n): x * x + x / 4 - 1/2. Exact for small
- * integers x.
- */
-__kernel void probe_fp16(__global const half *x, __global half *out)
+/* x is (n) halves, out (n), 8 an item: as in cl/common.cl. */
+__kernel void probe_fp16(__global const ushort *x, __global float *out)
 {
     const size_t i = get_global_id(0);
-    const half v = x[i];
-    out[i] = v * v + v / (half)4 - (half)0.5f;
+    vstore8(half_float8(vload8(i, x)), i, out);
 }
 
 #elif defined(PROBE_SUBGROUPS)
 
-#ifdef cl_khr_subgroups
-#pragma OPENCL EXTENSION cl_khr_subgroups : enable
-#endif
-#ifdef cl_intel_subgroups
-#pragma OPENCL EXTENSION cl_intel_subgroups : enable
-#endif
-
-/* out is (n, 3): this item's sub-group number, the sub-group's size, and the sum of x over the sub-group. */
-__kernel void probe_subgroups(__global const int *x, __global int *out)
+/*
+ * Groups of 64. out is (n, 6): the x of the neighbours whose numbers differ in bit 0, 1, 2, 3; the sum over those that
+ * differ in the first two bits; and, over a window of 16, one of the sums of x times 1, 2, 3 and 4, each in four items.
+ */
+__kernel __attribute__((reqd_work_group_size(64, 1, 1))) SUBGROUP_KERNEL void
+probe_subgroups(__global const float *x, __global float *out)
 {
     const size_t i = get_global_id(0);
-    out[3 * i] = (int)get_sub_group_id();
-    out[3 * i + 1] = (int)get_sub_group_size();
-    out[3 * i + 2] = sub_group_reduce_add(x[i]);
+    float one = x[i], several[4];
+    for (uint k = 0; k < 4; k++) {
+        out[6 * i + k] = lane_xor(x[i], 1u << k);
+        several[k] = x[i] * (float)(k + 1);
+    }
+    out[6 * i + 4] = lane_sums(&one, 1, 1, 4);
+    out[6 * i + 5] = lane_sums(several, 4, 1, 16);
 }
 
 #elif defined(PROBE_DOT4)

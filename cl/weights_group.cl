@@ -1,11 +1,7 @@
 /* Weight matrices: what the kernels of many-item groups share. Built behind cl/weights.cl. */
 
 /* Aligned for the vector that is loaded, unlike vload. */
-static inline float8 halves8(const __global uchar *p)
-{
-    const uint4 bits = *(const __global uint4 *)p;
-    return vload_half8(0, (const half *)&bits);
-}
+static inline float8 halves8(const __global uchar *p) { return half_float8(*(const __global ushort8 *)p); }
 
 static inline float8 bytes8(const __global uchar *p) { return convert_float8(*(const __global uchar8 *)p); }
 static inline float8 signed8(const __global uchar *p) { return convert_float8(*(const __global char8 *)p); }
@@ -39,7 +35,7 @@ static inline float8 floats8(packed8 v)
                              v.w << 16, v.w & 0xffff0000u));
 }
 #else
-static inline float8 floats8(packed8 v) { return vload_half8(0, (const half *)&v); }
+static inline float8 floats8(packed8 v) { return half_float8(as_ushort8(v)); }
 #endif
 #endif
 #endif

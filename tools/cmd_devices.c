@@ -124,9 +124,9 @@ int cmd_devices(int argc, char **argv)
     args a = {
         .usage = "[options]",
         .about =
-            "The OpenCL devices of this machine, with the number that --device takes. Features: fp16 (half-precision\n"
-            "arithmetic), subgroups (sub-group reductions) and dot4 (sums of four byte products, x86), found by\n"
-            "trying; unified (memory shared with the host). --device ref, the C reference, needs no device."};
+            "The OpenCL devices of this machine, with the number that --device takes. Features: fp16 (halves as a\n"
+            "type), subgroups (sub-group shuffles) and dot4 (sums of four byte products, x86), found by trying;\n"
+            "unified (memory shared with the host). --device ref, the C reference, needs no device."};
     args_add(&a, "Options", options, sizeof options / sizeof *options);
     options_add_tiers(&a, &o.device);
     options_add_verbosity(&a, &o.verbosity);

@@ -208,8 +208,8 @@ enum {
 
 /* What was found by trying. */
 typedef struct dcm_device_probe {
-    bool fp16;                  /* half-precision arithmetic */
-    bool subgroups;             /* sub-group reductions */
+    bool fp16;                  /* halves as a type */
+    bool subgroups;             /* sub-group shuffles */
     bool dot4;                  /* sums of four byte products (x86's VNNI) */
     double read_gb_s;           /* GB (10^9 bytes) of global memory read in a second */
     double launch_us;           /* microseconds of an empty kernel in a full queue */

@@ -81,9 +81,9 @@ dcm_status dcm_device_try(const dcm_device_entry *entry, unsigned what, dcm_devi
     DCM_TRY(status, fail, find_entry(entry, &found));
     DCM_TRY(status, fail, cldev_open(&device, &found, false));
     if (what & DCM_PROBE_FEATURES) {
-        DCM_TRY(status, fail, cldev_probe_features(device));
-        probe->fp16 = device->limits.fp16;
-        probe->subgroups = device->limits.subgroups;
+        DCM_TRY(status, fail, cldev_probe_tiers(device));
+        probe->fp16 = cldev_has(device, CLDEV_FP16);
+        probe->subgroups = cldev_has(device, CLDEV_SUBGROUPS);
         probe->dot4 = cldev_has(device, CLDEV_DOT4);
     }
     if (what & DCM_PROBE_SPEED) {

@@ -16,7 +16,7 @@
 
 #include "base/error.h"
 
-/* Limits and features of one device. 0 or false: unsupported or unknown. */
+/* Limits of one device. 0 or false: unsupported or unknown. */
 typedef struct cldev_limits {
     char name[256], platform[256], vendor[256], driver[256], version[128], c_version[128];
     char pci[32]; /* "0000:65:00.0": domain, bus, device, function; "" where the driver does not tell */
@@ -32,13 +32,18 @@ typedef struct cldev_limits {
     bool prefetch_builtin;  /* a CPU: kernels may use clang's __builtin_prefetch, where the compiler has it */
     bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool host_code;         /* a CPU device runs kernels in this process, and its compiler takes inline assembly */
-    bool fp16;              /* half arithmetic compiles, runs and is right: set by cldev_probe_features */
-    bool subgroups;         /* sub-group reductions compile, run and are right: set by cldev_probe_features */
     uint32_t tiers_on, tiers_off; /* forced, a bit (1 << cldev_tier) each */
 } cldev_limits;
 
 /* What some devices have beyond OpenCL C 1.2; kernels use what a probe finds to work. The table is in tiers.c. */
-typedef enum cldev_tier { CLDEV_DOT4, CLDEV_HALF16, CLDEV_MMA, CLDEV_TIERS } cldev_tier;
+typedef enum cldev_tier {
+    CLDEV_DOT4,
+    CLDEV_HALF16,
+    CLDEV_FP16,
+    CLDEV_SUBGROUPS,
+    CLDEV_MMA,
+    CLDEV_TIERS
+} cldev_tier;
 
 /* What a probe said; not probed yet: all zero. */
 typedef struct cldev_tier_state {
@@ -52,7 +57,7 @@ typedef struct cldev_entry {
     cl_platform_id platform_id;
     cl_device_id id;
     uint32_t threads;    /* for cldev_open: most compute units to use of a CPU; 0: all */
-    cldev_limits limits; /* without the probed features */
+    cldev_limits limits;
 } cldev_entry;
 
 /* All devices of all platforms: *entries is freed with mem_free. No platform at all: DCM_OK with *count = 0. */
@@ -100,17 +105,16 @@ dcm_status cldev_buffer_new(cldev *device, size_t bytes, bool lasting, cl_mem *b
 void cldev_buffers_close(cldev *device);
 
 /*
- * Find limits.fp16, limits.subgroups and all tiers: those that the driver claims are built, run and compared, with a
- * small kernel each. Takes as long as the builds. Errors: DCM_ERR_MEMORY and DCM_ERR_DEVICE where not even a plain
- * kernel works.
- */
-dcm_status cldev_probe_features(cldev *device);
-
-/*
  * What the probe of a tier says, whatever is forced: now where it was not probed before, a small kernel is built, run
  * and compared. What does not build, run or give the right numbers is not there; `why` is logged at DCM_LOG_DEBUG.
  */
 const cldev_tier_state *cldev_tier_probe(cldev *device, cldev_tier tier);
+
+/*
+ * All of them, for as long as their builds take. Errors: DCM_ERR_MEMORY and DCM_ERR_DEVICE where not even a plain
+ * kernel works.
+ */
+dcm_status cldev_probe_tiers(cldev *device);
 
 /* Whether kernels may use a tier: it works, and is not forced off. */
 bool cldev_has(cldev *device, cldev_tier tier);

@@ -1,51 +1,33 @@
 #include "device/features.h"
 
-#include <dcm/log.h>
-
 #include "base/half.h"
-#include "device/list.h"
 #include "device/run.h"
 
 #include <math.h>
-#include <string.h>
 
-enum { ITEMS = 256, GROUP = 64 };
+enum { ITEMS = 256, GROUP = 64, LANE_WINDOW = 16 /* as in cl/lanes.cl */ };
 
-static size_t group_size(const cldev *device) { return device->limits.max_work_group < GROUP ? 1 : GROUP; }
-
-dcm_status check_fp16(cldev *device, probe_run *run)
-{
-    dcm_status status = DCM_OK;
-    uint16_t x[ITEMS], out[ITEMS];
-    for (int i = 0; i < ITEMS; i++)
-        x[i] = float_to_half((float)(i % 17 - 8));
-    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_FP16", "probe_fp16", true));
-    DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
-    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS, group_size(device)));
-    CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
-    for (int i = 0; i < ITEMS; i++) {
-        const float v = (float)(i % 17 - 8), expected = v * v + v / 4 - 0.5f; /* exact in f16 */
-        if (out[i] != float_to_half(expected))
-            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %g for %g", half_to_float(out[i]), expected);
-    }
-fail:
-    return status;
-}
-
-/* Every item must have been given the size of its sub-group and the sum over it. */
-static dcm_status compare_subgroups(const int *x, const int (*out)[3], int group)
+/*
+ * Of each item of x: that of the neighbour whose number differs in bit 0, 1, 2, 3; then sums over four neighbours, and
+ * one of four sums over sixteen.
+ */
+static dcm_status compare_lanes(const float *x, const float (*out)[6])
 {
     for (int i = 0; i < ITEMS; i++) {
-        const int begin = i / group * group;
-        int size = 0, sum = 0;
-        for (int k = begin; k < begin + group; k++)
-            if (out[k][0] == out[i][0]) {
-                size++;
-                sum += x[k];
-            }
-        if (out[i][1] != size || out[i][2] != sum)
-            return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: size %d for %d, sum %d for %d", out[i][1], size, out[i][2],
-                            sum);
+        const int window = i / LANE_WINDOW * LANE_WINDOW, value = i % LANE_WINDOW / 4;
+        float sum[LANE_WINDOW], expected[6];
+        for (int k = 0; k < 4; k++)
+            expected[k] = x[i ^ 1 << k];
+        expected[4] = (x[i & ~3] + x[(i & ~3) + 2]) + (x[(i & ~3) + 1] + x[(i & ~3) + 3]);
+        for (int k = 0; k < LANE_WINDOW; k++)
+            sum[k] = x[window + k] * (float)(value + 1);
+        for (int half = LANE_WINDOW / 2; half >= 1; half /= 2)
+            for (int k = 0; k < half; k++)
+                sum[k] += sum[k + half];
+        expected[5] = sum[0];
+        for (int k = 0; k < 6; k++)
+            if (out[i][k] != expected[k])
+                return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %g for %g", out[i][k], expected[k]);
     }
     return DCM_OK;
 }
@@ -53,14 +35,16 @@ static dcm_status compare_subgroups(const int *x, const int (*out)[3], int group
 dcm_status check_subgroups(cldev *device, probe_run *run)
 {
     dcm_status status = DCM_OK;
-    int x[ITEMS], out[ITEMS][3];
+    float x[ITEMS], out[ITEMS][6];
+    if (device->limits.max_work_group < GROUP)
+        return dcm_fail(DCM_ERR_DEVICE, "its groups have %zu work-items at most", device->limits.max_work_group);
     for (int i = 0; i < ITEMS; i++)
-        x[i] = 1 + i * i % 101;
-    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_SUBGROUPS", "probe_subgroups", true));
+        x[i] = 1.0f / (float)(1 + i * i % 101);
+    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_SUBGROUPS -DSUBGROUPS=1", "probe_subgroups", true));
     DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
-    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS, group_size(device)));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS, GROUP));
     CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
-    status = compare_subgroups(x, (const int(*)[3])out, (int)group_size(device));
+    status = compare_lanes(x, (const float(*)[6])out);
 fail:
     return status;
 }
@@ -109,17 +93,17 @@ fail:
     return status;
 }
 
-/* x holds 256 of the 65,536 halves, of every exponent and both signs. */
-dcm_status check_half16(cldev *device, probe_run *run)
+/* By `kernel`, whose items convert `each` halves: x holds 256 of the 65,536, of every exponent and both signs. */
+static dcm_status check_halves(cldev *device, probe_run *run, const char *options, const char *kernel, size_t each)
 {
     dcm_status status = DCM_OK;
     uint16_t x[ITEMS];
     float out[ITEMS];
     for (uint32_t i = 0; i < ITEMS; i++)
         x[i] = (uint16_t)(i * 257 + i % 16 * 64);
-    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_HALF16", "probe_half16", true));
+    DCM_TRY(status, fail, probe_run_kernel(run, device, options, kernel, true));
     DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
-    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS / 16, 1));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS / each, 1));
     CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
     for (int i = 0; i < ITEMS; i++) {
         const float expected = half_to_float(x[i]);
@@ -130,48 +114,12 @@ fail:
     return status;
 }
 
-dcm_status feature_claimed(const cldev *device, const char *const *extensions)
+dcm_status check_half16(cldev *device, probe_run *run)
 {
-    if (cldev_claims(device->id, extensions))
-        return DCM_OK;
-    return dcm_fail(DCM_ERR_DEVICE, "its driver does not claim %s", extensions[0]);
+    return check_halves(device, run, "-DPROBE_HALF16", "probe_half16", 16);
 }
 
-static bool has_feature(cldev *device, const char *name, const char *const *extensions,
-                        dcm_status (*check)(cldev *, probe_run *))
+dcm_status check_fp16(cldev *device, probe_run *run)
 {
-    probe_run run = {0};
-    /* Some compilers complain on stderr, past the build log, about what the device does not claim. */
-    dcm_status status = feature_claimed(device, extensions);
-    if (status == DCM_OK)
-        status = check(device, &run);
-    probe_run_close(&run);
-    if (status != DCM_OK)
-        dcm_log(DCM_LOG_DEBUG, "%s: no %s: %s", device->limits.name, name, dcm_error());
-    return status == DCM_OK;
-}
-
-/*
- * Shown, and used by no kernel: halves are only stored, sums are floats; a fold by sub-group reductions took 1.6 to 7.5
- * times as long as one in local memory on Intel's CPU runtime (rows of gradients). Command buffers are not asked for:
- * 150 small kernels replayed by cl_khr_command_buffer (0.9, provisional) took 1.1 times as long on PoCL 3.1 as enqueued
- * one by one with their arguments set anew, and 0.7 to 0.9 times as long on Intel's runtime, 1 to 5 us less for each.
- */
-dcm_status cldev_probe_features(cldev *device)
-{
-    static const char *const fp16[] = {"cl_khr_fp16", NULL};
-    static const char *const subgroups[] = {"cl_khr_subgroups", "cl_intel_subgroups", NULL};
-    probe_run run = {0};
-    dcm_status status = DCM_OK;
-    /* A device on which nothing builds is broken, not without features. */
-    DCM_TRY(status, fail, probe_run_kernel(&run, device, "", "probe_empty", false));
-    DCM_TRY(status, fail, probe_run_enqueue(&run, device, 1, 1));
-    CL_TRY(status, fail, clFinish(device->queue));
-    device->limits.fp16 = has_feature(device, "fp16", fp16, check_fp16);
-    device->limits.subgroups = has_feature(device, "subgroups", subgroups, check_subgroups);
-    for (int tier = 0; tier < CLDEV_TIERS; tier++)
-        cldev_has(device, (cldev_tier)tier);
-fail:
-    probe_run_close(&run);
-    return status;
+    return check_halves(device, run, "-DPROBE_FP16 -DFP16=1", "probe_fp16", 8);
 }

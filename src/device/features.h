@@ -8,16 +8,10 @@
  * Build, run and compare: DCM_OK where the numbers are right. `run` is closed by the caller. For check_dot4 and
  * check_half16 the device has to compile for this process's processor, and that to have the instruction.
  */
-dcm_status check_fp16(cldev *device, probe_run *run);
-dcm_status check_subgroups(cldev *device, probe_run *run);
 dcm_status check_dot4(cldev *device, probe_run *run);
 dcm_status check_half16(cldev *device, probe_run *run);
+dcm_status check_fp16(cldev *device, probe_run *run);
+dcm_status check_subgroups(cldev *device, probe_run *run);
 dcm_status check_mma(cldev *device, probe_run *run);
-
-/*
- * DCM_OK where the device claims one of `extensions` (NULL at their end). Some compilers complain on stderr, past the
- * build log, about what the device does not claim, so that only what it claims is tried.
- */
-dcm_status feature_claimed(const cldev *device, const char *const *extensions);
 
 #endif

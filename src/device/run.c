@@ -7,7 +7,7 @@ dcm_status probe_run_kernel(probe_run *run, cldev *device, const char *options, 
     dcm_status status = DCM_OK;
     cl_int error;
     program_source source;
-    DCM_TRY(status, fail, program_source_init(&source, device, "probe", options));
+    DCM_TRY(status, fail, program_source_init(&source, device, "lanes+probe", options));
     DCM_TRY(status, fail, program_build(device, &source, quiet, &run->program));
     run->kernel = clCreateKernel(run->program, name, &error);
     DCM_TRY(status, fail, cldev_check(error, "clCreateKernel(...)"));

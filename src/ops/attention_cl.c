@@ -31,7 +31,7 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
 {
     const kv_pool *pool = a->pool;
     const cldev_limits *limits = &clop_device(b)->limits;
-    char options[192];
+    char options[224];
     dcm_status status;
     l->wide = clop_wide(b);
     l->blocks = pool_blocks(b, pool, a->step->n == 1);
@@ -39,16 +39,18 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     l->key_rot = a->step->key_rot;
     const char *name = l->wide ? "attention_wide" : "attention_group";
     const char *family = l->wide ? "attention_view+attention_wide+attention_combine"
-                                 : "attention_view+attention_group+attention_combine";
+                                 : "attention_view+lanes+attention_group+attention_combine";
     l->layer = a->layer;
     l->splits = splits_max(a->step->max_units);
     l->views = a->step->views;
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
     snprintf(options, sizeof options,
-             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d",
+             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d "
+             "-DFP16=%d -DSUBGROUPS=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, clop_tier(b, CLDEV_HALF16), l->wide && a->store);
+             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, clop_tier(b, CLDEV_HALF16), l->wide && a->store,
+             clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS));
     DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:

@@ -8,17 +8,18 @@ enum {
     FUSED_WEIGHTS = 4 << 20 /* of smaller matrices each group makes its SwiGLU input anew: cheaper than a launch */
 };
 
-static const char FAMILY[] = "weights+weights_group+linear_group";
+static const char FAMILY[] = "weights+weights_group+lanes+linear_group";
 
 typedef struct group_options {
-    char text[208];
+    char text[240];
 } group_options;
 
 static group_options options_of(backend *b, const matrix *m)
 {
     group_options o;
-    snprintf(o.text, sizeof o.text, "%s -DITEMS=%zu -DAHEAD=%d -DCPU=%d", matrix_cl_of(m)->options,
-             matrix_group_size(b), AHEAD, (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0);
+    snprintf(o.text, sizeof o.text, "%s -DITEMS=%zu -DAHEAD=%d -DCPU=%d -DSUBGROUPS=%d", matrix_cl_of(m)->options,
+             matrix_group_size(b), AHEAD, (clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU) != 0,
+             clop_tier(b, CLDEV_SUBGROUPS));
     return o;
 }
 

@@ -23,7 +23,7 @@ enum {
 
 /* What the launches' arguments point to. */
 typedef struct group_launch {
-    char options[208];
+    char options[224];
     cl_uint n, cols, rows, flags, shares;
     cl_ulong tile_bytes, x_offset, y_offset, ldy;
     cl_float eps;

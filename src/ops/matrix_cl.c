@@ -177,9 +177,9 @@ static void set_options(backend *b, matrix_cl *m)
     const bool cpu = clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU;
     snprintf(m->options, sizeof m->options,
              "-DTYPE=%u -DBITS=%u -DBLOCK=%u -DBLOCK_HEAD=%u -DBLOCK_BYTES=%u -DSUPER=%u -DSUPER_HEAD=%u "
-             "-DPREFETCH=%d -DQUADS=%d -DX86=%d",
+             "-DPREFETCH=%d -DQUADS=%d -DX86=%d -DFP16=%d",
              (unsigned)m->base.type, l.bits, l.block, l.block_head, l.block_bytes, l.super, l.super_head,
-             cpu, m->quads, clop_tier(b, CLDEV_HALF16));
+             cpu, m->quads, clop_tier(b, CLDEV_HALF16), clop_tier(b, CLDEV_FP16));
 }
 
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out)

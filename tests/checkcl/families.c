@@ -2,9 +2,9 @@
 
 const ck_family ck_families[] = {
     {"embed", check_embed, CK_SHAPES | CK_FLOAT | CK_NO_HALF16 | CK_STRICT},
-    {"linear", check_linear, CK_SHAPES | CK_FLOAT | CK_CLBLAST | CK_MMA | CK_STRICT},
+    {"linear", check_linear, CK_SHAPES | CK_FLOAT | CK_CLBLAST | CK_MMA | CK_GROUP_PLAIN | CK_STRICT},
     {"kv_store", check_kv_store, CK_STRICT},
-    {"attention", check_attention, CK_SHAPES | CK_NO_HALF16 | CK_STRICT},
+    {"attention", check_attention, CK_SHAPES | CK_NO_HALF16 | CK_GROUP_PLAIN | CK_STRICT},
     {"attention_back", check_attention_back, CK_ONE},
     {"merge", check_merge, CK_STRICT},
     {"merge_back", check_merge_back, CK_ONE},

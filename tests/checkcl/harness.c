@@ -345,6 +345,14 @@ static void run_strict(ck *c, const ck_family *family)
     c->strict = false;
 }
 
+static bool has_one(cldev *device, uint32_t tiers)
+{
+    for (int t = 0; t < CLDEV_TIERS; t++)
+        if (tiers & 1u << t && cldev_has(device, (cldev_tier)t))
+            return true;
+    return false;
+}
+
 void ck_run_family(ck *c, const ck_family *family)
 {
     static const struct {
@@ -352,27 +360,28 @@ void ck_run_family(ck *c, const ck_family *family)
         clop_shape shape;
         clop_dense dense;
         clop_many many;
-        int off; /* the tier that is forced off, where the device has it; CLDEV_TIERS: none */
-    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_TIERS},
-                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, CLDEV_TIERS},
-                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, CLDEV_TIERS},
-                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_DOT4},
-                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, CLDEV_TIERS},
-                    {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, CLDEV_HALF16}};
+        uint32_t off; /* tiers that are forced off, a bit each: only where the device has one of them */
+    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 0},
+                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 0},
+                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, 0},
+                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_DOT4},
+                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, 0},
+                    {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_HALF16},
+                    {"group-plain", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP,
+                     1u << CLDEV_FP16 | 1u << CLDEV_SUBGROUPS}};
     c->variant = "";
     if ((family->variants & ~CK_STRICT) == CK_ONE)
         family->run(c);
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-        const int off = variants[i].off, needed = variants[i].many == CLOP_MANY_MMA ? CLDEV_MMA : off;
-        if (!(family->variants & 1u << i) ||
-            (needed != CLDEV_TIERS && !c->list && !cldev_has(c->device, (cldev_tier)needed)))
+        const uint32_t off = variants[i].off, needed = variants[i].many == CLOP_MANY_MMA ? 1u << CLDEV_MMA : off;
+        if (!(family->variants & 1u << i) || (needed && !c->list && !has_one(c->device, needed)))
             continue;
         c->variant = variants[i].name;
         if (!c->list) {
             clop_set_shape(c->side[CK_CL], variants[i].shape);
             clop_set_dense(c->side[CK_CL], variants[i].dense);
             clop_set_many(c->side[CK_CL], variants[i].many);
-            c->device->limits.tiers_off = off == CLDEV_TIERS ? 0 : 1u << off;
+            c->device->limits.tiers_off = off;
         }
         family->run(c);
         if (!c->list)

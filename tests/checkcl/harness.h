@@ -123,7 +123,8 @@ typedef enum ck_variants {
     CK_FLOAT = 8,  /* wide without integer products, where the device has them */
     CK_MMA = 16,   /* group, on matrix units, where the device has them */
     CK_NO_HALF16 = 32, /* wide without that tier, where the device has it */
-    CK_STRICT = 64     /* after all others: strict back ends */
+    CK_GROUP_PLAIN = 64, /* group without fp16 and sub-groups, where the device has one of them */
+    CK_STRICT = 128    /* after all others: strict back ends */
 } ck_variants;
 
 typedef struct ck_family {

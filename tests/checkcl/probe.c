@@ -29,9 +29,9 @@ void check_probe(ck *c)
         measured(c, true);
     if (ck_case(c, "probe/read_strided"))
         measured(c, false);
-    if (ck_case(c, "probe/features")) {
-        if (cldev_probe_features(c->device) == DCM_OK)
-            ck_pass(c, 0, c->device->limits.fp16 ? "fp16" : "no fp16");
+    if (ck_case(c, "probe/tiers")) {
+        if (cldev_probe_tiers(c->device) == DCM_OK)
+            ck_pass(c, 0, cldev_has(c->device, CLDEV_SUBGROUPS) ? "subgroups" : "no subgroups");
         else
             ck_fail(c, dcm_error());
     }

@@ -4,9 +4,10 @@
 
 #include <dirent.h>
 
-#include <dcm/device.h>
+#include <dcm/dcm.h>
 
 #include "device/tuning.h"
+#include "ops/open.h"
 #include "ops/ops_cl.h"
 #include "ops/tune_cl.h"
 #include "support/fixture.h"
@@ -19,14 +20,14 @@ static void parse(void **state)
     uint32_t on, off;
     assert_int_equal(cldev_tiers_parse(NULL, &on, &off), DCM_OK);
     assert_int_equal(on | off, 0);
-    assert_int_equal(cldev_tiers_parse("dot4=off,mma=on,half16=on,dot4=on,mma=off", &on, &off), DCM_OK);
+    assert_int_equal(cldev_tiers_parse("dot4=off,mma=on,half16=on,dot4=on,mma=off,subgroups=off", &on, &off), DCM_OK);
     assert_int_equal(on, 1u << CLDEV_DOT4 | 1u << CLDEV_HALF16); /* the last of a name holds */
-    assert_int_equal(off, 1u << CLDEV_MMA);
+    assert_int_equal(off, 1u << CLDEV_MMA | 1u << CLDEV_SUBGROUPS);
     static const char *const wrong[][2] = {
-        {"fast=on", "there is no tier \"fast\"; there are: dot4, half16, mma"},
-        {"dot=on", "there is no tier \"dot\"; there are: dot4, half16, mma"},
-        {",dot4=on", "there is no tier \"\"; there are: dot4, half16, mma"},
-        {"dot4=on,DOT4=on", "there is no tier \"DOT4\"; there are: dot4, half16, mma"},
+        {"fast=on", "there is no tier \"fast\"; there are: dot4, half16, fp16, subgroups, mma"},
+        {"dot=on", "there is no tier \"dot\"; there are: dot4, half16, fp16, subgroups, mma"},
+        {",dot4=on", "there is no tier \"\"; there are: dot4, half16, fp16, subgroups, mma"},
+        {"dot4=on,DOT4=on", "there is no tier \"DOT4\"; there are: dot4, half16, fp16, subgroups, mma"},
         {"dot4", "tier \"dot4\" is neither dot4=on nor dot4=off"},
         {"mma=on,dot4=yes", "tier \"dot4=yes\" is neither dot4=on nor dot4=off"},
         {"dot4=onn", "tier \"dot4=onn\" is neither dot4=on nor dot4=off"},
@@ -197,6 +198,73 @@ static void tuning_follows(void **state)
     mem_free(&entries);
 }
 
+enum { VOCAB = 300, TOKENS = 40, PROMPT = 24 };
+
+/* The logits after a prompt and after each of the tokens behind it, by the kernels of GPUs. */
+static void logits_of(const char *device_name, const char *tiers, const dcm_model_info *shape, dcm_weights type,
+                      bool kv_f32, float (*logits)[VOCAB])
+{
+    dcm_device *device = NULL;
+    dcm_model *model = NULL;
+    dcm_session *session = NULL;
+    const dcm_cache_params cache = {.group = 4, .sinks = 2, .merge = "newer", .kv = kv_f32 ? DCM_KV_F32 : DCM_KV_F16};
+    int32_t tokens[TOKENS];
+    for (int i = 0; i < TOKENS; i++)
+        tokens[i] = i * i * 7 % VOCAB;
+    assert_int_equal(dcm_device_open(&device, &(dcm_device_params){.name = device_name, .tiers = tiers}), DCM_OK);
+    clop_set_shape(device->ops, CLOP_SHAPE_GROUP);
+    assert_int_equal(dcm_model_synthetic(&model, device, shape, type), DCM_OK);
+    assert_int_equal(dcm_session_open(&session, model, &cache), DCM_OK);
+    assert_int_equal(dcm_session_feed(session, tokens, PROMPT, logits[0]), DCM_OK);
+    for (int i = PROMPT; i < TOKENS; i++)
+        assert_int_equal(dcm_session_feed(session, tokens + i, 1, logits[i - PROMPT + 1]), DCM_OK);
+    dcm_session_close(&session);
+    dcm_model_close(&model);
+    dcm_device_close(&device);
+}
+
+/*
+ * Halves as a type and shuffles are other ways to the same numbers; for head sizes whose sums over work-items are
+ * shuffled (32, 64, 128) and not (40).
+ */
+static void same_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t head_dim, heads, kv_heads;
+        dcm_weights type;
+        bool kv_f32;
+    } shapes[] = {{64, 6, 2, DCM_WEIGHTS_Q4_1, false},
+                  {128, 4, 4, DCM_WEIGHTS_F16, true},
+                  {32, 4, 1, DCM_WEIGHTS_Q8_0, true},
+                  {40, 8, 4, DCM_WEIGHTS_F16, false}};
+    static float with[TOKENS - PROMPT + 1][VOCAB], without[TOKENS - PROMPT + 1][VOCAB];
+    size_t count, tried = 0;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < count; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "%u.%u", entries[i].platform, entries[i].index);
+        cldev *device = open_with_cache(&entries[i]);
+        const bool some = cldev_has(device, CLDEV_FP16) || cldev_has(device, CLDEV_SUBGROUPS);
+        cldev_close(&device);
+        for (size_t s = 0; some && s < sizeof shapes / sizeof *shapes; s++) {
+            const dcm_model_info shape = {.layers = 2,
+                                          .hidden = shapes[s].head_dim * shapes[s].heads,
+                                          .heads = shapes[s].heads,
+                                          .kv_heads = shapes[s].kv_heads,
+                                          .ffn = 320,
+                                          .vocab = VOCAB};
+            tried++;
+            logits_of(name, NULL, &shape, shapes[s].type, shapes[s].kv_f32, with);
+            logits_of(name, "fp16=off,subgroups=off", &shape, shapes[s].type, shapes[s].kv_f32, without);
+            assert_memory_equal(with, without, sizeof with);
+        }
+    }
+    mem_free(&entries);
+    if (!tried)
+        skip_case();
+}
+
 /* As a program of the library sees them. */
 static void public_interface(void **state)
 {
@@ -247,6 +315,7 @@ static const apart_case cases[] = {
     {"wrong_numbers", wrong_numbers},
     {"keys", keys},
     {"tuning_follows", tuning_follows},
+    {"same_bits", same_bits},
     {"public_interface", public_interface},
 };
 
