@@ -89,8 +89,10 @@ static int check_options(const train_options *o, const args *a)
         return tool_fail(DCM_ERR_USAGE, "--kl 0 without --il leaves nothing to learn");
     if (!(o->rate > 0))
         return tool_fail(DCM_ERR_USAGE, "--rate 0 learns nothing");
-    const int code = check_net(o, a);
-    return code ? code : output_check(o->out);
+    int code = check_net(o, a);
+    if (code == 0)
+        code = output_check(o->out);
+    return code || !o->plot ? code : output_check(o->csv); /* which is read again */
 }
 
 static void add_options(args *a, train_options *o)

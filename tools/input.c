@@ -52,13 +52,23 @@ static int read_all(FILE *in, const char *name, char **data, size_t *size)
     return ferror(in) ? tool_fail(DCM_ERR_FILE, "%s: cannot read: %s", name, strerror(errno)) : 0;
 }
 
+/* A device that is neither a terminal nor /dev/null. */
+static bool is_endless(FILE *in)
+{
+    struct stat st, null;
+    return fstat(fileno(in), &st) == 0 && S_ISCHR(st.st_mode) && !isatty(fileno(in)) &&
+           !(stat("/dev/null", &null) == 0 && null.st_rdev == st.st_rdev);
+}
+
 static int read_file(const char *path, char **data, size_t *size)
 {
     const bool standard = strcmp(path, "-") == 0;
     FILE *in = standard ? stdin : fopen(path, "rb");
     if (!in)
         return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
-    const int code = read_all(in, standard ? "standard input" : path, data, size);
+    const char *name = standard ? "standard input" : path;
+    const int code = is_endless(in) ? tool_fail(DCM_ERR_FILE, "%s: a device without an end: not a text", name)
+                                    : read_all(in, name, data, size);
     if (!standard)
         fclose(in);
     return code;

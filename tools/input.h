@@ -24,8 +24,9 @@ bool input_given(const args *a, const input_source *source);
 int input_check(const args *a, const input_source *source);
 
 /*
- * Read the text: any bytes, NUL included, with a NUL behind them. *data is freed with free(). Returns 0 or the exit
- * code after a message: that of input_check, or 3 when the file cannot be read.
+ * Read the text, of a file or a stream: any bytes, NUL included, with a NUL behind them. *data is freed with free().
+ * Returns 0 or the exit code after a message: that of input_check, or 3 when the file cannot be read, or is a device
+ * that never ends.
  */
 int input_read(const args *a, const input_source *source, char **data, size_t *size);
 

@@ -511,7 +511,7 @@ def test_foreign_record(cli):
     ]:
         cli.fails(2, message, *against(cli, path), "--devices", "ref", *args)
     cli.fails(3, "No such file", *against(cli, cli.folder / "none"), "--devices", "ref")
-    cli.fails(3, "not a file that can be read", *against(cli, cli.folder), "--devices", "ref")
+    cli.fails(3, "not a regular file", *against(cli, cli.folder), "--devices", "ref")
     cli.fails(3, "not a record", *against(cli, cli.tiny), "--devices", "ref")
     record = Record(path.read_bytes())
     record.version = 2

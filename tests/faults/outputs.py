@@ -1,8 +1,9 @@
-"""Outputs on a disk that fills up, names that are no files, and signals at any moment: outputs.py DCM MAKE_TINY_MODEL
-[--signals N].
+"""Outputs on a disk that fills up, names that are no files (of inputs, too), and signals at any moment: outputs.py DCM
+MAKE_TINY_MODEL [--signals N].
 
 A limit on the size of files stands for the full disk: every output is refused with exit code 3 and one line, and a file
-that is written whole or not at all is not there. Pipes and devices are not waited for, and not replaced. SIGINT and
+that is written whole or not at all is not there. Pipes and devices are not waited for, not read where a file has to be,
+and not replaced. SIGINT and
 SIGTERM come N times each (12) after a random time: exit code 130 or 143, nothing but one line on standard error, and
 files whole or not there; a quarter as often while PoCL compiles.
 """
@@ -17,8 +18,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
+ROOM = 16 << 30  # bytes of address space: what reads without an end ends
 RUN = ["run", "--temp", "0", "--ignore-eos", "-L", "16", "--merge", "newer", "-p", "the cat and the hat"]
 
 
@@ -49,7 +52,8 @@ class Outputs:
 
     def run(self, *args):
         return subprocess.run([self.dcm, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, timeout=6000, env=self.environment)
+                              stderr=subprocess.PIPE, text=True, timeout=600, env=self.environment,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM)))
 
     def expect(self, code, message, *args):
         """Exit code and last line of standard error; standard output."""
@@ -99,16 +103,12 @@ def check_full_disk(o):
 
 
 def check_names(o):
-    """What is no regular file, behind the options that read one and those that write one."""
+    """What is no regular file, behind the options that write one."""
     fifo, link, target, text = (str(o.folder / n) for n in ("fifo", "via", "target", "text"))
     os.mkfifo(fifo)
     pathlib.Path(text).write_text("the cat and the hat sat on the mat, " * 40)
     model = ["-m", o.model]
     train = ["train", *model, "-f", text, "-L", "4", "-n", "48", "-q", "--steps"]
-    for args in (["run", "-m", fifo, "-p", "x"], ["tokenize", "-m", fifo, "-p", "x"], ["plan", "-L", "4", "-m", fifo],
-                 ["run", *model, "-p", "x", "--merge", fifo], [*train, "1", "-o", target, "--from", fifo],
-                 [*train, "1", "-o", target, "--resume", fifo]):
-        o.expect(3, f"{fifo}: not a regular file", *args)
     o.expect(3, f"{fifo}: not a regular file: it is left as it is", *train, str(1 << 40), "-o", fifo)
     o.expect(3, f"{fifo}: not a regular file: it is left as it is", *train, str(1 << 40), "-o", target,
              "--checkpoint", fifo)
@@ -120,8 +120,59 @@ def check_names(o):
         o.expect(0, "", *train, "1", "-o", link)
         if not os.path.islink(link) or not stat.S_ISREG(os.lstat(target).st_mode):
             o.faults.append("train: a link as its output is replaced, or leads nowhere")
+    check_inputs(o, fifo, [*train, "1", "-o", target])
+    check_journal(o, fifo, [*train, "2", "-o", target])
+    check_text_streams(o, fifo, text)
     check_same(o, text)
     check_streams(o, text)
+
+
+def check_inputs(o, fifo, train):
+    """What is no regular file, behind the options that read one."""
+    model = ["-m", o.model]
+    names = [fifo, str(o.folder / "texts"), "/dev/null", "/dev/zero"]
+    os.mkdir(names[1])
+    for name in names:
+        for args in (["run", "-m", name, "-p", "x"], ["tokenize", "-m", name, "-p", "x"],
+                     ["plan", "-L", "4", "-m", name], ["run", *model, "-p", "x", "--merge", name],
+                     [*train, "--from", name], [*train, "--resume", name], ["bench", *model, "--compare", name],
+                     ["check", *model, "--devices", "ref", "--against", name],
+                     [*train, "--csv", name, "--plot", f"{o.folder}/plot.svg"]):
+            o.expect(3, f"{name}: not a regular file", *args)
+    os.mkfifo(f"{names[1]}/fifo")
+    o.expect(3, f"{names[1]}/fifo: not a regular file", *train, "--held-out", names[1])
+    for command, name, message in (("tokenize", names[1], "cannot read: Is a directory"),
+                                   ("run", names[1], "cannot read: Is a directory"),
+                                   ("tokenize", "/dev/zero", "a device without an end: not a text"),
+                                   ("run", "/dev/zero", "a NUL byte at offset 0: not a text")):
+        o.expect(3, f"{name}: {message}", command, *model, "-f", name)
+
+
+def check_journal(o, fifo, train):
+    """Rows go to a pipe as they would to a file; to go on with a training nothing is read from it."""
+    header = "step,group,rate,norm,kl,il,magnitude,bsd,held_kl,held_ratio,gate_mean,gate_spread,seconds"
+    for resume, steps in ([], ["1", "2"]), (["--resume", train[-1] + ".checkpoint"], []):
+        rows = []
+        reader = threading.Thread(target=lambda: rows.extend(pathlib.Path(fifo).read_text().splitlines()), daemon=True)
+        reader.start()
+        o.expect(0, "", *train, *resume, "--csv", fifo)
+        reader.join(600)
+        if [row.split(",")[0] for row in rows] != ["step", *steps] or rows[0] != header:
+            o.faults.append(f"train: the pipe of --csv got {rows}")
+
+
+def check_text_streams(o, fifo, text):
+    """Texts may come from a pipe that a writer opens later, and be empty."""
+    for args in ["tokenize", "--ids"], ["tokenize"], RUN[:-2] + ["-n", "4"]:
+        args = [args[0], "-m", o.model, *args[1:], "-f"]
+        writer = threading.Timer(0.2, lambda: pathlib.Path(fifo).write_bytes(pathlib.Path(text).read_bytes()))
+        writer.start()
+        if o.expect(0, "", *args, fifo) != o.expect(0, "", *args, text):
+            o.faults.append(f"{args[0]}: a pipe gives another text than a file")
+        writer.join()
+    for empty in ["-f", "/dev/null"], ["-"]:
+        if o.expect(0, "", "tokenize", "-m", o.model, *empty):
+            o.faults.append("tokenize: an empty text has tokens")
 
 
 def check_same(o, text):

@@ -1,8 +1,8 @@
 /* The earlier result of --compare: text that anybody may have written. */
 #include "bench.h"
+#include "regular.h"
 #include "tool.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,32 +80,20 @@ int bench_parse_old(const char *path, const char *text, size_t size, json_t **ol
 /* All of a file, NUL not added; NULL after a message with its exit code. */
 static char *read_file(const char *path, size_t *size, int *code)
 {
-    FILE *in = fopen(path, "rb");
-    char *text = NULL;
-    size_t room = 0;
-    *size = 0;
-    *code = 0;
-    if (!in) {
-        *code = tool_fail(DCM_ERR_FILE, "%s: not readable: %s", path, strerror(errno));
+    uint64_t bytes;
+    FILE *in = regular_open(path, &bytes);
+    *code = in ? 0 : DCM_ERR_FILE;
+    if (!in)
         return NULL;
-    }
-    while (!*code && !feof(in)) {
-        if (*size == room) {
-            room = room + room / 2 + (64 << 10);
-            char *more = realloc(text, room);
-            if (!more) {
-                *code = tool_fail(DCM_ERR_MEMORY, "%s: host memory: no room for %zu bytes", path, room);
-                break;
-            }
-            text = more;
-        }
-        *size += fread(text + *size, 1, room - *size, in);
-        if (ferror(in))
-            *code = tool_fail(DCM_ERR_FILE, "%s: not readable: %s", path, strerror(errno));
-        else if (*size > FILE_MAX_BYTES)
-            *code = tool_fail(DCM_ERR_FILE, "%s: over %d bytes: not a result of dcm bench --format json", path,
-                              FILE_MAX_BYTES);
-    }
+    char *text = NULL;
+    *size = (size_t)bytes;
+    if (bytes > FILE_MAX_BYTES)
+        *code = tool_fail(DCM_ERR_FILE, "%s: over %d bytes: not a result of dcm bench --format json", path,
+                          FILE_MAX_BYTES);
+    else if (!(text = malloc(*size + 1)))
+        *code = tool_fail(DCM_ERR_MEMORY, "%s: host memory: no room for %zu bytes", path, *size);
+    else if (fread(text, 1, *size, in) != *size)
+        *code = tool_fail(DCM_ERR_FILE, "%s: cannot be read", path);
     fclose(in);
     if (*code) {
         free(text);

@@ -1,14 +1,13 @@
 #include "record.h"
 
+#include "regular.h"
 #include "tool.h"
 
 #include <dcm/session.h>
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 static const char magic[8] = "DCMCHECK";
 enum { HEADER_MAX = 48 << 10, PARTS_MAX = 256, STEPS_MAX = 1 << 24, UNITS_MAX = 1 << 28 };
@@ -280,15 +279,12 @@ static int read_body(record *r, const char *path, FILE *in, uint64_t sum, uint64
 
 int record_read(record *r, const char *path)
 {
-    struct stat st;
     file_head head;
-    uint64_t sum;
-    if (stat(path, &st) != 0)
-        return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
-    FILE *in = S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    uint64_t size, sum;
+    FILE *in = regular_open(path, &size);
     if (!in)
-        return bad(path, "not a file that can be read");
-    int code = read_header(r, path, in, (uint64_t)st.st_size, &head, &sum);
+        return DCM_ERR_FILE;
+    int code = read_header(r, path, in, size, &head, &sum);
     if (code == 0)
         code = read_body(r, path, in, sum, head.checksum);
     fclose(in);

@@ -105,13 +105,16 @@ static int read_file(corpus_source *s, const dcm_tokenizer *tokenizer, const cha
 
 static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
 
-static int read_path(corpus_source *s, const dcm_tokenizer *tokenizer, const char *path)
+/* What was given may be a stream, what lies in a folder not. */
+static int read_path(corpus_source *s, const dcm_tokenizer *tokenizer, const char *path, bool given)
 {
     struct dirent **entry = NULL;
     struct stat st;
     int code = 0;
     if (stat(path, &st) != 0)
         return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+    if (!S_ISDIR(st.st_mode) && !S_ISREG(st.st_mode) && !given)
+        return tool_fail(DCM_ERR_FILE, "%s: not a regular file", path);
     if (!S_ISDIR(st.st_mode))
         return read_file(s, tokenizer, path);
     const int entries = scandir(path, &entry, visible, alphasort);
@@ -122,7 +125,7 @@ static int read_path(corpus_source *s, const dcm_tokenizer *tokenizer, const cha
         if (code == 0 && asprintf(&inside, "%s/%s", path, entry[i]->d_name) < 0)
             code = tool_fail(DCM_ERR_MEMORY, "no room for a file's name");
         if (code == 0)
-            code = read_path(s, tokenizer, inside);
+            code = read_path(s, tokenizer, inside, false);
         free(inside);
         free(entry[i]);
     }
@@ -156,7 +159,7 @@ int corpus_open(corpus *c, const dcm_tokenizer *tokenizer, const arg_texts *path
     for (size_t i = 0; i < paths->count && code == 0; i++) {
         corpus_source *s = &c->source[c->count++];
         s->path = paths->item[i];
-        code = read_path(s, tokenizer, s->path);
+        code = read_path(s, tokenizer, s->path, true);
         if (code == 0 && !all_places(s, needed))
             code = tool_fail(DCM_ERR_FILE, "%s: no text of %zu tokens: the longest of %zu has %zu", s->path, needed,
                              s->texts, longest(s));

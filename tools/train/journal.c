@@ -1,12 +1,15 @@
 #include "journal.h"
 
 #include "output.h"
+#include "regular.h"
 #include "tool.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const char header[] =
     "step,group,rate,norm,kl,il,magnitude,bsd,held_kl,held_ratio,gate_mean,gate_spread,seconds\n";
@@ -15,10 +18,11 @@ static const char header[] =
 static int keep_rows(const journal *j, uint64_t steps)
 {
     char line[JOURNAL_LINE] = "";
-    uint64_t step;
+    uint64_t step, size;
     output_file kept = {0};
-    FILE *old = steps ? fopen(j->path, "r") : NULL;
-    int code = 0;
+    const bool there = steps && access(j->path, F_OK) == 0;
+    FILE *old = there ? regular_open(j->path, &size) : NULL;
+    int code = there && !old ? DCM_ERR_FILE : 0;
     if (old && fgets(line, sizeof line, old) && strcmp(line, header) != 0)
         code = tool_fail(DCM_ERR_FILE, "%s: its columns are not those of this dcm: give --csv another file", j->path);
     if (code == 0)
@@ -36,12 +40,18 @@ static int keep_rows(const journal *j, uint64_t steps)
 
 int journal_open(journal *j, const char *path, uint64_t steps)
 {
+    struct stat st;
     *j = (journal){.path = path};
-    const int code = keep_rows(j, steps);
+    const bool stream = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    const int code = stream ? 0 : keep_rows(j, steps);
     if (code)
         return code;
     j->out = fopen(path, "a");
-    return j->out ? 0 : tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
+    if (!j->out)
+        return tool_fail(DCM_ERR_FILE, "%s: cannot write: %s", path, strerror(errno));
+    if (stream)
+        fputs(header, j->out);
+    return 0;
 }
 
 int journal_add(journal *j, const journal_row *r)

@@ -27,8 +27,8 @@ typedef struct journal {
 } journal;
 
 /*
- * Begin; after `steps` steps that a checkpoint has behind it, the rows up to there are kept. 0 or 3 after a message:
- * also where they have other columns, as those that an older dcm wrote.
+ * Begin; after `steps` steps that a checkpoint has behind it, the rows up to there are kept; a pipe or a device has
+ * none. 0 or 3 after a message: also where they have other columns, as those that an older dcm wrote.
  */
 int journal_open(journal *j, const char *path, uint64_t steps);
 

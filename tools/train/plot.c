@@ -1,10 +1,10 @@
 #include "journal.h"
 
 #include "output.h"
+#include "regular.h"
 #include "svg.h"
 #include "tool.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,9 +42,10 @@ static int read_rows(curve *c, const char *path)
     enum { KL = 4, BSD = 7, HELD = 8 }; /* columns of journal.c's header */
     char line[JOURNAL_LINE];
     int code = 0;
-    FILE *in = fopen(path, "r");
+    uint64_t size;
+    FILE *in = regular_open(path, &size);
     if (!in)
-        return tool_fail(DCM_ERR_FILE, "%s: %s", path, strerror(errno));
+        return DCM_ERR_FILE;
     while (code == 0 && fgets(line, sizeof line, in)) {
         if (*line < '0' || *line > '9')
             continue;
