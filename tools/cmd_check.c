@@ -234,6 +234,7 @@ static void release(check_run *run)
         record_release(run->against);
     record_release(&run->made);
     check_free_choices(run);
+    free(run->kept);
     free(run->ids);
 }
 
@@ -290,9 +291,10 @@ int cmd_check(int argc, char **argv)
     check_options o = {.steps = DEFAULT_STEPS, .seed = 1, .cache = CACHE_OPTIONS_DEFAULT};
     args a = {.usage = "-m MODEL --devices A,B[,C...] [-n TOKENS] [-L N] [-f FILE]",
               .about = "Do devices compute the same? One stream of tokens goes through each of them, each in a process "
-                       "of its own, token by token, and its first 512 once more as a prompt; logits, caches and greedy "
-                       "choices are compared with the first one's, or with a record made on another machine. Exit "
-                       "code 1 when a bound is passed, 4 when a device crashes or hangs.",
+                       "of its own, token by token, and its first 512 twice more: as a prompt, and with the logits "
+                       "after each; logits, caches and greedy choices are compared with the first one's, or with a "
+                       "record made on another machine. Exit code 1 when a bound is passed, 4 when a device crashes "
+                       "or hangs.",
               .stdin_dash = true};
     o.cache.group = DEFAULT_GROUP;
     o.cache.kv = DCM_KV_F32;

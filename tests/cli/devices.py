@@ -39,7 +39,7 @@ class Cli:
         return result.stdout
 
     def rows(self, code, *args, form="decode", **environment):
-        """Of devices that are fed tokens one by one, or as a prompt."""
+        """Of devices that are fed tokens one by one ("decode"), as a prompt, or together with the logits after each."""
         rows = json.loads(self.exits(code, *args, "--format", "json", **environment))["rows"]
         return [r for r in rows if r["form"] == form]
 
@@ -120,7 +120,8 @@ def test_notes(cli):
     facts = table["devices"][0]
     text = cli.exits(0, *cli.model, "--devices", "0.0,ref")
     assert f"0.0 is {facts['device']} ({facts['platform']}, driver {facts['driver']}); ref is ref (C ref" in text, text
-    assert "\nprompt: the first 40 tokens once more" in text and table["prompt_tokens"] == 40, text
+    assert "\nprompt: the first 40 tokens once more" in text and "each: once more, 128 at a time at most" in text, text
+    assert table["prompt_tokens"] == 40, table
     path = saved(cli, "notes")
     text = cli.exits(0, *against(cli, path), "--devices", "ref")
     assert f"{path} is {facts['device']} (" in text, text
@@ -181,11 +182,56 @@ def test_broken_prompt(cli):
     assert row["status"] == "logits differ" and row["cache_ratio"] > 100, row
     no_kernel = {**broken, "BROKEN_BY": "no such name", "DCM_CACHE": str(cli.folder / "no-kernel")}
     table = json.loads(cli.exits(4, *run, "--format", "json", **no_kernel))["rows"]
-    assert [r["steps"] for r in table] == [40, 20, 40, 0] and table[1]["cache_ratio"] <= 1, table
-    assert all(r["status"].endswith(", in a prompt, at one of tokens 1 to 20") for r in (table[1], table[3])), table
+    assert [r["steps"] for r in table] == [40, 20, 40, 0, 0] and table[1]["cache_ratio"] <= 1, table
+    assert all(table[i]["status"].endswith(", in a prompt, at one of tokens 1 to 20") for i in (1, 3, 4)), table
     assert run_watched(cli, "--device", "0.0", **broken).returncode == 0
     watched = run_watched(cli, "--device", "0.0", "--verify-every", "1000", **broken)
     assert watched.returncode == 1 and "computes wrongly" in watched.stderr, watched
+
+
+def test_each(cli):
+    """Once more with the logits after each token, 128 at a time: those of every token are compared, no caches."""
+    for more in [], ["--chunk", "8"], ["--kv", "f16"], ["--cache-at", "3,17"]:
+        for devices in "ref,0.0", "0.0,ref":
+            row, = cli.rows(0, *cli.model, "--devices", devices, *more, form="each")
+            assert row["device"] == "0.0" and row["steps"] == 40 and row["status"] == "ok", row
+            assert 0 < row["ratio"] <= 1 and row["same_bits"] < 40 and row["cache_ratio"] is None, row
+    out = cli.folder / "each.jsonl"
+    row, = cli.rows(0, *cli.model, "--devices", "ref,0.0", "--steps-out", out, form="each")
+    bounds = [json.loads(line)["bound"] for line in out.read_text().splitlines()]
+    assert len(bounds) == 40 and abs(row["bound"] / max(bounds) - 1) < 1e-5 and min(bounds) < max(bounds), (row, bounds)
+    for text in [], ["-p", "It was a bright cold day in April. " * 20]:  # what the baseline chooses, and what is known
+        for tokens, steps in (129, 129), (530, 512):
+            row, = cli.rows(0, *cli.model[:-1], tokens, *text, "--devices", "ref,0.0", form="each")
+            assert row["steps"] == steps and row["status"] == "ok", row
+    assert not cli.rows(0, *cli.model[:-1], "1", "--devices", "ref,0.0", form="each")
+    row, = cli.rows(0, *cli.model, "--devices", "ref,0.0", "--strict", form="each")
+    assert row["same_bits"] == 40 and row["bound"] is None, row
+    row, = cli.rows(0, *against(cli, saved(cli, "each")), "--devices", "0.0", form="each")
+    assert row["steps"] == 24 and row["status"] == "ok" and row["max_abs"] > 0, row
+
+
+# The product with the vocabulary alone, which has more rows than the others: what the 18th token of a step gets.
+BROKEN_EACH = dict(BROKEN="compiler", BROKEN_TEXT="store16(low[t],",
+                   BROKEN_BY="store16(rows > 256 && p * PANEL + t == 17 ? 1.01f * low[t] : low[t],")
+
+
+def test_broken_each(cli):
+    """A kernel that computes wrongly for many logits only: no other form finds it. And one that crashes there."""
+    broken = dict(LD_PRELOAD=cli.broken, DCM_CACHE=str(cli.folder / "broken-each"), **BROKEN_EACH)
+    for devices in "ref,0.0", "0.0,ref":
+        for more in [], ["--kv", "f16"]:
+            table = json.loads(cli.exits(1, *cli.model, "--devices", devices, "--format", "json", *more, **broken))
+            *others, each = table["rows"]
+            assert all(r["status"] == "ok" for r in others), others
+            assert each["form"] == "each" and each["status"] == "logits differ" and each["step"] == 18, each
+    row, = cli.rows(1, *against(cli, saved(cli, "each")), "--devices", "0.0", form="each", **broken)
+    assert row["status"] == "logits differ" and row["step"] == 18, row
+    table = json.loads(cli.exits(4, *cli.model, "--devices", "ref,0.0", "--format", "json", LD_PRELOAD=cli.broken,
+                                 BROKEN="each"))["rows"]
+    assert [r["steps"] for r in table] == [40, 40, 40, 2, 0], table
+    assert all(re.fullmatch(r"crashed: .*, in a prompt with the logits after each, at one of tokens 1 to 40",
+                            table[i]["status"]) for i in (1, 3, 4)), table
 
 
 def test_shape(cli):
@@ -309,12 +355,13 @@ def test_failing_device(cli):
         code = 2 if broken == "error" else 4
         args = [*cli.model, "--timeout", "30" if broken == "hang" else "600", "--devices"]
         table = json.loads(cli.exits(code, *args, "ref,0.0,ref", "--format", "json", **how))["rows"]
-        assert [r["device"] for r in table] == ["ref", "0.0", "ref", "ref-float", "0.0"], table
-        _, device, again, _, prompt = table
+        assert [r["device"] for r in table] == ["ref", "0.0", "ref", "ref-float", "0.0", "0.0"], table
+        _, device, again, _, prompt, each = table
         assert re.fullmatch(status, device["status"]) and device["steps"] == 11, device
         assert 0 < device["ratio"] <= 1 and device["cache_max_abs"] is device["cache_ratio"] is None, device
         assert again["status"] == "ok" and again["steps"] == 40, again
-        assert prompt["steps"] == 0 and prompt["max_abs"] is prompt["kl"] is prompt["same_bits"] is None, prompt
+        for row in prompt, each:
+            assert row["steps"] == 0 and row["max_abs"] is row["kl"] is row["same_bits"] is None, row
         for kv in ("f32", "f16") if broken != "hang" else ():
             rows = cli.rows(code, *args, "0.0,ref", "--kv", kv, **how)
             assert re.fullmatch(status, rows[0]["status"]) and {r["steps"] for r in rows} == {11}, rows

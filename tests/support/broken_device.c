@@ -1,8 +1,9 @@
 /*
  * A driver that fails, for `dcm check`: put before the library by LD_PRELOAD. In a process that opened an OpenCL device
  * by its number, $BROKEN says what the 12th feed of its first session does: "logit" (one is a hundredth off), "nan",
- * "error", "crash", "hang"; "cache": one value of the second layer is a tenth off. In every process: "watch": no
- * session tells of its merges; "compiler": in programs the text $BROKEN_TEXT is replaced by $BROKEN_BY.
+ * "error", "crash", "hang"; "cache": one value of the second layer is a tenth off; "each": dcm_session_feed_each
+ * crashes. In every process: "watch": no session tells of its merges; "compiler": in programs the text $BROKEN_TEXT is
+ * replaced by $BROKEN_BY.
  */
 #define _GNU_SOURCE
 #define CL_TARGET_OPENCL_VERSION 120
@@ -62,6 +63,15 @@ DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens,
         pause();
     /* an id that there is not: a real error */
     return breaks("error") ? feed(session, &(const int32_t){-1}, 1, logits) : status;
+}
+
+DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *tokens, size_t count, float *logits)
+{
+    dcm_status (*feed)(dcm_session *, const int32_t *, size_t, float *);
+    next("dcm_session_feed_each", &feed);
+    if (breaks("each"))
+        abort();
+    return feed(session, tokens, count, logits);
 }
 
 DCM_API dcm_status dcm_session_read_layer(dcm_session *session, uint32_t layer, dcm_unit *units, float *values)

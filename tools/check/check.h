@@ -21,16 +21,18 @@ enum {
     CHECK_SIDES = CHECK_DEVICES + 3, /* and the references that the bounds come from */
     CHECK_BLOCK = 16,                /* most steps whose tokens are sent to a device at a time */
     CHECK_PROMPT_TOKENS = 512,       /* most of the first tokens that are read as a prompt too */
+    CHECK_ROWS = 128,                /* most logits of CHECK_EACH at a time: as many as a group of any kernel takes */
     CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
     CHECK_HALVES = 2, /* and, of units in f16, so many times what it differs by from units in f32: check_allowed */
     CHECK_TEXT = 512
 };
 
 /*
- * How a device computes: tokens one by one, or many in a step, by other kernels. The reference makes the same bits of
- * both, so that what it computes one by one is what a prompt is held against, by the same bounds.
+ * How a device computes: tokens one by one, or many in a step, by other kernels, with the logits after the last alone
+ * or after each, by other kernels again. The reference makes the same bits of all three, so that what it computes one
+ * by one is what the others are held against.
  */
-typedef enum check_form { CHECK_DECODE, CHECK_PROMPT, CHECK_FORMS } check_form;
+typedef enum check_form { CHECK_DECODE, CHECK_PROMPT, CHECK_EACH, CHECK_FORMS } check_form;
 
 /* ---- A device in a process of its own (side.c; process.c is the process) ---- */
 
@@ -88,12 +90,12 @@ typedef struct check_side {
     bool in_f32;    /* ref-f32: ref with units in f32, whatever the job says */
     pid_t pid;      /* 0: none */
     int socket;     /* -1: none */
-    bool prompts;   /* as a prompt the tokens are compared too: an OpenCL device that was asked for */
+    bool prompts;   /* compared in the other forms too: an OpenCL device that was asked for */
     check_model model;
     json_t *facts;            /* device, driver, platform, tuning */
     char trouble[CHECK_TEXT]; /* what became of it; "" while it works */
     int code;                 /* that its process told with it; 0: none */
-    float *logits;            /* (CHECK_BLOCK + 1, vocab): after the tokens fed last; the last row: after a prompt */
+    float *logits;            /* (CHECK_BLOCK + 1, vocab): after the tokens fed last; the last row: of other forms */
     size_t n_logits;          /* of the tokens fed last */
     check_chosen *chosen;     /* by a scorer in the steps fed last, in order; the reference tells, others do not */
     size_t n_chosen, chosen_room;
@@ -119,10 +121,12 @@ static inline bool check_works(const check_side *s) { return s->pid != 0; }
 size_t check_side_feed(check_side *s, const check_job *job, const int32_t *ids, size_t count);
 
 /*
- * Read `count` tokens as a prompt, or as what comes next in one, beside those that were fed one by one; the logits
- * after the last are s->logits + CHECK_BLOCK * vocab. Errors as above; false then.
+ * Let it read `count` tokens as a prompt, or as what comes next in one, beside those that were fed one by one and those
+ * of other forms; then take the logits, after each of them in turn (CHECK_EACH: CHECK_ROWS at most) or after the last.
+ * Errors as above; false and NULL then.
  */
-bool check_side_prompt(check_side *s, const check_job *job, const int32_t *ids, size_t count);
+bool check_side_read(check_side *s, check_form form, const int32_t *ids, size_t count);
+const float *check_side_row(check_side *s, const check_job *job);
 
 /* Ask for a cache: its units, and room for its values; then for a layer of it. Errors as above; false then. */
 bool check_side_units(check_side *s, const check_job *job, check_form form);
@@ -170,8 +174,12 @@ typedef struct check_run {
     const char *save;
     record *against; /* the baseline in place of a device; NULL: none */
     output_file steps_out;
-    uint64_t prompt; /* tokens read as a prompt so far */
-    bool stopped;    /* the baseline or a reference failed */
+    uint64_t read[CHECK_FORMS]; /* tokens read as prompts so far */
+    bool stopped;               /* the baseline or a reference failed */
+
+    /* Of the last steps, for those who read them again: step i in row (i - 1) mod CHECK_ROWS. */
+    double kept_bound[CHECK_ROWS];
+    float *kept; /* (CHECK_ROWS, vocab): the baseline's logits; NULL: nobody does, or a record has them */
 } check_run;
 
 /* Open all sides and run all steps. 0, or an exit code after a message. */

@@ -24,12 +24,12 @@ typedef struct process {
     int socket;
     dcm_device *device;
     dcm_model *model;
-    dcm_session *session[CHECK_FORMS]; /* that of prompts is opened with the first one */
+    dcm_session *session[CHECK_FORMS]; /* those of prompts are opened with the first one */
     dcm_cache_params cache;
     dcm_device_info info;
     dcm_model_info shape;
     int32_t *ids;  /* (CHECK_PROMPT_TOKENS) */
-    float *logits; /* (CHECK_BLOCK, vocab) */
+    float *logits; /* (CHECK_ROWS, vocab) */
     dcm_unit *units;
     float *values;
     size_t room;          /* of units and values, in units */
@@ -123,28 +123,38 @@ static bool hello(process *p)
     char *text = json_dumps(facts, JSON_COMPACT);
     json_decref(facts);
     p->ids = malloc(CHECK_PROMPT_TOKENS * sizeof *p->ids);
-    p->logits = malloc((size_t)CHECK_BLOCK * p->shape.vocab * sizeof *p->logits);
+    p->logits = malloc((size_t)CHECK_ROWS * p->shape.vocab * sizeof *p->logits);
     const bool told = text && p->ids && p->logits ? tell(p, &g, sizeof g) && tell(p, text, strlen(text)) : no_room(p);
     free(text);
     return told;
+}
+
+/* Tell the first `rows` logits, or what failed. */
+static bool tell_logits(const process *p, dcm_status status, uint32_t rows)
+{
+    const size_t vocab = p->shape.vocab;
+    bool ok = status == DCM_OK || tell_error(p, (int)status, dcm_error());
+    for (uint32_t i = 0; ok && i < rows; i++)
+        ok = tell(p, p->logits + i * vocab, vocab * sizeof *p->logits);
+    return ok;
+}
+
+/* Together, with the logits after each, as `dcm eval` reads a text. */
+static bool read_each(process *p, const request *r)
+{
+    return tell_logits(p, dcm_session_feed_each(p->session[r->form], p->ids, r->count, p->logits), r->count);
 }
 
 /* One by one as when decoding, each told at once; the reference makes the same bits of several together, in less time.
  */
 static bool decode(process *p, const request *r)
 {
-    const size_t vocab = p->shape.vocab, row = vocab * sizeof *p->logits;
-    const uint32_t together = p->info.is_ref ? r->count : 1;
     bool ok = true;
-    for (uint32_t i = 0; ok && i < r->count; i += together) {
-        const dcm_status status = together > 1
-                                      ? dcm_session_feed_each(p->session[CHECK_DECODE], p->ids, together, p->logits)
-                                      : dcm_session_feed(p->session[CHECK_DECODE], p->ids + i, 1, p->logits);
-        if (status != DCM_OK)
-            return tell_error(p, (int)status, dcm_error());
-        for (uint32_t k = 0; ok && k < together; k++)
-            ok = tell(p, p->logits + k * vocab, row);
-    }
+    if (p->info.is_ref)
+        ok = read_each(p, r);
+    else
+        for (uint32_t i = 0; ok && i < r->count; i++)
+            ok = tell_logits(p, dcm_session_feed(p->session[r->form], p->ids + i, 1, p->logits), 1);
     if (ok && p->lost_choices)
         return no_room(p);
     const size_t chosen = p->n_chosen;
@@ -152,15 +162,10 @@ static bool decode(process *p, const request *r)
     return ok && tell(p, p->chosen, chosen * sizeof *p->chosen);
 }
 
-/* All together, as `dcm run` reads its prompt. */
+/* Together, with the logits after the last, as `dcm run` reads its prompt. */
 static bool read_prompt(process *p, const request *r)
 {
-    dcm_session **session = &p->session[CHECK_PROMPT];
-    dcm_status status = *session ? DCM_OK : dcm_session_open(session, p->model, &p->cache);
-    if (status == DCM_OK)
-        status = dcm_session_feed(*session, p->ids, r->count, p->logits);
-    return status == DCM_OK ? tell(p, p->logits, p->shape.vocab * sizeof *p->logits)
-                            : tell_error(p, (int)status, dcm_error());
+    return tell_logits(p, dcm_session_feed(p->session[r->form], p->ids, r->count, p->logits), 1);
 }
 
 static bool feed(process *p, const request *r)
@@ -168,7 +173,11 @@ static bool feed(process *p, const request *r)
     const size_t size = r->count * sizeof *p->ids;
     if (r->count > CHECK_PROMPT_TOKENS || recv(p->socket, p->ids, size, MSG_WAITALL) != (ssize_t)size)
         return false;
-    return r->form == CHECK_PROMPT ? read_prompt(p, r) : decode(p, r);
+    dcm_session **session = &p->session[r->form];
+    const dcm_status status = *session ? DCM_OK : dcm_session_open(session, p->model, &p->cache);
+    if (status != DCM_OK)
+        return tell_error(p, (int)status, dcm_error());
+    return r->form == CHECK_DECODE ? decode(p, r) : r->form == CHECK_EACH ? read_each(p, r) : read_prompt(p, r);
 }
 
 /* Units of a cache, or with `values` those of a layer. */

@@ -31,12 +31,16 @@ static const char *verdict(const check_run *run, const check_side *s, check_form
     return !t->steps ? "not compared" : run->stopped ? "not compared to the end" : "ok";
 }
 
-static bool differs(const check_run *run, const check_side *s, check_form form)
+static bool differs(const check_run *run, const check_side *s)
 {
-    const check_totals *t = &s->sum[form];
-    const bool held = s->asked_for && (s != run->side || form != CHECK_DECODE);
-    return t->no_number ||
-           (held && ((run->job.device.strict && t->other_bits) || !within(t->ratio) || !within(t->cache_ratio)));
+    bool found = false;
+    for (check_form form = CHECK_DECODE; form < CHECK_FORMS; form++) {
+        const check_totals *t = &s->sum[form];
+        const bool held = s->asked_for && (s != run->side || form != CHECK_DECODE);
+        found = found || t->no_number ||
+                (held && ((run->job.device.strict && t->other_bits) || !within(t->ratio) || !within(t->cache_ratio)));
+    }
+    return found;
 }
 
 int check_code(const check_run *run)
@@ -46,7 +50,7 @@ int check_code(const check_run *run)
         const check_side *s = &run->side[i];
         if (*s->trouble)
             return s->code ? s->code : DCM_ERR_DEVICE;
-        if (differs(run, s, CHECK_DECODE) || differs(run, s, CHECK_PROMPT))
+        if (differs(run, s))
             code = 1;
     }
     return code;
@@ -56,6 +60,8 @@ static table_cell step_cell(uint64_t step) { return step ? cell_int((int64_t)ste
 
 static table_cell real_if(bool known, double x) { return known ? cell_real(x) : cell_none(); }
 
+static const char *const form_names[CHECK_FORMS] = {"decode", "prompt", "each"};
+
 static void print_side(table *t, const check_run *run, const check_side *s, check_form form)
 {
     const check_totals *sum = &s->sum[form];
@@ -64,7 +70,7 @@ static void print_side(table *t, const check_run *run, const check_side *s, chec
     char room[CHECK_TEXT];
     const table_cell cells[] = {
         cell_text(s->name),
-        cell_text(form == CHECK_PROMPT ? "prompt" : "decode"),
+        cell_text(form_names[form]),
         cell_int((int64_t)sum->steps),
         real_if(some, sum->max_abs),
         real_if(some && bounded, sum->bound),
@@ -113,9 +119,9 @@ static void print_devices(const check_run *run, table_format format)
 
 static void print_note(const check_run *run, table_format format)
 {
-    const bool halves = run->job.cache.kv == DCM_KV_F16;
+    const bool halves = run->job.cache.kv == DCM_KV_F16, strict = run->job.device.strict;
     char note[1536];
-    if (run->job.device.strict)
+    if (strict)
         snprintf(note, sizeof note,
                  "Strict: the logits after each of %" PRIu64 " tokens and the caches have to have the bits of %s.",
                  run->side->sum->steps, run->side->name);
@@ -134,11 +140,13 @@ static void print_note(const check_run *run, table_format format)
                         : "at that step",
                  halves ? "difference" : "ratio");
     table_note(format, note);
-    if (run->prompt) {
+    if (run->read[CHECK_PROMPT]) {
         snprintf(note, sizeof note,
                  "prompt: the first %" PRIu64 " tokens once more, read in steps of --chunk tokens, and compared with "
-                 "what %s computes one by one, where caches are compared and after the last.",
-                 run->prompt, run->side->name);
+                 "what %s computes one by one, where caches are compared and after the last. each: once more, %d at a "
+                 "time at most, and the logits after each compared.%s",
+                 run->read[CHECK_PROMPT], run->side->name, CHECK_ROWS,
+                 strict || halves ? "" : " Bounds of logits are the largest of as many tokens there.");
         table_note(format, note);
     }
     print_devices(run, format);
@@ -153,15 +161,14 @@ void check_print(const check_run *run, table_format format, json_t *meta)
     enum { COLUMNS = sizeof columns / sizeof *columns };
     table t;
     json_object_set_new(meta, "devices", facts_of(run));
-    json_object_set_new(meta, "prompt_tokens", json_integer((json_int_t)run->prompt));
+    json_object_set_new(meta, "prompt_tokens", json_integer((json_int_t)run->read[CHECK_PROMPT]));
     if (run->against)
         json_object_set(meta, "record", run->against->header);
     table_begin(&t, format, columns, COLUMNS, meta);
-    for (size_t i = 0; i < run->sides; i++)
-        print_side(&t, run, &run->side[i], CHECK_DECODE);
-    for (size_t i = 0; i < run->sides; i++)
-        if (run->side[i].prompts && check_prompt_tokens(run))
-            print_side(&t, run, &run->side[i], CHECK_PROMPT);
+    for (check_form form = CHECK_DECODE; form < CHECK_FORMS; form++)
+        for (size_t i = 0; i < run->sides; i++)
+            if (form == CHECK_DECODE || (run->side[i].prompts && check_prompt_tokens(run)))
+                print_side(&t, run, &run->side[i], form);
     table_end(&t);
     print_note(run, format);
 }

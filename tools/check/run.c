@@ -109,12 +109,22 @@ static double step_bound(const check_run *run, uint64_t step, size_t at)
     return check_bound(DCM_KV_F32, check_allowed(run, logits_apart, at), ref, vocab);
 }
 
-/* Logits of a device beside the baseline's of that step, the `at`-th of those that came last. */
-static check_difference difference(const check_run *run, uint64_t step, size_t at, const float *logits)
+/* Logits of a device beside the baseline's of that step, which are the `at`-th of `rows`. */
+static check_difference difference(const check_run *run, uint64_t step, const float *rows, size_t at,
+                                   const float *logits)
 {
     const size_t vocab = run->side->model.vocab;
     return run->against ? check_compare_sketch(&run->against->step[step - 1], logits, vocab)
-                        : check_compare(run->side->logits + at * vocab, logits, vocab);
+                        : check_compare(rows + at * vocab, logits, vocab);
+}
+
+/* Keep a step's bound and the baseline's logits, the `at`-th of those that came last, for those who read it again. */
+static void keep(check_run *run, uint64_t step, size_t at, double bound)
+{
+    const size_t vocab = run->side->model.vocab, row = (step - 1) % CHECK_ROWS;
+    run->kept_bound[row] = bound;
+    if (run->kept && step <= CHECK_PROMPT_TOKENS)
+        memcpy(run->kept + row * vocab, run->side->logits + at * vocab, vocab * sizeof *run->kept);
 }
 
 /* Compare the step whose logits are the `at`-th of those that came last. */
@@ -129,11 +139,12 @@ static void compare_step(check_run *run, uint64_t step, size_t at)
         base->no_number = step;
     if (run->save)
         check_record_step(run, step, run->ids[step - 1], run->side->logits + from, bound);
+    keep(run, step, at, bound);
     for (size_t i = 1; i < run->sides; i++) {
         check_side *s = &run->side[i];
         if (at >= s->n_logits)
             continue;
-        const check_difference d = difference(run, step, at, s->logits + from);
+        const check_difference d = difference(run, step, run->side->logits, at, s->logits + from);
         take_step(run, s->sum, step, &d, bound);
         if (run->steps_out.out && s->asked_for)
             write_step(run->steps_out.out, s->name, step, &d, bound);
@@ -175,25 +186,46 @@ uint64_t check_prompt_tokens(const check_run *run)
 }
 
 /*
- * Let devices read as a prompt what was fed up to `step` and not read yet, and compare with the baseline's logits at
- * that step, the `at`-th of those that came last, and with its cache.
+ * The bound of what is computed many at a time: the largest of the steps kept. Such products have longer sums, and what
+ * the references differ by in a single step is by chance small there.
  */
-static void read_prompts(check_run *run, uint64_t step, size_t at)
+static double bound_of_many(const check_run *run)
 {
-    const size_t vocab = run->side->model.vocab, first = (size_t)run->prompt;
-    const double bound = step_bound(run, step, at);
-    run->prompt = step;
+    double largest = 0;
+    for (size_t i = 0; i < CHECK_ROWS; i++)
+        largest = fmax(largest, run->kept_bound[i]);
+    return largest;
+}
+
+/*
+ * Let devices read, in a form other than decoding, what was fed up to `step` and not read there yet, and compare the
+ * logits after the last, or after each, with those that the baseline has when decoding.
+ */
+static void read_on(check_run *run, check_form form, uint64_t step)
+{
+    const uint64_t first = run->read[form];
+    const double bound = bound_of_many(run);
+    run->read[form] = step;
     for (size_t i = 0; i < run->sides && !run->stopped; i++) {
         check_side *s = &run->side[i];
         if (!check_works(s) || !s->prompts)
             continue;
-        if (!check_side_prompt(s, &run->job, run->ids + first, (size_t)step - first)) {
-            check_lost(run, s, "in a prompt, at one of tokens %zu to %" PRIu64, first + 1, step);
-            continue;
+        uint64_t at = form == CHECK_EACH ? first : step - 1;
+        bool there = check_side_read(s, form, run->ids + first, (size_t)(step - first));
+        for (const float *logits; there && at < step && (logits = check_side_row(s, &run->job)) != NULL; at++) {
+            const check_difference d = difference(run, at + 1, run->kept, at % CHECK_ROWS, logits);
+            take_step(run, &s->sum[form], at + 1, &d, bound);
         }
-        const check_difference d = difference(run, step, at, s->logits + CHECK_BLOCK * vocab);
-        take_step(run, &s->sum[CHECK_PROMPT], step, &d, bound);
+        if (at < step)
+            check_lost(run, s, "in a prompt%s, at one of tokens %" PRIu64 " to %" PRIu64,
+                       form == CHECK_EACH ? " with the logits after each" : "", first + 1, step);
     }
+}
+
+/* As a prompt, whose caches are compared too. */
+static void read_prompts(check_run *run, uint64_t step)
+{
+    read_on(run, CHECK_PROMPT, step);
     if (!run->against || check_record_cache(run, step))
         check_caches(run, CHECK_PROMPT, step);
 }
@@ -215,12 +247,24 @@ static bool is_prompt_time(const check_run *run, uint64_t step)
     return step == most || (step < most && is_time(run, step));
 }
 
+/* Are the logits after each token up to here read? */
+static bool is_each_time(const check_run *run, uint64_t step)
+{
+    const uint64_t most = check_prompt_tokens(run);
+    return step == most || (step < most && step % CHECK_ROWS == 0);
+}
+
+/* Do other comparisons follow this step? */
+static bool is_end(const check_run *run, uint64_t step)
+{
+    return is_time(run, step) || is_prompt_time(run, step) || is_each_time(run, step);
+}
+
 /* Tokens of the next round: known ones, up to the next other comparison; else the baseline's choice. */
 static size_t next_tokens(const check_run *run, uint64_t done)
 {
     size_t count = 0;
-    while (count < CHECK_BLOCK && done + count < run->known &&
-           (!count || (!is_time(run, done + count) && !is_prompt_time(run, done + count))))
+    while (count < CHECK_BLOCK && done + count < run->known && (!count || !is_end(run, done + count)))
         count++;
     return count ? count : 1;
 }
@@ -241,6 +285,18 @@ static int open_sides(check_run *run)
     return code;
 }
 
+/* Room for what the other forms are held against, where a device is compared in them and no record tells it. */
+static int make_room(check_run *run)
+{
+    bool needed = false;
+    for (size_t i = 0; i < run->sides; i++)
+        needed = needed || run->side[i].prompts;
+    if (!needed || run->against)
+        return 0;
+    run->kept = malloc(CHECK_ROWS * (size_t)run->side->model.vocab * sizeof *run->kept);
+    return run->kept ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for the logits of %d tokens", CHECK_ROWS);
+}
+
 /* The tokens that random weights are fed. */
 static void make_ids(check_run *run)
 {
@@ -253,6 +309,8 @@ int check_all(check_run *run)
 {
     progress line;
     int code = open_sides(run);
+    if (code == 0)
+        code = make_room(run);
     if (code)
         return code;
     if (!*run->job.path && !run->against)
@@ -267,7 +325,9 @@ int check_all(check_run *run)
         if (!run->stopped && is_time(run, done))
             check_caches(run, CHECK_DECODE, done);
         if (!run->stopped && is_prompt_time(run, done))
-            read_prompts(run, done, count - 1);
+            read_prompts(run, done);
+        if (!run->stopped && is_each_time(run, done))
+            read_on(run, CHECK_EACH, done);
         if (!run->stopped && !run->against)
             run->greedy = run->side->logits + (count - 1) * run->side->model.vocab;
         progress_at(&line, done);

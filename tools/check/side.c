@@ -184,8 +184,7 @@ static bool take_chosen(check_side *s, const check_job *job)
     return receive(s, job, s->chosen, size);
 }
 
-/* Ask for the logits after `count` tokens. */
-static bool ask_feed(check_side *s, check_form form, const int32_t *ids, size_t count)
+bool check_side_read(check_side *s, check_form form, const int32_t *ids, size_t count)
 {
     const request r = {.kind = ASK_FEED, .form = form, .count = (uint32_t)count};
     return ask(s, &r, sizeof r) && ask(s, ids, count * sizeof *ids);
@@ -195,7 +194,7 @@ size_t check_side_feed(check_side *s, const check_job *job, const int32_t *ids, 
 {
     const size_t vocab = s->model.vocab;
     size_t done = 0;
-    if (!ask_feed(s, CHECK_DECODE, ids, count))
+    if (!check_side_read(s, CHECK_DECODE, ids, count))
         return 0;
     while (done < count && take(s, job, s->logits + done * vocab, vocab * sizeof *s->logits))
         done++;
@@ -204,11 +203,10 @@ size_t check_side_feed(check_side *s, const check_job *job, const int32_t *ids, 
     return done;
 }
 
-bool check_side_prompt(check_side *s, const check_job *job, const int32_t *ids, size_t count)
+const float *check_side_row(check_side *s, const check_job *job)
 {
-    const size_t vocab = s->model.vocab;
-    return ask_feed(s, CHECK_PROMPT, ids, count) &&
-           take(s, job, s->logits + CHECK_BLOCK * vocab, vocab * sizeof *s->logits);
+    float *row = s->logits + CHECK_BLOCK * (size_t)s->model.vocab;
+    return take(s, job, row, s->model.vocab * sizeof *row) ? row : NULL;
 }
 
 bool check_side_units(check_side *s, const check_job *job, check_form form)
