@@ -1,4 +1,4 @@
-"""`dcm bench` from outside, on a tiny model and the C reference: bench.py DCM MAKE_TINY_MODEL [PATTERN].
+"""`dcm bench` from outside, on a tiny model and the C reference: bench.py DCM MAKE_TINY_MODEL FAKE_RAPL [PATTERN].
 
 No figure is expected to have a value: names, counts, units, actions and the arithmetic between figures are checked.
 """
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from xml.etree import ElementTree
@@ -30,18 +29,20 @@ SHAPE = "shape:layers=2,hidden=64,heads=4,kv=2,ffn=96,vocab=300"
 
 
 class Cli:
-    def __init__(self, program, make_tiny_model, folder):
-        self.program, self.folder = program, folder
+    def __init__(self, program, make_tiny_model, fake_rapl, folder):
+        self.program, self.fake_rapl, self.folder = program, fake_rapl, folder
         self.tiny = str(folder / "tiny.gguf")
         subprocess.run([make_tiny_model, self.tiny], check=True)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("DCM_", "XDG_"))}
         self.environment.update(DCM_CACHE=str(folder / "cache"), DCM_DEVICE="ref", OMP_NUM_THREADS="1",
                                 DCM_POWERCAP=str(folder / "no powercap"))
 
-    def run(self, *args, powercap=None):
-        environment = {**self.environment, **({"DCM_POWERCAP": str(powercap)} if powercap else {})}
+    def run(self, *args, powercap=None, still=False):
+        counted = {"DCM_POWERCAP": str(powercap)} if powercap else {}
+        if powercap and not still:
+            counted["LD_PRELOAD"] = self.fake_rapl
         return subprocess.run([self.program, "bench", *map(str, args)], capture_output=True, text=True, timeout=600,
-                              env=environment)
+                              env={**self.environment, **counted})
 
     def ok(self, *args, **options):
         result = self.run(*args, **options)
@@ -309,57 +310,45 @@ def test_formats(cli):
         assert [line[0] for line in body if line[0] in exact] == ["pp4", "tg2"]
 
 
-class Package:
-    """A RAPL counter that goes on by `watts`, beginning at `first` and starting anew after `size` microjoules."""
+def make_package(root, counter, size):
+    """A package whose counter fake_rapl makes go on, from `counter` and anew after `size` microjoules."""
+    folder = root / "intel-rapl:0"
+    folder.mkdir(parents=True)
+    for name, value in ("name", "package-0"), ("energy_uj", counter), ("max_energy_range_uj", size):
+        (folder / name).write_text(f"{value}\n")
+    return root
 
-    def __init__(self, root, watts, first, size):
-        self.folder, self.watts, self.first, self.size = root / "intel-rapl:0", watts, first, size
-        self.folder.mkdir(parents=True)
-        (self.folder / "name").write_text("package-0\n")
-        (self.folder / "max_energy_range_uj").write_text(f"{size}\n")
-        self.thread, self.began, self.over = threading.Thread(target=self.go_on), time.monotonic(), False
 
-    def write(self):
-        part = self.folder / "part"
-        part.write_text(f"{int(self.first + (time.monotonic() - self.began) * self.watts * 1e6) % self.size}\n")
-        part.rename(self.folder / "energy_uj")
-
-    def go_on(self):
-        while not self.over:
-            self.write()
-            time.sleep(0.001)
-
-    def __enter__(self):
-        self.write()
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over = True
-        self.thread.join()
+def check_energy(row, tokens):
+    """40 W and 10 mJ a token were counted; returns the seconds that they were measured."""
+    joules = row["j_per_1k"] * tokens / 1000
+    seconds = joules / row["watts"]
+    assert abs(joules - 40 * seconds - 0.01 * tokens) < 1e-4, row
+    return seconds
 
 
 def test_energy(cli):
-    """A package of 40 W, whose counter starts anew on the way: joules are watts times the time of 1,000 tokens."""
-    root = cli.folder / "powercap"
-    with Package(root, 40, 99_000_000, 100_000_000):
-        result = cli.json("-p", "4", "-n", "4000", "-r", "1", powercap=root)
-        again = cli.json("-p", "0", "-n", "1500", "-r", "6", powercap=root)["rows"][0]
-        text = cli.ok("-m", cli.tiny, "-p", "0", "-n", "4000", "-r", "1", powercap=root)
-        short = cli.json("-p", "0", "-n", "2", "-r", "1", powercap=root)["rows"][0]
+    """Joules are those that the tokens took, and the time from before their first to after their last."""
+    root, steps = make_package(cli.folder / "powercap", 10**12 - 25 * 10**6, 10**12), cli.folder / "steps.jsonl"
+    result = cli.json("-p", "4", "-n", "4000", "-r", "1", "--steps-out", steps, powercap=root)
     prompt, row = result["rows"]
     assert prompt["j_per_1k"] is None and prompt["watts"] is None and prompt["energy_source"] is None
-    assert abs(row["watts"] / 40 - 1) < 0.1 and abs(row["idle_watts"] / 40 - 1) < 0.1, row
-    # Between two tokens a little is done that no token's time has in it. Of several repetitions: joules over tokens.
-    assert 1 < row["j_per_1k"] / 1000 / row["watts"] * row["tokens_per_s"] < 1.5, row
-    assert 0.6 < again["j_per_1k"] / 1000 / again["watts"] * again["tokens_per_s"] < 2, again
-    assert row["energy_source"] == "RAPL, CPU package (package-0)"
+    seconds = check_energy(row, 4000)
+    assert seconds >= 1e-9 * sum(json.loads(line)["ns"] for line in steps.read_text().splitlines())
+    # Between two readings, of which the first three (found, idle from, idle to) are none.
+    readings = [float(line) for line in (root / "intel-rapl:0" / "readings").read_text().split()]
+    assert any(abs(readings[-1] - began - seconds) < 1e-6 for began in readings[3:]), (readings, seconds)
+    assert abs(row["idle_watts"] - 40) < 1e-3 and row["energy_source"] == "RAPL, CPU package (package-0)", row
     energy = result["energy"]
     assert (energy["method"], energy["scope"], energy["of"]) == ("RAPL", "CPU package", "package-0")
     assert energy["idle_watts"] == row["idle_watts"] and result["energy_missing"] is None
-    idle = re.search(r"by RAPL, CPU package \(package-0\); ([\d.]+) W are drawn when idle", text.splitlines()[-1])
-    assert idle and abs(float(idle[1]) / 40 - 1) < 0.1, text
-    assert short["j_per_1k"] is None and short["idle_watts"] > 0  # too short to tell
+    check_energy(cli.json("-p", "0", "-n", "1500", "-r", "6", powercap=root)["rows"][0], 6 * 1500)
+    text = cli.ok("-m", cli.tiny, "-p", "0", "-n", "40", "-r", "1", powercap=root)
+    assert "by RAPL, CPU package (package-0); 40.0 W are drawn when idle" in text.splitlines()[-1], text
+    short = cli.json("-p", "0", "-n", "2", "-r", "1", powercap=root)["rows"][0]
+    assert short["idle_watts"] > 0
+    if short["j_per_1k"] is not None:  # the machine was held up: else it is too short to tell
+        assert check_energy(short, 2) >= 0.1, short
 
 
 def test_no_energy(cli):
@@ -377,11 +366,11 @@ def test_no_energy(cli):
     folder.mkdir(parents=True)
     for name, value in ("name", "package-0"), ("energy_uj", "7"), ("max_energy_range_uj", "9"):
         (folder / name).write_text(value)
-    missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent)["energy_missing"]
+    missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent, still=True)["energy_missing"]
     assert "stands still" in missing
     if os.geteuid():
         (folder / "energy_uj").chmod(0)
-        missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent)["energy_missing"]
+        missing = cli.json("-p", "0", "-n", "4", "-r", "1", powercap=folder.parent, still=True)["energy_missing"]
         assert "energy_uj: Permission denied" in missing
 
 
@@ -523,9 +512,8 @@ def cut(cli):
 
 
 def test_table4(cli):
-    root = cli.folder / "table4 powercap"
-    with Package(root, 40, 0, 1 << 40):
-        result = cli.json(*TABLE4[1:], "-n", "600", powercap=root)
+    root = make_package(cli.folder / "table4 powercap", 0, 1 << 40)
+    result = cli.json(*TABLE4[1:], "-n", "600", powercap=root)
     rows = result["rows"]
     assert [row["policy"] for row in rows] == ["full", "dcm:L=512:S=0:merge=newer", "dcm:L=256:S=0:merge=newer"]
     for name, values in PAPER.items():
@@ -701,10 +689,10 @@ def test_interrupted(cli):
 
 
 def main():
-    program, make_tiny_model, *pattern = sys.argv[1:]
+    program, make_tiny_model, fake_rapl, *pattern = sys.argv[1:]
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        cli = Cli(program, make_tiny_model, pathlib.Path(folder))
+        cli = Cli(program, make_tiny_model, fake_rapl, pathlib.Path(folder))
         tests = {n: f for n, f in globals().items() if n.startswith("test_") and all(p in n for p in pattern)}
         for name, function in tests.items():
             try:

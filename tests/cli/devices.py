@@ -623,26 +623,40 @@ def test_damaged_record(cli):
 # ---- Processes ----
 
 
-def children_of(pid):
-    return [int(p) for p in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def processes():
+    """The parent of each that runs: one that ended may wait for a parent to take note of it."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has gone meanwhile
+            continue
+        if state not in "ZX":
+            parents[int(path.parent.name)] = int(parent)
+    return parents
 
 
 def test_no_process_is_left(cli):
-    """When the check ends or is killed, so do the processes of its devices."""
+    """When the check ends or is killed while it compares, so do the processes of its devices."""
+    steps = cli.folder / "left.jsonl"
+    part = cli.folder / "left.jsonl.part"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        part.unlink(missing_ok=True)
         process = subprocess.Popen([cli.program, "check", "-m", cli.tiny, "--devices", "ref,ref", "-n", "1000000",
-                                    "-q"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.environment)
-        while len(children := children_of(process.pid)) < 3:
-            time.sleep(0.05)
-        time.sleep(0.3)
+                                    "--steps-out", str(steps), "-q"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=cli.environment)
+        while not (part.exists() and part.stat().st_size) and process.poll() is None:
+            time.sleep(0.01)
+        children = {child for child, parent in processes().items() if parent == process.pid}
+        assert len(children) == 3, children  # the reference and two devices
         process.send_signal(number)
         out, errors = process.communicate(timeout=600)
         want = -number if number == signal.SIGKILL else 128 + number
         assert process.returncode == want and out == b"", (process.returncode, out, errors)
         deadline = time.time() + 600
-        while any(pathlib.Path(f"/proc/{c}").exists() for c in children) and time.time() < deadline:
-            time.sleep(0.05)
-        assert not any(pathlib.Path(f"/proc/{c}").exists() for c in children)
+        while (left := children & processes().keys()) and time.time() < deadline:
+            time.sleep(0.01)
+        assert not left, left
 
 
 def main():

@@ -229,16 +229,19 @@ def test_resume_best(cli):
 def test_stopped_early(cli):
     """Ctrl-C before the first step's end: nothing is saved, and a file of the checkpoint's name is not offered."""
     (cli.folder / "early.safetensors.checkpoint").write_text("of a run before")
-    journal = cli.folder / "early.csv"
-    process = subprocess.Popen(cli.command("--steps", "2", "--sequences", "100000", "--csv", journal,
-                                           out="early.safetensors"), env=cli.environment, stderr=subprocess.PIPE,
-                               text=True)
-    while not journal.exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=600)[1]
-    assert process.returncode == 130, errors
+    journal, errors, wait = cli.folder / "early.csv", "", 0.02
+    while not errors:  # while it came before there was training to be stopped
+        journal.unlink(missing_ok=True)
+        process = subprocess.Popen(cli.command("--steps", "2", "--sequences", "100000", "--csv", journal,
+                                               out="early.safetensors"), env=cli.environment, stderr=subprocess.PIPE,
+                                   text=True)
+        while not journal.exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=600)[1]
+        assert process.returncode == 130 and wait < 60, (wait, errors)
+        wait *= 1.3
     assert errors == "dcm train: stopped before the first step: nothing was saved\n", errors
     assert (cli.folder / "early.safetensors.checkpoint").read_text() == "of a run before"
 
