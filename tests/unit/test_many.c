@@ -22,9 +22,9 @@
 enum { ROWS = 150, COLS = 512, MOST = 130 };
 
 static char folder[64];
-static time_t late;     /* seconds that the clock is ahead */
+static time_t late;    /* seconds that the clock is ahead */
 static bool slow_read; /* the next read takes an hour */
-static tuning *timed;   /* waiting for the device takes 1 s with "clblast" chosen in it, 8 s else */
+static tuning *timed;  /* waiting for the device takes 1 s with "clblast" chosen in it, 8 s else */
 
 /* The linker gives these names. */
 cl_int __real_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool wait, size_t offset, size_t size,
@@ -186,13 +186,23 @@ static void assert_default(backend *b)
     assert_int_not_equal(access(path, F_OK), 0);
 }
 
+/* Measure with the clock of `times` (see timed), NULL: the real one. Rows that were measured. */
+static size_t measure(backend *b, bool engines, tuning *times)
+{
+    dcm_tuning_row *rows = NULL;
+    size_t count = SIZE_MAX;
+    timed = times;
+    assert_int_equal(tune_measure(b, engines, &rows, &count), DCM_OK);
+    timed = NULL;
+    mem_free(&rows);
+    return count;
+}
+
 /* The family's default and no file, after products and after measuring what changes no bit, whatever is fast. */
 static void keep_default(backend *b)
 {
     static const quant_type types[] = {QUANT_F16, QUANT_Q4_1};
     static float x[MOST * COLS], y[MOST * ROWS];
-    dcm_tuning_row *rows = NULL;
-    size_t count = 1;
     timed = &clop_tuned_of(b)->tuning;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         matrix *w = make_matrix(b, types[i]);
@@ -200,10 +210,7 @@ static void keep_default(backend *b)
         matrix_free(&w);
         assert_default(b);
     }
-    assert_int_equal(tune_measure(b, false, &rows, &count), DCM_OK);
-    timed = NULL;
-    assert_int_equal(count, 0);
-    mem_free(&rows);
+    assert_int_equal(measure(b, false, timed), 0);
     assert_default(b);
 }
 
@@ -242,21 +249,15 @@ static void choose_fastest(backend *b)
 {
     const cldev_limits *l = &clop_device(b)->limits;
     clop_tuned *tuned = clop_tuned_of(b);
-    dcm_tuning_row *rows = NULL;
-    size_t count = 0;
     tuning later;
-    timed = &tuned->tuning;
-    assert_int_equal(tune_measure(b, true, &rows, &count), DCM_OK);
-    timed = NULL;
-    mem_free(&rows);
+    measure(b, true, &tuned->tuning);
     assert_int_equal(tune_engine(b), CLOP_MANY_CLBLAST);
     assert_int_equal(tuned->tuning.choice[TUNE_MANY].origin, TUNING_MEASURED);
     tuning_defaults(l, &later);
     tuning_load(l, &later);
     assert_int_equal(later.choice[TUNE_MANY].origin, TUNING_FILE);
     assert_string_equal(tuning_text(&later, TUNE_MANY), "clblast");
-    assert_int_equal(tune_measure(b, false, &rows, &count), DCM_OK);
-    mem_free(&rows);
+    measure(b, false, NULL);
     assert_int_equal(tune_engine(b), CLOP_MANY_CLBLAST);
 }
 
