@@ -186,25 +186,12 @@ uint64_t check_prompt_tokens(const check_run *run)
 }
 
 /*
- * The bound of what is computed many at a time: the largest of the steps kept. Such products have longer sums, and what
- * the references differ by in a single step is by chance small there.
- */
-static double bound_of_many(const check_run *run)
-{
-    double largest = 0;
-    for (size_t i = 0; i < CHECK_ROWS; i++)
-        largest = fmax(largest, run->kept_bound[i]);
-    return largest;
-}
-
-/*
  * Let devices read, in a form other than decoding, what was fed up to `step` and not read there yet, and compare the
  * logits after the last, or after each, with those that the baseline has when decoding.
  */
 static void read_on(check_run *run, check_form form, uint64_t step)
 {
     const uint64_t first = run->read[form];
-    const double bound = bound_of_many(run);
     run->read[form] = step;
     for (size_t i = 0; i < run->sides && !run->stopped; i++) {
         check_side *s = &run->side[i];
@@ -213,8 +200,9 @@ static void read_on(check_run *run, check_form form, uint64_t step)
         uint64_t at = form == CHECK_EACH ? first : step - 1;
         bool there = check_side_read(s, form, run->ids + first, (size_t)(step - first));
         for (const float *logits; there && at < step && (logits = check_side_row(s, &run->job)) != NULL; at++) {
-            const check_difference d = difference(run, at + 1, run->kept, at % CHECK_ROWS, logits);
-            take_step(run, &s->sum[form], at + 1, &d, bound);
+            const size_t row = at % CHECK_ROWS;
+            const check_difference d = difference(run, at + 1, run->kept, row, logits);
+            take_step(run, &s->sum[form], at + 1, &d, check_of_form(run, form, run->kept_bound[row]));
         }
         if (at < step)
             check_lost(run, s, "in a prompt%s, at one of tokens %" PRIu64 " to %" PRIu64,
