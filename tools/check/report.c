@@ -149,7 +149,7 @@ static void print_note(const check_run *run, table_format format)
             run->read[CHECK_PROMPT], run->side->name, CHECK_ROWS);
         if (!strict && !halves && size > 0 && (size_t)size < sizeof note)
             snprintf(note + size, sizeof note - (size_t)size,
-                     " Bounds of both are %d times as large: their sums are longer.", CHECK_MANY);
+                     " Bounds of both are %d times as large: their sums are made term by term.", CHECK_MANY);
         table_note(format, note);
     }
     print_devices(run, format);
