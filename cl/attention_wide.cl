@@ -1,7 +1,7 @@
 /* Attention, wide shape: one work-item for a split, vectors over channels. Built behind attention_view.cl. */
 
-#define TILE (GROUP > 4 ? 32 : 64) /* units whose scores are found before their values are added: a divisor of 64 */
-#define AHEAD 8                    /* units that are fetched before their turn */
+#define TILE_UNITS (GROUP > 4 ? 32 : 64) /* whose scores are found before their values are added: a divisor of 64 */
+#define AHEAD 8                          /* units that are fetched before their turn */
 #if HEAD_DIM % 16 == 0
 #define LANES 16
 typedef float16 vec;
@@ -51,13 +51,13 @@ typedef struct block_rows {
 
 /* Where the units of a tile are. */
 typedef struct tile_rows {
-    const __global kv_t *key[TILE + AHEAD], *value[TILE];
+    const __global kv_t *key[TILE_UNITS + AHEAD], *value[TILE_UNITS];
 } tile_rows;
 
 /* What a work-item has found so far, and its queries turned for one range. */
 typedef struct wide_state {
-    vec turned[GROUP][VECS], acc[GROUP][VECS], dot[GROUP][TILE];
-    float top[GROUP], total[GROUP], weight[GROUP][TILE], bias[TILE];
+    vec turned[GROUP][VECS], acc[GROUP][VECS], dot[GROUP][TILE_UNITS];
+    float top[GROUP], total[GROUP], weight[GROUP][TILE_UNITS], bias[TILE_UNITS];
     uint range, range_end; /* range_end: first place past it; until one is turned, the first place of the split */
 } wide_state;
 
@@ -203,45 +203,47 @@ static inline void wide_combine(const __global float *from, uint used, __global 
 }
 
 /*
- * views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as offsets in words into `data`; a token's row
- * of qkv is qkv_row floats; the queries are first + global id 2; partial is (queries of this launch, kv_heads *
- * GROUP, splits, PARTIAL), `splits` being global size 0; with one split, which needs no combining, the result itself
- * goes to out (n, heads * HEAD_DIM). With STORE the one token's new unit, which is the last of its
- * view, is written first, by the work-item that reads it (slots and key_rot as in cl/cache.cl), and the last of a KV
- * head's work-items to end combines their results, in the order of the splits: which it is, `ended` tells, (kv_heads)
+ * What all splits of a launch have in common. views is (n, VIEW_WORDS) and query_rot (n, VIEW_RANGES, HEAD_DIM), as
+ * offsets in words into `data`; a token's row of qkv is qkv_row floats; the queries are first, first + 1 and so on.
+ * partial is (queries of this launch, kv_heads * GROUP, splits, PARTIAL); with one split, which needs no combining,
+ * the result itself goes to out (n, heads * HEAD_DIM). With STORE the one token's new unit, which is the last of its
+ * view, is written first, by the work-item that reads it (slots and key_rot as in cl/cache.cl), and who ends the last
+ * of a KV head's splits combines their results, in the order of the splits: which it is, `ended` tells, (kv_heads)
  * zeros before and after.
  */
-#if STORE
-#define STORE_PARAMS , ulong slots, ulong key_rot, volatile __global uint *ended
-#else
-#define STORE_PARAMS
-#endif
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
-               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial,
-               __global float *out STORE_PARAMS)
+typedef struct wide_args {
+    const __local kv_table *kv;
+    const __global uint *table, *data;
+    ulong views, query_rot, slots, key_rot, qkv_row;
+    const __global float *qkv;
+    __global float *partial, *out;
+    volatile __global uint *ended;
+    uint layer, first, splits, kv_heads;
+} wide_args;
+
+/* Units of split `split` for KV head h and query first + `query`. */
+static inline void wide_split(const wide_args *a, uint split, uint h, uint query)
 {
-    KV_TABLE(kv);
-    const uint split = get_global_id(0), splits = get_global_size(0);
-    const uint h = get_global_id(1), kv_heads = get_global_size(1);
-    const size_t token = first + get_global_id(2);
-    const __global uint *view = data + views + token * VIEW_WORDS;
+    const size_t token = a->first + query;
+    const uint splits = a->splits, kv_heads = a->kv_heads;
+    const __global uint *view = a->data + a->views + token * VIEW_WORDS;
     const uint units = view[VIEW_UNITS], begin = split * SPLIT(units), end = min(begin + SPLIT(units), units);
     if (begin >= units)
         return;
-    const __global float *q = qkv + token * qkv_row + h * GROUP * HEAD_DIM;
-    const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = plane_k + kv_heads;
-    const __global float *bias = (const __global float *)data + layer * kv_heads + h;
+    const __global float *q = a->qkv + token * a->qkv_row + h * GROUP * HEAD_DIM;
+    const uint plane_k = (a->layer * 2 + 0) * kv_heads + h, plane_v = plane_k + kv_heads;
+    const __global float *bias = (const __global float *)a->data + a->layer * kv_heads + h;
 #if STORE
     if (end == units) {
-        const __global float *k = qkv + (size_t)(kv_heads * GROUP + h) * HEAD_DIM;
-        wide_store(kv, plane_k, plane_v, data[slots], k, k + (size_t)kv_heads * HEAD_DIM, data + key_rot);
+        const __global float *k = a->qkv + (size_t)(kv_heads * GROUP + h) * HEAD_DIM;
+        wide_store(a->kv, plane_k, plane_v, a->data[a->slots], k, k + (size_t)kv_heads * HEAD_DIM,
+                   a->data + a->key_rot);
     }
 #endif
     block_rows blocks;
     for (uint i = 0; i < KV_ARGS; i++) {
-        blocks.key[i] = kv->base[i] + (size_t)plane_k * kv->units[i] * HEAD_DIM;
-        blocks.to_value[i] = (size_t)kv_heads * kv->units[i] * HEAD_DIM;
+        blocks.key[i] = a->kv->base[i] + (size_t)plane_k * a->kv->units[i] * HEAD_DIM;
+        blocks.to_value[i] = (size_t)kv_heads * a->kv->units[i] * HEAD_DIM;
     }
 
     wide_state st;
@@ -254,15 +256,15 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
             st.acc[g][v] = (vec)(0.0f);
     }
 
-    for (uint tile = begin; tile < end; tile += TILE) {
-        const uint count = min((uint)TILE, end - tile);
+    for (uint tile = begin; tile < end; tile += TILE_UNITS) {
+        const uint count = min((uint)TILE_UNITS, end - tile);
         tile_rows rows;
-        tile_find(&blocks, view, table, st.range, tile, count, &rows);
+        tile_find(&blocks, view, a->table, st.range, tile, count, &rows);
         for (uint j = 0; j < count;) {
             if (tile + j >= st.range_end) {
                 st.range = range_of(view, st.range, tile + j);
                 st.range_end = range_word(view, st.range, RANGE_PLACE) + range_word(view, st.range, RANGE_COUNT);
-                wide_turn(&st, q, data + query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
+                wide_turn(&st, q, a->data + a->query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
             const uint stop = min(count, st.range_end - tile);
             wide_dots(&st, &rows, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
@@ -273,8 +275,8 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
     }
 
     for (uint g = 0; g < GROUP; g++) {
-        const size_t head = (splits == 1 ? token : get_global_id(2)) * kv_heads * GROUP + h * GROUP + g;
-        __global float *to = splits == 1 ? out + head * HEAD_DIM : partial + (head * splits + split) * PARTIAL;
+        const size_t head = (splits == 1 ? token : query) * kv_heads * GROUP + h * GROUP + g;
+        __global float *to = splits == 1 ? a->out + head * HEAD_DIM : a->partial + (head * splits + split) * PARTIAL;
         for (uint v = 0; v < VECS; v++)
             VSTORE(splits == 1 ? st.acc[g][v] / st.total[g] : st.acc[g][v], to + v * LANES);
         if (splits == 1)
@@ -285,11 +287,48 @@ attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data,
 #if STORE
     const uint used = (units + SPLIT(units) - 1) / SPLIT(units);
     mem_fence(CLK_GLOBAL_MEM_FENCE);
-    if (splits == 1 || atomic_inc(ended + h) + 1 < used)
+    if (splits == 1 || atomic_inc(a->ended + h) + 1 < used)
         return;
     mem_fence(CLK_GLOBAL_MEM_FENCE);
-    ended[h] = 0;
+    a->ended[h] = 0;
     for (uint head = h * GROUP; head < (h + 1) * GROUP; head++)
-        wide_combine(partial + (size_t)head * splits * PARTIAL, used, out + head * HEAD_DIM);
+        wide_combine(a->partial + (size_t)head * splits * PARTIAL, used, a->out + head * HEAD_DIM);
 #endif
 }
+
+#if !CHAIN
+#if STORE
+#define STORE_PARAMS , ulong slots, ulong key_rot, volatile __global uint *ended
+#else
+#define STORE_PARAMS
+#endif
+/* Item (split, KV head, query). */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
+               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial,
+               __global float *out STORE_PARAMS)
+{
+    KV_TABLE(kv);
+    const wide_args args = {
+        .kv = kv,
+        .table = table,
+        .data = data,
+        .views = views,
+        .query_rot = query_rot,
+        .qkv_row = qkv_row,
+        .qkv = qkv,
+        .partial = partial,
+        .out = out,
+        .layer = layer,
+        .first = first,
+        .splits = get_global_size(0),
+        .kv_heads = get_global_size(1),
+#if STORE
+        .slots = slots,
+        .key_rot = key_rot,
+        .ended = ended,
+#endif
+    };
+    wide_split(&args, get_global_id(0), get_global_id(1), get_global_id(2));
+}
+#endif

@@ -22,6 +22,10 @@
 #define EXP exp /* or strict_exp */
 #endif
 
+#ifndef CHAIN
+#define CHAIN 0 /* 1: before chain.cl, whose kernel takes the place of others */
+#endif
+
 #ifndef CPU
 #define CPU 0 /* 1: the device is a CPU */
 #endif

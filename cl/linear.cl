@@ -121,6 +121,7 @@ void linear_tiles(__global const uchar *w, ulong tile_bytes, uint tile0, uint be
     }
 }
 
+#if !CHAIN
 /*
  * Item (i, t): the i-th share of the tiles of one part of the matrix (tile0: its first tile), token t. `work`: room
  * for the prepared x, work_stride floats for each token (INPUT_PREPARED, written by linear_prepare) or each item.
@@ -171,3 +172,4 @@ __kernel void embed(__global const uchar *w, ulong tile_bytes, uint tile0, uint 
     if (col < cols && tile < tiles)
         x[token * cols + col] = element(w + tile * tile_bytes, row % TILE, (uint)col);
 }
+#endif

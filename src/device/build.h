@@ -5,7 +5,7 @@
 #include "device/device.h"
 
 /* Texts of a program: common.cl and the files its family names; each comes behind a #line of its own. */
-enum { PROGRAM_TEXTS = 5, PROGRAM_PARTS = 2 * PROGRAM_TEXTS };
+enum { PROGRAM_TEXTS = 7, PROGRAM_PARTS = 2 * PROGRAM_TEXTS };
 
 /* All that a program is made of. Strings are not NUL-terminated where they are texts of cl/. */
 typedef struct program_source {

@@ -44,41 +44,44 @@ void activations_close(activations *a)
     memset(a, 0, sizeof *a);
 }
 
-/* Linear maps that follow each other. */
-typedef struct map_chain {
-    linear_args args[4 * MODEL_MAX_PARTS];
+/* Links that follow each other, not issued yet. */
+enum { CHAIN_LINKS = 64, LAYER_LINKS = 4 * MODEL_MAX_PARTS + 1 };
+
+typedef struct link_chain {
+    op_link link[CHAIN_LINKS];
     size_t count;
-} map_chain;
+} link_chain;
 
 /* Append all parts of a map: the arguments' w, bias, y_offset and ldy are filled in here. */
-static void chain_add(map_chain *chain, const linear_map *map, linear_args args)
+static void chain_add(link_chain *chain, const linear_map *map, linear_args args)
 {
     args.ldy = map->rows;
     for (uint32_t i = 0; i < map->parts; i++) {
         args.w = map->part[i].w;
         args.bias = map->part[i].bias;
         args.y_offset = map->part[i].y_offset;
-        chain->args[chain->count++] = args;
+        chain->link[chain->count++] = (op_link){.kind = LINK_LINEAR, .linear = args};
     }
 }
 
 /* Issue the chain, and empty it. */
-static dcm_status chain_run(backend *ops, map_chain *chain)
+static dcm_status chain_run(backend *ops, link_chain *chain)
 {
     const size_t count = chain->count;
     chain->count = 0;
-    return ops->ops->linear_chain(ops, chain->args, count);
+    return ops->ops->chain(ops, chain->link, count);
 }
 
 dcm_status linear_map_run(backend *ops, const linear_map *map, linear_args args)
 {
-    map_chain chain = {.count = 0};
+    link_chain chain;
+    chain.count = 0;
     chain_add(&chain, map, args);
     return chain_run(ops, &chain);
 }
 
 /* What comes before a layer's attention: queries, keys and values. */
-static void layer_begin(const dcm_model *model, const activations *a, const step *s, uint32_t index, map_chain *chain)
+static void layer_begin(const dcm_model *model, const activations *a, const step *s, uint32_t index, link_chain *chain)
 {
     const model_layer *l = &model->layer[index];
     chain_add(chain, &l->qkv,
@@ -91,8 +94,9 @@ static void layer_begin(const dcm_model *model, const activations *a, const step
                             .y = a->qkv});
 }
 
+/* The chain is issued before what is no link. */
 static dcm_status layer_attend(const dcm_model *model, const activations *a, kv_pool *pool, const step *s,
-                               const late_merges *late, uint32_t index)
+                               const late_merges *late, uint32_t index, link_chain *chain)
 {
     const model_config *c = &model->config;
     backend *ops = model->ops;
@@ -101,17 +105,19 @@ static dcm_status layer_attend(const dcm_model *model, const activations *a, kv_
     const attention_args attend = {pool,    s,          index, c->rope, a->qkv, c->info.heads,
                                    a->attn, a->reading, together};
     dcm_status status = DCM_OK;
+    if (!together || late->count)
+        DCM_TRY(status, fail, chain_run(ops, chain));
     if (!together)
         DCM_TRY(status, fail, ops->ops->kv_store(ops, &store));
     for (uint32_t i = 0; i < late->count; i++)
         DCM_TRY(status, fail, merge_run(late->merge, pool, &late->batch[i], index, 1, c->rope));
-    status = ops->ops->attention(ops, &attend);
+    chain->link[chain->count++] = (op_link){.kind = LINK_ATTENTION, .attention = attend};
 fail:
     return status;
 }
 
 /* What comes after it. */
-static void layer_end(const dcm_model *model, const activations *a, const step *s, uint32_t index, map_chain *chain)
+static void layer_end(const dcm_model *model, const activations *a, const step *s, uint32_t index, link_chain *chain)
 {
     const model_layer *l = &model->layer[index];
     chain_add(chain, &l->attn_out,
@@ -129,38 +135,44 @@ static void layer_end(const dcm_model *model, const activations *a, const step *
                   .n = s->n, .many = a->reading, .input = INPUT_SWIGLU, .x = a->gate_up, .y = a->x, .add = true});
 }
 
+/* Append a layer to a chain that has room for it. */
+static dcm_status layer_add(const dcm_model *model, const activations *a, kv_pool *pool, const step *s,
+                            const late_merges *late, uint32_t index, link_chain *chain)
+{
+    layer_begin(model, a, s, index, chain);
+    const dcm_status status = layer_attend(model, a, pool, s, late, index, chain);
+    if (status == DCM_OK)
+        layer_end(model, a, s, index, chain);
+    return status;
+}
+
 dcm_status model_layer_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s,
                                const late_merges *late, uint32_t index)
 {
-    map_chain chain = {.count = 0};
+    link_chain chain;
     dcm_status status;
-    layer_begin(model, a, s, index, &chain);
-    DCM_TRY(status, fail, chain_run(model->ops, &chain));
-    DCM_TRY(status, fail, layer_attend(model, a, pool, s, late, index));
-    layer_end(model, a, s, index, &chain);
+    chain.count = 0;
+    DCM_TRY(status, fail, layer_add(model, a, pool, s, late, index, &chain));
     DCM_TRY(status, fail, chain_run(model->ops, &chain));
     return DCM_OK;
 fail:
     return dcm_fail_in(status, "layer %u", index);
 }
 
-/* Where nobody looks at the layers, one chain of maps stands between two attentions. */
+/* Where nobody looks at the layers, chains are as long as they can be. */
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
 {
     const embed_args embed = {model->embedding, s, a->x};
     const uint32_t layers = model->config.info.layers;
-    map_chain chain = {.count = 0};
+    link_chain chain;
     uint32_t i = 0;
     dcm_status status = model->ops->ops->embed(model->ops, &embed);
     if (status != DCM_OK)
         return status;
-    for (; i < layers; i++) {
-        layer_begin(model, a, s, i, &chain);
-        DCM_TRY(status, fail, chain_run(model->ops, &chain));
-        DCM_TRY(status, fail, layer_attend(model, a, pool, s, late, i));
-        layer_end(model, a, s, i, &chain);
-        if (!a->seen && i + 1 < layers)
-            continue; /* what comes after goes with what comes before the next */
+    for (chain.count = 0; i < layers; i++) {
+        DCM_TRY(status, fail, layer_add(model, a, pool, s, late, i, &chain));
+        if (!a->seen && i + 1 < layers && chain.count + LAYER_LINKS <= CHAIN_LINKS)
+            continue;
         DCM_TRY(status, fail, chain_run(model->ops, &chain));
         if (a->seen && (status = a->seen(a->seen_context, i)) != DCM_OK)
             return status;

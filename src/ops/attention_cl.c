@@ -1,7 +1,8 @@
-#include "ops/ops_cl.h"
+#include "ops/attention_cl.h"
 #include "ops/pool_cl.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum {
     GROUP_ITEMS = 128,       /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
@@ -20,18 +21,22 @@ typedef struct attention_launch {
     buffer *ended;
 } attention_launch;
 
-/* Most splits of a view of at most `units` places; fewer units can have more: 4096 have 64, 4097 have 33. */
-static uint32_t splits_max(uint32_t units)
+void attention_options(char *options, size_t size, backend *b, const attention_args *a, uint32_t blocks)
 {
-    const uint32_t splits = (units + 63) / 64;
-    return splits < 64 ? splits : 64;
+    const kv_pool *pool = a->pool;
+    const bool wide = clop_wide(b), cpu = clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU;
+    const size_t used = strlen(options);
+    snprintf(options + used, size - used,
+             " -DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d "
+             "-DFP16=%d -DSUBGROUPS=%d",
+             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, wide, cpu, blocks,
+             clop_tier(b, CLDEV_HALF16), wide && a->store, clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS));
 }
 
 static dcm_status attention_prepare(backend *b, const attention_args *a, attention_launch *l)
 {
     const kv_pool *pool = a->pool;
-    const cldev_limits *limits = &clop_device(b)->limits;
-    char options[224];
+    char options[224] = "";
     dcm_status status;
     l->wide = clop_wide(b);
     l->blocks = pool_blocks(b, pool, a->step->n == 1);
@@ -41,16 +46,11 @@ static dcm_status attention_prepare(backend *b, const attention_args *a, attenti
     const char *family = l->wide ? "attention_view+attention_wide+attention_combine"
                                  : "attention_view+lanes+attention_group+attention_combine";
     l->layer = a->layer;
-    l->splits = splits_max(a->step->max_units);
+    l->splits = attention_splits(a->step->max_units);
     l->views = a->step->views;
     l->query_rot = a->step->query_rot;
     l->qkv_row = (cl_ulong)(a->heads + 2 * pool->kv_heads) * pool->head_dim;
-    snprintf(options, sizeof options,
-             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d "
-             "-DFP16=%d -DSUBGROUPS=%d",
-             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, l->wide,
-             (limits->type & CL_DEVICE_TYPE_CPU) != 0, l->blocks, clop_tier(b, CLDEV_HALF16), l->wide && a->store,
-             clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS));
+    attention_options(options, sizeof options, b, a, l->blocks);
     DCM_TRY(status, fail, clop_kernel(b, family, options, name, &l->attention));
     DCM_TRY(status, fail, clop_kernel(b, family, options, "attention_combine", &l->combine));
 fail:
@@ -110,7 +110,7 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     DCM_TRY(status, fail, attention_prepare(b, a, &l));
     DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ENDED, a->pool->kv_heads * sizeof(cl_uint), &l.ended));
     const uint32_t n = a->step->n;
-    const size_t bytes = (size_t)a->heads * l.splits * (a->pool->head_dim + 2) * sizeof(cl_float); /* of one query */
+    const size_t bytes = attention_partial_bytes(a);
     const size_t fit = PARTIAL_BYTES / bytes > 0 ? PARTIAL_BYTES / bytes : 1, most = fit < n ? fit : n;
     DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ATTENTION, most * bytes, &partial));
     for (l.first = 0; l.first < n; l.first += (cl_uint)most)

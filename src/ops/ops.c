@@ -24,10 +24,15 @@ void matrix_free(matrix **m)
         (*m)->owner->ops->matrix_free(m);
 }
 
-dcm_status linear_each(backend *b, const linear_args *args, size_t count)
+dcm_status link_run(backend *b, const op_link *link)
+{
+    return link->kind == LINK_LINEAR ? b->ops->linear(b, &link->linear) : b->ops->attention(b, &link->attention);
+}
+
+dcm_status chain_each(backend *b, const op_link *links, size_t count)
 {
     dcm_status status = DCM_OK;
     for (size_t i = 0; i < count && status == DCM_OK; i++)
-        status = b->ops->linear(b, &args[i]);
+        status = link_run(b, &links[i]);
     return status;
 }

@@ -239,6 +239,15 @@ typedef struct merge_score_args {
     dcm_merge_choice *seen; /* (n_merges, layers, kv_heads) on the host, filled by the reference alone; may be NULL */
 } merge_score_args;
 
+/* One of several operations that follow each other. */
+typedef struct op_link {
+    enum { LINK_LINEAR, LINK_ATTENTION } kind;
+    union {
+        linear_args linear;
+        attention_args attention;
+    };
+} op_link;
+
 struct grad_ops;
 
 struct ops {
@@ -270,10 +279,11 @@ struct ops {
 
     dcm_status (*embed)(backend *, const embed_args *);
     dcm_status (*linear)(backend *, const linear_args *);
-    /* `count` maps one after another: each may read what those before it wrote. The same bits as by `linear`. */
-    dcm_status (*linear_chain)(backend *, const linear_args *, size_t count);
     dcm_status (*kv_store)(backend *, const kv_store_args *);
     dcm_status (*attention)(backend *, const attention_args *);
+    /* `count` links one after another: each may read what those before it wrote; all attentions are of one step and
+     * pool. The same bits as by `linear` and `attention`. */
+    dcm_status (*chain)(backend *, const op_link *, size_t count);
     dcm_status (*merge_gather)(backend *, const merge_gather_args *);
     dcm_status (*dense)(backend *, const dense_args *);
     dcm_status (*merge_apply)(backend *, const merge_apply_args *);
@@ -290,8 +300,9 @@ struct backend {
     struct profile *profile; /* where launches and times are counted; NULL: nowhere */
 };
 
-/* linear_chain of a back end that gains nothing by it: `linear` for each. */
-dcm_status linear_each(backend *b, const linear_args *args, size_t count);
+/* One link by `linear` or `attention`; and `chain` of a back end that gains nothing by it. */
+dcm_status link_run(backend *b, const op_link *link);
+dcm_status chain_each(backend *b, const op_link *links, size_t count);
 
 /* The C reference with `threads` OpenMP threads (0: all processors). Sums in double, results rounded to float once. */
 dcm_status backend_ref_open(backend **out, int threads, size_t max_memory);

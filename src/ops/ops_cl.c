@@ -48,6 +48,7 @@ struct backend_cl {
     stage stage[STAGE_COUNT];
     size_t next_stage;
     clop_pending pending;
+    void *plans;
 };
 
 static backend_cl *self(backend *b) { return (backend_cl *)b; }
@@ -57,6 +58,8 @@ cldev *clop_device(backend *b) { return self(b)->device; }
 clop_tuned *clop_tuned_of(backend *b) { return &self(b)->tuned; }
 
 clop_pending *clop_pending_of(backend *b) { return &self(b)->pending; }
+
+void **clop_plans_of(backend *b) { return &self(b)->plans; }
 
 void clop_set_shape(backend *b, clop_shape shape) { self(b)->shape = shape; }
 
@@ -337,7 +340,7 @@ static dcm_status count_launch(backend *b, cl_kernel kernel, uint32_t dims, cons
     for (const program *p = self(b)->programs; p; p = p->next)
         for (size_t i = 0; i < p->n_kernels; i++)
             if (p->kernel[i].handle == kernel)
-                return clop_count(b, p->label, p->kernel[i].name, items, event);
+                return clop_count(b, b->profile->family ? b->profile->family : p->label, p->kernel[i].name, items, event);
     return clop_count(b, "other", "other", items, event);
 }
 
@@ -377,6 +380,7 @@ static void close_backend(backend *b)
     clFinish(cl->device->queue);
     clblast_clear();
     clop_pending_close(&cl->pending);
+    mem_free(&cl->plans);
     staging_close(cl);
     for (size_t i = 0; i < CLOP_SCRATCHES; i++)
         clop_buffer_free(&cl->scratch[i]);
@@ -402,9 +406,9 @@ static const ops table = {
     .matrix_free = cl_matrix_free,
     .embed = cl_embed,
     .linear = linear,
-    .linear_chain = cl_linear_chain,
     .kv_store = cl_kv_store,
     .attention = cl_attention,
+    .chain = cl_chain,
     .merge_gather = cl_merge_gather,
     .dense = cl_dense,
     .merge_apply = cl_merge_apply,

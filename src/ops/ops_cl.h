@@ -67,12 +67,16 @@ clop_pending *clop_pending_of(backend *b);
 void clop_pending_close(clop_pending *p);
 dcm_status clop_profile(backend *b, struct profile *to);
 
+/* What chain_cl.c keeps; freed by close. */
+void **clop_plans_of(backend *b);
+
 /* Scratch buffers of a back end, one for each purpose; freed by close. */
 typedef enum clop_scratch_id {
     CLOP_SCRATCH_ATTENTION,
     CLOP_SCRATCH_ENDED, /* zeros, between launches */
     CLOP_SCRATCH_LINEAR,
     CLOP_SCRATCH_CHAIN,    /* zeros, between launches */
+    CLOP_SCRATCH_PLANS,    /* of chains: what clop_plans_of has on the host */
     CLOP_SCRATCH_PANELS,   /* inputs of a product with many vectors */
     CLOP_SCRATCH_UNPACKED, /* its tiles as floats, or sums of shares of the columns */
     CLOP_SCRATCH_DENSE,
@@ -121,13 +125,13 @@ clop_tuned *clop_tuned_of(backend *b);
 /* Take one engine whatever is chosen (tests); AUTO ends that. */
 static inline void clop_set_many(backend *b, clop_many engine) { clop_tuned_of(b)->many = engine; }
 
-/* The ops, one launcher file a family: linear_cl.c, linear_chain_cl.c, cache_cl.c (kv_store), attention_cl.c,
+/* The ops, one launcher file a family: linear_cl.c, chain_cl.c, cache_cl.c (kv_store), attention_cl.c,
  * merge_cl.c, merge_score_cl.c, dense_cl.c, embed_cl.c. */
 dcm_status cl_embed(backend *b, const embed_args *args);
 dcm_status cl_linear(backend *b, const linear_args *args);
-dcm_status cl_linear_chain(backend *b, const linear_args *args, size_t count);
 dcm_status cl_kv_store(backend *b, const kv_store_args *args);
 dcm_status cl_attention(backend *b, const attention_args *args);
+dcm_status cl_chain(backend *b, const op_link *links, size_t count);
 dcm_status cl_attention_many(backend *b, const attention_args *args);
 bool cl_attention_many_fits(backend *b);
 dcm_status cl_merge_gather(backend *b, const merge_gather_args *args);

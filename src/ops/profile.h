@@ -10,6 +10,7 @@ typedef struct profile {
     dcm_profile_entry entry[PROFILE_ENTRIES];
     size_t count;
     uint32_t rows, cols;        /* of the weights that what comes is about; 0: none */
+    const char *family;         /* that what comes is of; NULL: its program's */
     uint64_t first_ns, last_ns; /* start of the first and end of the last thing counted, by the device's clock */
     uint64_t wait_ns;           /* the host's, for the device */
 } profile;

@@ -195,8 +195,8 @@ void cl_strict_ops(ops *table)
     table->matrix_free = strict_matrix_free;
     table->embed = strict_embed;
     table->linear = strict_linear;
-    table->linear_chain = linear_each;
     table->attention = strict_attention;
+    table->chain = chain_each;
     table->dense = strict_dense;
     table->merge_score = strict_merge_score;
 }

@@ -39,10 +39,10 @@ static dcm_status run(ck *c, int side, const void *what)
     };
     if (!l->chain)
         return c->side[side]->ops->linear(c->side[side], &args);
-    /* The same once more into another result; how links depend on each other is tests/unit/test_linear_chain.c's. */
-    linear_args links[] = {args, args};
-    links[1].y = ck_buffer(c, side, "again", l->y, l->y_items * 4, 4);
-    return c->side[side]->ops->linear_chain(c->side[side], links, 2);
+    /* The same once more into another result; how links depend on each other is tests/unit/test_chain.c's. */
+    op_link links[] = {{.linear = args}, {.linear = args}};
+    links[1].linear.y = ck_buffer(c, side, "again", l->y, l->y_items * 4, 4);
+    return c->side[side]->ops->chain(c->side[side], links, 2);
 }
 
 /*
