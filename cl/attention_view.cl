@@ -10,8 +10,8 @@
  * of p V, the sum of p, the maximum of the scores, p = exp(score - maximum). attention_combine adds the partial
  * results of a query head.
  *
- * Work goes in tiles of a fixed number of places counted from the start of the split, whatever ranges they fall in: the order of
- * all sums depends on the number of units alone. Contraction is off and fma written where it is wanted, so that
+ * Work goes in tiles of so many places counted from the start of the split, whatever ranges they fall in: the order
+ * of all sums depends on the number of units alone. Contraction is off and fma written where it is wanted, so that
  * each copy the compiler makes of a loop rounds alike.
  */
 #pragma OPENCL FP_CONTRACT OFF

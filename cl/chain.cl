@@ -10,7 +10,7 @@
  * first then does everything. Where a wait is long, the item waited for has lost its processor to somebody else: the
  * one that waits ends, which gives its own back, and leaves the rest to that one.
  */
-#define CHAIN_STAGES 48   /* as in src/ops/chain_cl.c */
+#define CHAIN_STAGES 64   /* as in src/ops/chain_cl.c */
 #define CHAIN_BUFFERS 96  /* too: OpenCL grants a kernel's arguments 1,024 bytes */
 #define SHARE_BYTES 49152 /* of weights at least: some microseconds, so that waits are short */
 #define PATIENCE 30000    /* looks at a counter, 2 ns each, and one more for each byte of a share */

@@ -8,7 +8,7 @@
 #include <string.h>
 
 enum {
-    CHAIN_STAGES = 48, /* as in cl/chain.cl */
+    CHAIN_STAGES = 64, /* as in cl/chain.cl */
     CHAIN_BUFFERS = 96,
     CHAIN_APART = 16, /* words of a counter: APART there */
     LINK_BUFFERS = 5, /* of a linear map */

@@ -335,12 +335,13 @@ static dcm_status count_launch(backend *b, cl_kernel kernel, uint32_t dims, cons
     uint64_t items = 1;
     if (!event)
         return DCM_OK;
+    const char *family = b->profile->family;
     for (uint32_t d = 0; d < dims; d++)
         items *= global[d];
     for (const program *p = self(b)->programs; p; p = p->next)
         for (size_t i = 0; i < p->n_kernels; i++)
             if (p->kernel[i].handle == kernel)
-                return clop_count(b, b->profile->family ? b->profile->family : p->label, p->kernel[i].name, items, event);
+                return clop_count(b, family ? family : p->label, p->kernel[i].name, items, event);
     return clop_count(b, "other", "other", items, event);
 }
 

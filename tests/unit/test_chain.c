@@ -17,7 +17,7 @@
 #include "each_device.h"
 
 /* LAYERS: more than one launch takes. */
-enum { HIDDEN = 96, FFN = 160, OTHER = HIDDEN + 5, LAYERS = 11, LAYER_LINKS = 5, LINKS = LAYERS * LAYER_LINKS + 1 };
+enum { HIDDEN = 96, FFN = 160, OTHER = HIDDEN + 5, LAYERS = 14, LAYER_LINKS = 5, LINKS = LAYERS * LAYER_LINKS + 1 };
 enum { CACHED_LAYERS = 2, ROUNDS = 5 };
 
 typedef struct shape {
@@ -169,10 +169,11 @@ static void same_bits_of(backend *b, const shape *shape)
 static void same_bits(backend *b)
 {
     static const shape shapes[] = {
-        {QUANT_Q4_1, {CACHED_LAYERS, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, 1, .n_ranges = 2, .count = {4, 300}, .bias = 1}},
-        {QUANT_F16, {CACHED_LAYERS, 4, 4, 80, KV_F32, ROPE_HALF, 1, .n_ranges = 1, .count = {1}}},
-        {QUANT_Q8_0, {CACHED_LAYERS, 1, 8, 72, KV_F16, ROPE_HALF, 1, .n_ranges = 3, .count = {2, 7, 61}}},
-        {QUANT_F32, {CACHED_LAYERS, 2, 2, 128, KV_F32, ROPE_INTERLEAVED, 1, .n_ranges = 2, .count = {4, 4093}}},
+        {QUANT_Q4_1,
+         {CACHED_LAYERS, 3, 9, 64, KV_F16, ROPE_INTERLEAVED, .n = 1, .n_ranges = 2, .count = {4, 300}, .bias = 1}},
+        {QUANT_F16, {CACHED_LAYERS, 4, 4, 80, KV_F32, ROPE_HALF, .n = 1, .n_ranges = 1, .count = {1}}},
+        {QUANT_Q8_0, {CACHED_LAYERS, 1, 8, 72, KV_F16, ROPE_HALF, .n = 1, .n_ranges = 3, .count = {2, 7, 61}}},
+        {QUANT_F32, {CACHED_LAYERS, 2, 2, 128, KV_F32, ROPE_INTERLEAVED, .n = 1, .n_ranges = 2, .count = {4, 4093}}},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         same_bits_of(b, &shapes[i]);
