@@ -221,11 +221,27 @@ typedef struct wide_args {
     uint layer, first, splits, kv_heads;
 } wide_args;
 
+/* Put a split's partial results, or with one split the results, where they belong. */
+static inline void wide_leave(const wide_args *a, const wide_state *st, uint split, uint h, uint query)
+{
+    const uint splits = a->splits;
+    for (uint g = 0; g < GROUP; g++) {
+        const size_t head = (splits == 1 ? a->first + query : query) * (size_t)a->kv_heads * GROUP + h * GROUP + g;
+        __global float *to = splits == 1 ? a->out + head * HEAD_DIM : a->partial + (head * splits + split) * PARTIAL;
+        for (uint v = 0; v < VECS; v++)
+            VSTORE(splits == 1 ? st->acc[g][v] / st->total[g] : st->acc[g][v], to + v * LANES);
+        if (splits == 1)
+            continue;
+        to[PARTIAL_SUM] = st->total[g];
+        to[PARTIAL_MAX] = st->top[g];
+    }
+}
+
 /* Units of split `split` for KV head h and query first + `query`. */
 static inline void wide_split(const wide_args *a, uint split, uint h, uint query)
 {
     const size_t token = a->first + query;
-    const uint splits = a->splits, kv_heads = a->kv_heads;
+    const uint kv_heads = a->kv_heads;
     const __global uint *view = a->data + a->views + token * VIEW_WORDS;
     const uint units = view[VIEW_UNITS], begin = split * SPLIT(units), end = min(begin + SPLIT(units), units);
     if (begin >= units)
@@ -274,25 +290,16 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
         wide_values(&st, &rows, count);
     }
 
-    for (uint g = 0; g < GROUP; g++) {
-        const size_t head = (splits == 1 ? token : query) * kv_heads * GROUP + h * GROUP + g;
-        __global float *to = splits == 1 ? a->out + head * HEAD_DIM : a->partial + (head * splits + split) * PARTIAL;
-        for (uint v = 0; v < VECS; v++)
-            VSTORE(splits == 1 ? st.acc[g][v] / st.total[g] : st.acc[g][v], to + v * LANES);
-        if (splits == 1)
-            continue;
-        to[PARTIAL_SUM] = st.total[g];
-        to[PARTIAL_MAX] = st.top[g];
-    }
+    wide_leave(a, &st, split, h, query);
 #if STORE
     const uint used = (units + SPLIT(units) - 1) / SPLIT(units);
     mem_fence(CLK_GLOBAL_MEM_FENCE);
-    if (splits == 1 || atomic_inc(a->ended + h) + 1 < used)
+    if (a->splits == 1 || atomic_inc(a->ended + h) + 1 < used)
         return;
     mem_fence(CLK_GLOBAL_MEM_FENCE);
     a->ended[h] = 0;
     for (uint head = h * GROUP; head < (h + 1) * GROUP; head++)
-        wide_combine(a->partial + (size_t)head * splits * PARTIAL, used, a->out + head * HEAD_DIM);
+        wide_combine(a->partial + (size_t)head * a->splits * PARTIAL, used, a->out + head * HEAD_DIM);
 #endif
 }
 

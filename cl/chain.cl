@@ -82,6 +82,18 @@ static inline bool chain_wait(volatile __global uint *done, const chain_cut *cut
 #define BUFFER_SET(n) buffer[0##n] = buffer_##n
 #define FLOATS(N) ((__global float *)buffer[N])
 
+/* The last work-item to end sets all counters back. */
+static inline void chain_leave(volatile __global uint *marks, uint stages, uint items)
+{
+    volatile __global uint *gone = chain_done(marks, CHAIN_STAGES, items);
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (atomic_inc(gone) + 1 < items)
+        return;
+    for (uint i = 0; i < stages * (items + 1); i++)
+        marks[i * APART] = 0;
+    *gone = 0;
+}
+
 /*
  * plans[number] is done. views .. partial, ended and splits: as in attention_wide, of all attentions. `work`:
  * work_stride floats an item. `marks`: CHAIN_STAGES * (items + 1) + 1 counters, zeros before and after.
@@ -113,6 +125,9 @@ chain(CHAIN_EACH(BUFFER_PARAM, KV_COMMA), const __global chain_plan *plans, uint
             break;
         mem_fence(CLK_GLOBAL_MEM_FENCE);
         cut = s.attends ? cut_attention(&wide) : cut_matrix(&s);
+        wide.layer = s.layer;
+        wide.qkv = FLOATS(s.x);
+        wide.out = FLOATS(s.y);
         for (uint k = 0; k < items; k++) {
             const uint region = (item + k) % items, first = (uint)((ulong)region * cut.pieces / items);
             const uint size = (uint)((region + 1ul) * cut.pieces / items) - first;
@@ -122,9 +137,6 @@ chain(CHAIN_EACH(BUFFER_PARAM, KV_COMMA), const __global chain_plan *plans, uint
                 if (begin >= size)
                     break;
                 if (s.attends) {
-                    wide.qkv = FLOATS(s.x);
-                    wide.out = FLOATS(s.y);
-                    wide.layer = s.layer;
                     const uint used = splits_used(&wide);
                     for (uint piece = first + begin; piece < first + end; piece++)
                         wide_split(&wide, piece % used, piece / used, 0);
@@ -139,11 +151,5 @@ chain(CHAIN_EACH(BUFFER_PARAM, KV_COMMA), const __global chain_plan *plans, uint
             }
         }
     }
-    volatile __global uint *gone = chain_done(marks, CHAIN_STAGES, items);
-    mem_fence(CLK_GLOBAL_MEM_FENCE);
-    if (atomic_inc(gone) + 1 < items)
-        return;
-    for (uint i = 0; i < plan->count * (items + 1); i++)
-        marks[i * APART] = 0;
-    *gone = 0;
+    chain_leave(marks, plan->count, items);
 }

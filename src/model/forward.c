@@ -159,7 +159,7 @@ fail:
     return dcm_fail_in(status, "layer %u", index);
 }
 
-/* Where nobody looks at the layers, chains are as long as they can be. */
+/* Where nobody looks at the layers, chains are as long as they can be; a message names the last of their layers. */
 dcm_status model_forward(const dcm_model *model, activations *a, kv_pool *pool, const step *s, const late_merges *late)
 {
     const embed_args embed = {model->embedding, s, a->x};
