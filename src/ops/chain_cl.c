@@ -14,8 +14,8 @@ enum {
     LINK_BUFFERS = 5, /* of a linear map */
     PLANS = 32,       /* that are kept: launches of a call */
     /* Of weights and cache, after which a launch ends before an attention: then its cost no longer counts, and where a
-     * work-item has left, the others have no more than this to do without it. Measured with 30 layers of 2 MB each: 4.2 ms a step with one
-     * layer a launch, 3.4 with 4, 8 or 30. */
+     * work-item has left, the others have no more than this and a layer to do without it. Measured with 30 layers of
+     * 2 MB each: 4.2 ms a step with one layer a launch, 3.4 with 4, 8 or 30. */
     CHAIN_BYTES = 32 << 20
 };
 
