@@ -10,7 +10,7 @@
 #define TILE (TILE_FITS(64) ? 64 : TILE_FITS(32) ? 32 : TILE_FITS(16) ? 16 : 8)
 #define ROWS (ITEMS / LANES < TILE ? ITEMS / LANES : TILE)
 #define STEPS ((TILE + ROWS - 1) / ROWS)
-#define SHUFFLED (SUBGROUPS && (LANES == 4 || LANES == 8 || LANES == 16)) /* scores summed by lane_sum */
+#define SHUFFLED (SUBGROUPS && (LANES == 4 || LANES == 8 || LANES == 16)) /* scores summed by lane_sums */
 
 #if KV_F32
 typedef float8 kv8;

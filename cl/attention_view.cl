@@ -2,7 +2,8 @@
  * Decode attention over a compressed history: softmax(q . K / sqrt(HEAD_DIM) + bias) V over the ranges of each
  * query's view.
  *
- * A program is this file, then attention_wide.cl or attention_group.cl, then attention_combine.cl.
+ * A program is this file, then attention_wide.cl or lanes.cl and attention_group.cl, then attention_combine.cl; or it
+ * is one of chains (chain.cl), behind its products.
  *
  * A view is cut into splits of `attention_split(units)` places. attention_wide (one work-item) or attention_group
  * (one work-group) computes one (split, KV head, query) for all GROUP query heads that share the KV head, so that

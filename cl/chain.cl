@@ -70,8 +70,10 @@ static inline bool chain_wait(volatile __global uint *done, const chain_cut *cut
 {
     const ulong turns = PATIENCE + cut->share_bytes;
     for (ulong turn = 0; turn < turns; turn++)
-        if (*done >= cut->pieces)
+        if (*done >= cut->pieces) {
+            atomic_add(done, 0); /* what was written before it was counted can be read: PoCL's mem_fence is empty */
             return true;
+        }
     return false;
 }
 

@@ -46,6 +46,8 @@ dcm_status program_source_init(program_source *source, const cldev *device, cons
     }
     if (status != DCM_OK)
         return status;
+    if (*name)
+        return dcm_fail(DCM_ERR_DEVICE, "kernel family %s: more than %d files", family, PROGRAM_TEXTS - 1);
     /* Never fast-math: the bounds of the kernels' tests count on IEEE arithmetic. */
     const int n = snprintf(source->options, sizeof source->options, "-cl-std=CL1.2%s%s%s%s",
                            device->limits.exact_divide ? " -cl-fp32-correctly-rounded-divide-sqrt" : "",

@@ -44,7 +44,7 @@ void activations_close(activations *a)
     memset(a, 0, sizeof *a);
 }
 
-/* Links that follow each other, not issued yet. */
+/* Links that follow each other, not issued yet: back ends may make one launch of all (CHAIN_STAGES of chain_cl.c). */
 enum { CHAIN_LINKS = 64, LAYER_LINKS = 4 * MODEL_MAX_PARTS + 1 };
 
 typedef struct link_chain {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 enum {
-    GROUP_ITEMS = 128,       /* work-items of a group of attention_group: ITEMS in cl/attention.cl */
+    GROUP_ITEMS = 128,       /* work-items of a group of attention_group: ITEMS in cl/attention_group.cl */
     COMBINE_ITEMS = 64,      /* and of attention_combine */
     PARTIAL_BYTES = 16 << 20 /* most bytes of partial results at a time, unless one query needs more */
 };

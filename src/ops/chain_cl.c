@@ -12,12 +12,14 @@ enum {
     CHAIN_BUFFERS = 96,
     CHAIN_APART = 16, /* words of a counter: APART there */
     LINK_BUFFERS = 5, /* of a linear map */
-    PLANS = 32,       /* that are kept: launches of a call */
+    PLANS = 64,       /* that are kept: launches of a step, of large models one a layer */
     /* Of weights and cache, after which a launch ends before an attention: then its cost no longer counts, and where a
      * work-item has left, the others have no more than this and a layer to do without it. Measured with 30 layers of
      * 2 MB each: 4.2 ms a step with one layer a launch, 3.4 with 4, 8 or 30. */
     CHAIN_BYTES = 32 << 20
 };
+
+_Static_assert(KV_BLOCKS + LINK_BUFFERS <= CHAIN_BUFFERS, "a launch has room for a link beside any pool");
 
 /* As in cl/chain.cl. */
 typedef struct chain_stage {
@@ -30,6 +32,11 @@ typedef struct chain_plan {
     cl_uint count, kv_heads, block_units[KV_BLOCKS];
     chain_stage stage[CHAIN_STAGES];
 } chain_plan;
+
+struct chain_plans {
+    chain_plan plan[PLANS]; /* as on the device; count 0: none */
+    cl_uint next;           /* to be replaced */
+};
 
 /* What all launches of a call are built and launched for: its first map, and its first attention or NULL. */
 typedef struct chain_call {
@@ -142,18 +149,23 @@ static size_t gather(const backend *b, const chain_call *call, const op_link *li
     return n;
 }
 
-/* Have the plan on the device: it often is, from the step before. */
-static dcm_status put_plan(backend *b, const chain_plan *plan, cl_uint number, buffer **out)
+/* Have the plan on the device, as *number of those that are kept: it often is, from the step before. */
+static dcm_status put_plan(backend *b, const chain_plan *plan, cl_uint *number, buffer **out)
 {
-    chain_plan **kept = (chain_plan **)clop_plans_of(b);
+    chain_plans **kept = clop_plans_of(b);
     dcm_status status = DCM_OK;
     if (!*kept)
-        DCM_TRY(status, fail, mem_new(kept, PLANS, sizeof **kept, "plans of chains"));
-    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_PLANS, PLANS * sizeof **kept, out));
-    if (memcmp(&(*kept)[number], plan, sizeof *plan) == 0)
-        return DCM_OK;
-    DCM_TRY(status, fail, clop_write(*out, number * sizeof *plan, plan, sizeof *plan));
-    (*kept)[number] = *plan;
+        DCM_TRY(status, fail, mem_new(kept, 1, sizeof **kept, "plans of chains"));
+    chain_plans *p = *kept;
+    DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_PLANS, sizeof p->plan, out));
+    for (*number = 0; *number < PLANS; ++*number)
+        if (memcmp(&p->plan[*number], plan, sizeof *plan) == 0)
+            return DCM_OK;
+    *number = p->next;
+    p->next = (p->next + 1) % PLANS;
+    p->plan[*number].count = 0; /* no launch's, should writing fail */
+    DCM_TRY(status, fail, clop_write(*out, *number * sizeof *plan, plan, sizeof *plan));
+    p->plan[*number] = *plan;
 fail:
     return status;
 }
@@ -168,7 +180,7 @@ static dcm_status chain_kernel(backend *b, const chain_call *call, const chain_l
     return clop_kernel(b, family, options, "chain", kernel);
 }
 
-static dcm_status launch(backend *b, const chain_call *call, chain_launch *l, cl_uint number)
+static dcm_status launch(backend *b, const chain_call *call, chain_launch *l)
 {
     static const step no_step;
     const attention_args *a = call->attention;
@@ -181,9 +193,9 @@ static dcm_status launch(backend *b, const chain_call *call, chain_launch *l, cl
            *data = a ? s->data : l->buffer[0], *plans, *work, *marks;
     cl_kernel kernel;
     dcm_status status;
-    number %= PLANS;
+    cl_uint number;
     DCM_TRY(status, fail, chain_kernel(b, call, l, &kernel));
-    DCM_TRY(status, fail, put_plan(b, &l->plan, number, &plans));
+    DCM_TRY(status, fail, put_plan(b, &l->plan, &number, &plans));
     if (a) {
         DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ENDED, a->pool->kv_heads * sizeof(cl_uint), &ended));
         DCM_TRY(status, fail, clop_scratch(b, CLOP_SCRATCH_ATTENTION, attention_partial_bytes(a), &partial));
@@ -216,12 +228,11 @@ dcm_status cl_chain(backend *b, const op_link *links, size_t count)
         return chain_each(b, links, count);
     const chain_call call = call_of(links, count);
     dcm_status status = DCM_OK;
-    cl_uint number = 0;
     for (size_t n; count && status == DCM_OK; links += n, count -= n) {
         chain_launch l;
         n = gather(b, &call, links, count, &l);
         if (l.matrix && (n > 1 || (n && links->kind == LINK_ATTENTION))) {
-            status = launch(b, &call, &l, number++);
+            status = launch(b, &call, &l);
         } else {
             n = 1;
             status = link_run(b, links);

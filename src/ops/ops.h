@@ -281,8 +281,8 @@ struct ops {
     dcm_status (*linear)(backend *, const linear_args *);
     dcm_status (*kv_store)(backend *, const kv_store_args *);
     dcm_status (*attention)(backend *, const attention_args *);
-    /* `count` links one after another: each may read what those before it wrote; all attentions are of one step and
-     * pool. The same bits as by `linear` and `attention`. */
+    /* `count` links one after another: each may read what those before it wrote; all attentions are of one step,
+     * pool, number of heads and RoPE. The same bits as by `linear` and `attention`. */
     dcm_status (*chain)(backend *, const op_link *, size_t count);
     dcm_status (*merge_gather)(backend *, const merge_gather_args *);
     dcm_status (*dense)(backend *, const dense_args *);

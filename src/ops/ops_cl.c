@@ -48,7 +48,7 @@ struct backend_cl {
     stage stage[STAGE_COUNT];
     size_t next_stage;
     clop_pending pending;
-    void *plans;
+    chain_plans *plans;
 };
 
 static backend_cl *self(backend *b) { return (backend_cl *)b; }
@@ -59,7 +59,7 @@ clop_tuned *clop_tuned_of(backend *b) { return &self(b)->tuned; }
 
 clop_pending *clop_pending_of(backend *b) { return &self(b)->pending; }
 
-void **clop_plans_of(backend *b) { return &self(b)->plans; }
+chain_plans **clop_plans_of(backend *b) { return &self(b)->plans; }
 
 void clop_set_shape(backend *b, clop_shape shape) { self(b)->shape = shape; }
 

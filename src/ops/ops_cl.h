@@ -67,8 +67,9 @@ clop_pending *clop_pending_of(backend *b);
 void clop_pending_close(clop_pending *p);
 dcm_status clop_profile(backend *b, struct profile *to);
 
-/* What chain_cl.c keeps; freed by close. */
-void **clop_plans_of(backend *b);
+/* What chain_cl.c keeps, NULL at first; freed by close. */
+typedef struct chain_plans chain_plans;
+chain_plans **clop_plans_of(backend *b);
 
 /* Scratch buffers of a back end, one for each purpose; freed by close. */
 typedef enum clop_scratch_id {

@@ -8,7 +8,8 @@ Left out is attention_wide where it stores the new unit and has more than 64 to 
 by an atomic counter, reads what the others have written. OpenCL 1.2 (section 3.3.1) promises no order of plain
 memory between the groups of a launch, whatever the fences, so Oclgrind rightly calls it a race. It rests on what
 atomics do on CPUs, is built for CPUs alone, and is held against the reference there by checkcl's attention/store cases.
-The same holds for attention between the products of a chain (tests/unit/test_chain.c).
+The same holds for the links of a chain, each of which reads what other groups have written for the one before
+(tests/unit/test_chain.c).
 """
 import pathlib
 import shutil

@@ -79,6 +79,9 @@ static void options_of_builds(void **state)
     memset(longest, 'x', sizeof longest - 1);
     longest[sizeof longest - 1] = '\0';
     assert_int_equal(program_source_init(&source, &device, "probe", longest), DCM_ERR_DEVICE);
+    assert_int_equal(program_source_init(&source, &device, "probe+probe+probe+probe+probe+probe", NULL), DCM_OK);
+    assert_int_equal(program_source_init(&source, &device, "probe+probe+probe+probe+probe+probe+probe", NULL),
+                     DCM_ERR_DEVICE);
 }
 
 /* Whatever could change the binary changes the key. */
