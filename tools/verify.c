@@ -104,9 +104,6 @@ static double gap_noise(const verifier *v)
     return noise;
 }
 
-/* How the device computed what is verified: a piece of a prompt, or one token. */
-static check_form form_of(const verifier *v) { return v->due > 1 ? CHECK_PROMPT : CHECK_DECODE; }
-
 /* Is the unit the one that the step's merge made, the newest of its level? */
 static bool is_made(const verifier *v, size_t unit, size_t units)
 {
@@ -125,7 +122,6 @@ static int verify_unit(verifier *v, uint32_t layer, uint32_t kind, uint32_t head
         const dcm_merge_choice *c = &v->chosen[0].item[(size_t)layer * v->kv_heads + head];
         bound += check_choice_moves(c, kind, CHECK_FACTOR * gap_noise(v)) * c->spread[kind];
     }
-    bound = check_of_form(v->kv, form_of(v), bound);
     const double found = check_max_abs(exact, v->values[2] + at, d);
     v->worst = bound > 0 && found / bound > v->worst ? found / bound : v->worst;
     if (found <= bound)
@@ -212,8 +208,7 @@ int verify_after(verifier *v, const int32_t *ids, const float *logits, size_t vo
     if (status != DCM_OK)
         return tool_fail((int)status, "--verify-every: %s", dcm_error());
     const double noise = check_max_abs(exact, rough, vocab), found = check_max_abs(exact, logits, vocab);
-    const double bound =
-        check_of_form(v->kv, form_of(v), check_bound(DCM_KV_F32, CHECK_FACTOR * noise, exact, vocab));
+    const double bound = check_bound(DCM_KV_F32, CHECK_FACTOR * noise, exact, vocab);
     v->verified++;
     v->worst = found / bound > v->worst ? found / bound : v->worst;
     if (found <= bound)

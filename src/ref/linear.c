@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+enum { ROWS = 16 /* that a thread takes at a time */ };
+
 /* Twice: sums in double are the truth, those in float show what the rounding of sums alone does. */
 #define REAL double
 #define OF(NAME) NAME

@@ -19,34 +19,43 @@ static void OF(input_row)(const ref_linear_args *a, uint32_t t, REAL *out)
         }
 }
 
+/* Rows `first` and up, as far as there are ROWS of them; w: room for so many. */
+static void OF(some_rows)(const ref_linear_args *a, uint32_t first, const REAL *input, float *w)
+{
+    const size_t cols = a->cols, row_bytes = quant_row_bytes(a->type, a->cols);
+    const uint32_t rows = a->rows - first < ROWS ? a->rows - first : ROWS;
+    for (uint32_t r = 0; r < rows; r++)
+        quant_to_float(a->type, (const char *)a->w + (first + r) * row_bytes, w + r * cols, cols);
+    for (uint32_t t = 0; t < a->n; t++) {
+        float *y = a->y + t * a->ldy + first;
+        REAL sum[ROWS];
+        OF(ref_dots)(w, rows, input + t * cols, cols, sum);
+        for (uint32_t r = 0; r < rows; r++) {
+            if (a->bias)
+                sum[r] += a->bias[first + r];
+            if (a->add)
+                sum[r] += y[r];
+            y[r] = (float)(a->elu && !(sum[r] > 0) ? expm1(sum[r]) : sum[r]);
+        }
+    }
+}
+
 dcm_status OF(ref_linear)(const ref_linear_args *a, int threads)
 {
-    const size_t row_bytes = quant_row_bytes(a->type, a->cols);
     const size_t products = (size_t)a->n * a->rows * a->cols;
     REAL *input = NULL;
-    float *row = NULL;
+    float *rows = NULL;
     dcm_status status;
     DCM_TRY(status, fail, mem_new(&input, a->n, (size_t)a->cols * sizeof *input, "a linear map's input"));
-    DCM_TRY(status, fail, mem_new(&row, (size_t)threads, (size_t)a->cols * sizeof *row, "a matrix row a thread"));
+    DCM_TRY(status, fail, mem_new(&rows, (size_t)threads * ROWS, (size_t)a->cols * sizeof *rows, "matrix rows"));
 #pragma omp parallel for num_threads(threads) if (a->n > 1 && products > REF_SHARED_MIN)
     for (uint32_t t = 0; t < a->n; t++)
         OF(input_row)(a, t, input + (size_t)t * a->cols);
 #pragma omp parallel for num_threads(threads) if (products > REF_SHARED_MIN)
-    for (uint32_t r = 0; r < a->rows; r++) {
-        float *w = row + (size_t)ref_thread() * a->cols;
-        quant_to_float(a->type, (const char *)a->w + r * row_bytes, w, a->cols);
-        for (uint32_t t = 0; t < a->n; t++) {
-            float *y = a->y + t * a->ldy + r;
-            REAL sum = OF(ref_dot)(w, input + (size_t)t * a->cols, a->cols);
-            if (a->bias)
-                sum += a->bias[r];
-            if (a->add)
-                sum += *y;
-            *y = (float)(a->elu && !(sum > 0) ? expm1(sum) : sum);
-        }
-    }
+    for (uint32_t first = 0; first < a->rows; first += ROWS)
+        OF(some_rows)(a, first, input, rows + (size_t)ref_thread() * ROWS * a->cols);
 fail:
     mem_free(&input);
-    mem_free(&row);
+    mem_free(&rows);
     return status;
 }

@@ -31,11 +31,16 @@ int ref_thread(void);
  */
 double ref_dot(const float *w, const double *x, size_t n);
 
+/* sums[r] = ref_dot of row r of w, (rows, n), and x. */
+void ref_dots(const float *w, size_t rows, const double *x, size_t n, double *sums);
+
 /*
- * What ends in _float is the same with its sums in float, in the same order: how far it is from the truth is what the
- * rounding of sums alone does to a model. Exponentials and rotations stay in double and are rounded once.
+ * What ends in _float is the same with its sums in float: how far it is from the truth is what the rounding of sums
+ * alone does to a model. They are added term by term, in order: n - 1 roundings one after another, which no order of
+ * additions exceeds. Exponentials and rotations stay in double and are rounded once.
  */
 float ref_dot_float(const float *w, const float *x, size_t n);
+void ref_dots_float(const float *w, size_t rows, const float *x, size_t n, float *sums);
 
 /* Halves to floats, exactly. */
 void ref_half_to_float(const uint16_t *src, float *dst, size_t n);

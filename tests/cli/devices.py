@@ -111,7 +111,7 @@ def test_halves(cli):
             row = cli.rows(0, *run, "--merge", merge)[1]
             assert row["status"] == "ok" and row["same_bits"] < 80, (seed, merge, row)
         row = cli.rows(1, *run, "--merge", "newer", **wrong)[1]
-        assert row["ratio"] > 2, row
+        assert row["ratio"] > 1 and row["cache_ratio"] > 2, row
 
 
 def test_notes(cli):
@@ -199,7 +199,7 @@ def test_each(cli):
     out = cli.folder / "each.jsonl"
     row, = cli.rows(0, *cli.model, "--devices", "ref,0.0", "--steps-out", out, form="each")
     bounds = [json.loads(line)["bound"] for line in out.read_text().splitlines()]
-    assert len(bounds) == 40 and abs(row["bound"] / (4 * bounds[row["step"] - 1]) - 1) < 1e-5, (row, bounds)
+    assert len(bounds) == 40 and abs(row["bound"] / bounds[row["step"] - 1] - 1) < 1e-5, (row, bounds)
     for text in [], ["-p", "It was a bright cold day in April. " * 20]:  # what the baseline chooses, and what is known
         for tokens, steps in (129, 129), (530, 512):
             row, = cli.rows(0, *cli.model[:-1], tokens, *text, "--devices", "ref,0.0", form="each")

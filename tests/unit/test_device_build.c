@@ -72,10 +72,10 @@ static void options_of_builds(void **state)
     program_source source;
     char longest[2000];
     assert_int_equal(program_source_init(&source, &device, "probe", "-DA=1"), DCM_OK);
-    assert_string_equal(source.options, "-cl-std=CL1.2 -DA=1");
+    assert_string_equal(source.options, "-cl-std=CL1.2 -w -DA=1");
     device.limits.exact_divide = true;
     assert_int_equal(program_source_init(&source, &device, "probe", NULL), DCM_OK);
-    assert_string_equal(source.options, "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt");
+    assert_string_equal(source.options, "-cl-std=CL1.2 -w -cl-fp32-correctly-rounded-divide-sqrt");
     memset(longest, 'x', sizeof longest - 1);
     longest[sizeof longest - 1] = '\0';
     assert_int_equal(program_source_init(&source, &device, "probe", longest), DCM_ERR_DEVICE);

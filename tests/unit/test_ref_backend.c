@@ -113,37 +113,71 @@ static void write_and_read(void **state)
     backend_close(&b);
 }
 
-/* The documented lanes, written out, with sums of a type. */
-#define LANES(NAME, REAL, DOT)                                                                                         \
-    static void NAME(void **state)                                                                                     \
-    {                                                                                                                  \
-        float w[100];                                                                                                  \
-        REAL x[100];                                                                                                   \
-        uint64_t rng = 8;                                                                                              \
-        (void)state;                                                                                                   \
-        fx_fill(w, 1, 100, FX_NORMAL, &rng);                                                                           \
-        for (size_t i = 0; i < 100; i++)                                                                               \
-            x[i] = (REAL)fx_normal(&rng);                                                                              \
-        for (size_t n = 0; n <= 100; n++) {                                                                            \
-            volatile REAL lane[16] = {0};                                                                              \
-            for (size_t i = 0; i < n; i++) {                                                                           \
-                const volatile REAL product = w[i] * x[i];                                                             \
-                lane[i % 16] += product;                                                                               \
-            }                                                                                                          \
-            for (size_t width = 8; width; width /= 2)                                                                  \
-                for (size_t k = 0; k < width; k++)                                                                     \
-                    lane[k] += lane[k + width];                                                                        \
-            const REAL want = lane[0], got = DOT(w, x, n);                                                             \
-            assert_memory_equal(&got, &want, sizeof got);                                                              \
-        }                                                                                                              \
+enum { TERMS = 100 };
+
+/* Weights in float, and a vector for sums in either type. */
+static void fill_terms(float *w, size_t count, float *x)
+{
+    uint64_t rng = 8;
+    fx_fill(w, 1, count, FX_NORMAL, &rng);
+    fx_fill(x, 1, TERMS, FX_NORMAL, &rng);
+}
+
+/* The documented lanes, written out. */
+static void dot_lanes(void **state)
+{
+    float w[TERMS], narrow[TERMS];
+    double x[TERMS];
+    (void)state;
+    fill_terms(w, TERMS, narrow);
+    for (size_t i = 0; i < TERMS; i++)
+        x[i] = narrow[i] / 3.0;
+    for (size_t n = 0; n <= TERMS; n++) {
+        volatile double lane[16] = {0};
+        for (size_t i = 0; i < n; i++) {
+            const volatile double product = w[i] * x[i];
+            lane[i % 16] += product;
+        }
+        for (size_t width = 8; width; width /= 2)
+            for (size_t k = 0; k < width; k++)
+                lane[k] += lane[k + width];
+        const double want = lane[0], got = ref_dot(w, x, n);
+        double rows[1];
+        ref_dots(w, 1, x, n, rows);
+        assert_memory_equal(&got, &want, sizeof got);
+        assert_memory_equal(rows, &want, sizeof want);
     }
-LANES(dot_lanes, double, ref_dot)
-LANES(dot_lanes_of_floats, float, ref_dot_float)
+}
+
+/* Term by term, whatever the number of rows beside each other. */
+static void dot_in_order_of_floats(void **state)
+{
+    enum { ROWS = 19 };
+    float w[ROWS * TERMS], x[TERMS], sums[ROWS + 1];
+    (void)state;
+    fill_terms(w, ROWS * TERMS, x);
+    for (size_t n = 0; n <= TERMS; n += 7)
+        for (size_t rows = 0; rows <= ROWS; rows++) {
+            sums[rows] = 5;
+            ref_dots_float(w, rows, x, n, sums);
+            assert_true(sums[rows] == 5);
+            for (size_t r = 0; r < rows; r++) {
+                volatile float want = 0;
+                for (size_t i = 0; i < n; i++) {
+                    const volatile float product = w[r * n + i] * x[i];
+                    want += product;
+                }
+                const float in_order = want, alone = ref_dot_float(w + r * n, x, n);
+                assert_memory_equal(&sums[r], &in_order, sizeof in_order);
+                assert_memory_equal(&alone, &in_order, sizeof in_order);
+            }
+        }
+}
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(counts),    cmocka_unit_test(limits),
                                        cmocka_unit_test(failures),  cmocka_unit_test(write_and_read),
-                                       cmocka_unit_test(dot_lanes), cmocka_unit_test(dot_lanes_of_floats)};
+                                       cmocka_unit_test(dot_lanes), cmocka_unit_test(dot_in_order_of_floats)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -42,11 +42,6 @@ double check_bound(dcm_kv_type kv, double allowed, const float *values, size_t n
     return fmax(allowed, largest * check_rounding(kv));
 }
 
-double check_of_form(dcm_kv_type kv, check_form form, double bound)
-{
-    return form == CHECK_DECODE || kv == DCM_KV_F16 ? bound : CHECK_MANY * bound;
-}
-
 /* ---- What scorers chose ---- */
 
 /* The choices of one level in one layer, merge by merge: (merges, kv_heads). */

@@ -31,8 +31,7 @@ static void compare_unit(const check_run *run, check_side *s, check_form form, s
     const double token = run->job.device.strict ? 0 : check_bound(run->job.cache.kv, allowed, a, n);
     for (uint32_t h = 0; h < s->model.kv_heads; h++)
         take_unit(&s->sum[form], &c->units[unit], layer, kind, step, check_max_abs(a + h * d, b + h * d, d),
-                  check_of_form(run->job.cache.kv, form,
-                                check_unit_bound(run, &c->units[unit], layer, h, kind, token)));
+                  check_unit_bound(run, &c->units[unit], layer, h, kind, token));
 }
 
 /* One unit's digest beside the record's. */
@@ -45,7 +44,7 @@ static void compare_digest(const check_run *run, check_side *s, check_form form,
     const float own = record_digest(c->values + (2 * unit + kind) * n, n);
     take_unit(&s->sum[form], &c->units[unit], layer, kind, step,
               check_max_abs(&recorded->digest[row * recorded->units + unit], &own, 1),
-              check_of_form(run->job.cache.kv, form, recorded->bound[row * recorded->units + unit]));
+              recorded->bound[row * recorded->units + unit]);
 }
 
 /* The same units in the same places? */

@@ -24,7 +24,6 @@ enum {
     CHECK_ROWS = 128,                /* most logits of CHECK_EACH at a time: as many as a group of any kernel takes */
     CHECK_FACTOR = 8, /* a bound is so many times what the reference differs by between double and float sums */
     CHECK_HALVES = 2, /* and, of units in f16, so many times what it differs by from units in f32: check_allowed */
-    CHECK_MANY = 4,   /* and of prompts with units in f32 so many times that: about the root of ref-float's lanes */
     CHECK_TEXT = 512
 };
 
@@ -230,13 +229,6 @@ double check_rounding(dcm_kv_type kv);
 
 /* A bound: what is allowed, one rounding of the largest of n values at least. Logits round as units in f32 do. */
 double check_bound(dcm_kv_type kv, double allowed, const float *values, size_t n);
-
-/*
- * The bound of a form, by that of single tokens. Products of many vectors add term by term, 16 times as many additions
- * one after another as in ref-float, whose errors grow as the root of that. With units in f16 it is the same: halves
- * move more than sums do.
- */
-double check_of_form(dcm_kv_type kv, check_form form, double bound);
 
 /* Take over what the references chose in the steps fed last. False when memory runs out. */
 bool check_take_choices(check_run *run);

@@ -141,15 +141,11 @@ static void print_note(const check_run *run, table_format format)
                  halves ? "difference" : "ratio");
     table_note(format, note);
     if (run->read[CHECK_PROMPT]) {
-        const int size = snprintf(
-            note, sizeof note,
-            "prompt: the first %" PRIu64 " tokens once more, read in steps of --chunk tokens, and compared with "
-            "what %s computes one by one, where caches are compared and after the last. each: once more, %d at a "
-            "time at most, and the logits after each compared.",
-            run->read[CHECK_PROMPT], run->side->name, CHECK_ROWS);
-        if (!strict && !halves && size > 0 && (size_t)size < sizeof note)
-            snprintf(note + size, sizeof note - (size_t)size,
-                     " Bounds of both are %d times as large: their sums are made term by term.", CHECK_MANY);
+        snprintf(note, sizeof note,
+                 "prompt: the first %" PRIu64 " tokens once more, read in steps of --chunk tokens, and compared with "
+                 "what %s computes one by one, where caches are compared and after the last. each: once more, %d at a "
+                 "time at most, and the logits after each compared.",
+                 run->read[CHECK_PROMPT], run->side->name, CHECK_ROWS);
         table_note(format, note);
     }
     print_devices(run, format);

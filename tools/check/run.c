@@ -202,7 +202,7 @@ static void read_on(check_run *run, check_form form, uint64_t step)
         for (const float *logits; there && at < step && (logits = check_side_row(s, &run->job)) != NULL; at++) {
             const size_t row = at % CHECK_ROWS;
             const check_difference d = difference(run, at + 1, run->kept, row, logits);
-            take_step(run, &s->sum[form], at + 1, &d, check_of_form(run->job.cache.kv, form, run->kept_bound[row]));
+            take_step(run, &s->sum[form], at + 1, &d, run->kept_bound[row]);
         }
         if (at < step)
             check_lost(run, s, "in a prompt%s, at one of tokens %" PRIu64 " to %" PRIu64,
