@@ -19,7 +19,7 @@ static const char RULES[] = "an engine only when asked for";
 
 const tuning_choice tuning_choices[TUNE_CHOICES] = {
     [TUNE_MANY] = {"many", "engine of products with many vectors", {"wide", "group", "mma", "clblast"}},
-    [TUNE_PANEL] = {"panel", "vectors that one work-item multiplies at a time", {"4", "8", "12"}},
+    [TUNE_PANEL] = {"panel", "vectors that one work-item multiplies at a time", {"4", "6", "8", "12"}},
     [TUNE_SHARES] = {"shares", "work-items a compute unit for single vectors", {"2", "4", "8"}},
 };
 
@@ -30,8 +30,8 @@ static const struct {
     uint32_t vector_floats; /* at least */
     const char *value[TUNE_CHOICES];
 } families[] = {
-    {NULL, true, 16, {"wide", "12", "4"}}, /* 24 sums of 16 floats in 32 registers */
-    {NULL, true, 0, {"wide", "4", "4"}},
+    {NULL, true, 16, {"wide", "12", "4"}},   /* 24 sums of 16 floats in 32 registers */
+    {NULL, true, 0, {"wide", "6", "4"}},     /* 12 sums of 8 in 16 */
     {"NVIDIA", false, 0, {"mma", "4", "4"}}, /* "group" where its matrix units cannot be used */
     {NULL, false, 0, {"group", "4", "4"}},
 };

@@ -7,11 +7,12 @@ enum { ITEMS_PER_UNIT = 4 /* shares of a matrix per compute unit */ };
 
 /* What the kernels need beside the matrix. */
 typedef struct matmul {
-    char options[192];
+    char options[224];
     cl_uint n, cols, rows, input, flags;
     cl_float eps;
     cl_ulong tile_bytes, x_offset, ldx, y_offset, ldy;
     uint32_t panel; /* tokens of a panel */
+    uint32_t tiles; /* of rows, that an item multiplies a panel with at a time */
     size_t panels;
     const buffer *x, *gain, *bias, *y; /* absent ones stand for by x */
     buffer *panel_data;
@@ -37,7 +38,8 @@ static matmul matmul_of(backend *b, const linear_args *args)
                 .y = args->y};
     p.panel = tuning_number(&clop_tuned_of(b)->tuning, TUNE_PANEL);
     p.panels = (p.n + p.panel - 1) / p.panel;
-    snprintf(p.options, sizeof p.options, "%s -DPANEL=%u", m->options, p.panel);
+    p.tiles = clop_device(b)->limits.vector_floats < MATRIX_TILE ? 1 : 2;
+    snprintf(p.options, sizeof p.options, "%s -DPANEL=%u -DTILES=%u", m->options, p.panel, p.tiles);
     return p;
 }
 
@@ -60,13 +62,13 @@ fail:
     return status;
 }
 
-/* Shares of the pairs of tiles and of the panels, so that there are enough items for all compute units. */
+/* Shares of the tiles and of the panels, so that there are enough items for all compute units. */
 static void shares(backend *b, const matmul *p, uint32_t tiles, size_t *global)
 {
     const uint32_t units = clop_device(b)->limits.compute_units;
-    const size_t pairs = (tiles + 1) / 2, most = (units ? units : 1) * (size_t)ITEMS_PER_UNIT;
-    global[0] = pairs < most ? pairs : most;
-    global[1] = (most + pairs - 1) / pairs;
+    const size_t groups = (tiles + p->tiles - 1) / p->tiles, most = (units ? units : 1) * (size_t)ITEMS_PER_UNIT;
+    global[0] = groups < most ? groups : most;
+    global[1] = (most + groups - 1) / groups;
     if (global[1] > p->panels)
         global[1] = p->panels;
 }
@@ -86,7 +88,8 @@ static dcm_status matmul_wide(backend *b, const linear_args *args)
         buffer *unpacked;
         shares(b, &p, part->tiles, global);
         DCM_TRY(status, fail,
-                clop_scratch(b, CLOP_SCRATCH_UNPACKED, global[0] * global[1] * 32 * p.cols * sizeof(float), &unpacked));
+                clop_scratch(b, CLOP_SCRATCH_UNPACKED,
+                             global[0] * global[1] * p.tiles * MATRIX_TILE * p.cols * sizeof(float), &unpacked));
         const clop_arg a[] = {CLOP_MEM(part->data),  CLOP_VAR(p.tile_bytes), CLOP_VAR(part->tile0),
                               CLOP_VAR(part->tiles), CLOP_VAR(p.cols),       CLOP_VAR(p.rows),
                               CLOP_VAR(p.n),         CLOP_MEM(p.panel_data), CLOP_MEM(unpacked),

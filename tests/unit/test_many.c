@@ -19,7 +19,7 @@
 #include "ops/tune_cl.h"
 #include "support/fixture.h"
 
-enum { ROWS = 150, COLS = 512, MOST = 130 };
+enum { ROWS = 135 /* an odd number of tiles */, COLS = 512, MOST = 130 };
 
 static char folder[64];
 static time_t late;    /* seconds that the clock is ahead */
@@ -138,6 +138,30 @@ static void same_bits(backend *b)
     matrix_free(&w);
 }
 
+/* Nor do how many tokens and tiles an item takes at a time, which the tuner and the width of registers decide. */
+static void same_bits_of_panels(backend *b)
+{
+    static float x[MOST * COLS], first[MOST * ROWS], y[MOST * ROWS];
+    cldev_limits *l = &clop_device(b)->limits;
+    const uint32_t width = l->vector_floats;
+    tuning *t = &clop_tuned_of(b)->tuning;
+    const tuning kept = *t;
+    uint64_t rng = 4;
+    fx_fill(x, MOST, COLS, FX_NORMAL, &rng);
+    clop_set_many(b, CLOP_MANY_WIDE);
+    matrix *w = make_matrix(b, QUANT_Q4_1);
+    product(b, w, x, MOST, first);
+    for (l->vector_floats = 8; l->vector_floats <= 16; l->vector_floats += 8)
+        for (const char *const *panel = tuning_choices[TUNE_PANEL].value; *panel; panel++) {
+            assert_true(tuning_set(t, TUNE_PANEL, *panel, TUNING_MEASURED));
+            product(b, w, x, MOST, y);
+            assert_memory_equal(y, first, sizeof y);
+        }
+    l->vector_floats = width;
+    *t = kept;
+    matrix_free(&w);
+}
+
 static void dense(backend *b, buffer *w, buffer *bias, const float *x, uint32_t n, float *y)
 {
     buffer *in = fx_make_plain(b, "x", x, (size_t)n * COLS * 4, 4), *out = NULL;
@@ -172,6 +196,7 @@ static void bits(void **state)
     (void)state;
     each_device(same_dense_bits);
     each_device(same_bits);
+    each_device(same_bits_of_panels);
 }
 
 static void assert_default(backend *b)
@@ -270,9 +295,8 @@ static void asked(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(bits, begin, end),
-                                       cmocka_unit_test_setup_teardown(nobody_asked, begin, end),
-                                       cmocka_unit_test_setup_teardown(no_time, begin, end),
-                                       cmocka_unit_test_setup_teardown(asked, begin, end)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(bits, begin, end), cmocka_unit_test_setup_teardown(nobody_asked, begin, end),
+        cmocka_unit_test_setup_teardown(no_time, begin, end), cmocka_unit_test_setup_teardown(asked, begin, end)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -55,7 +55,7 @@ static void families(void **state)
     tuning t;
     tuning_defaults(&l, &t);
     assert_string_equal(tuning_text(&t, TUNE_MANY), "wide");
-    assert_int_equal(tuning_number(&t, TUNE_PANEL), 4);
+    assert_int_equal(tuning_number(&t, TUNE_PANEL), 6);
     l.vector_floats = 16;
     tuning_defaults(&l, &t);
     assert_int_equal(tuning_number(&t, TUNE_PANEL), 12);
