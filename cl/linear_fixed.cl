@@ -1,24 +1,57 @@
 /*
- * Weight matrices: products of quants with x in fixed point, on CPUs that multiply bytes four at a time. Built behind
- * cl/weights.cl and before cl/linear.cl, for matrices with QUADS.
+ * Weight matrices: products of quants with x in fixed point, on CPUs that multiply bytes and add the products, four at
+ * a time or (DOT2, quants of 4 bits) two. Built behind cl/weights.cl and before cl/linear.cl, for matrices with QUADS.
  *
  * A block of x is cut into three signed bytes a value, X = (c * 256 + b) * 256 + a, |X| <= DOT_TOP, so that x = X
  * * scale with an error of half a unit of X: 2^-24 of the block's largest magnitude, which is what a float of that size
  * has. The products with unsigned quants are then added without any rounding, and the block's sum is rounded to float
- * once.
+ * once: to the same bits with and without DOT2.
  */
+#ifndef DOT2
+#define DOT2 0 /* 1: by instructions of AVX2, else of AVX-512 VNNI */
+#endif
 #define DOT_TOP 8355000.0f /* under 127 * 65793 = 8355711 by more than a rounded quotient may be too large */
 /* A block's record: BLOCK / 4 words of a, then of b, of c; what the sums of a, b, c begin with; scale; sum of x. */
 enum { DOT_A = 0, DOT_B = BLOCK / 4, DOT_C = 2 * (BLOCK / 4), DOT_BEGIN = 3 * (BLOCK / 4), DOT_SCALE = DOT_BEGIN + 3,
        DOT_SUM, DOT_WORDS = DOT_BEGIN + 8 };
 
+#if DOT2
+/*
+ * Sums of words are kept as two 16-bit halves, of two bytes' products each: those of a block of 32 quants below 16 are
+ * at most 16 * 15 * 128 = 30720. One statement, that sums stay in registers: else all products come first.
+ */
+static inline int8 add_halves(int8 s, uint8 u, int8 x)
+{
+    int8 products;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(s), "=&x"(products) : "x"(u), "x"(x));
+    return s;
+}
+
+static inline int8 join_halves(int8 s)
+{
+    const int8 ones = 0x00010001;
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(s) : "x"(ones));
+    return s;
+}
+
 /* s + the products of the 4 unsigned bytes of each u with the 4 signed bytes of x. */
+static inline int16 dot4(int16 s, uint16 u, int x)
+{
+    return (int16)(add_halves(s.lo, u.lo, (int8)(x)), add_halves(s.hi, u.hi, (int8)(x)));
+}
+
+/* The words that s stands for. */
+static inline int16 dot_words(int16 s) { return (int16)(join_halves(s.lo), join_halves(s.hi)); }
+#else
 static inline int16 dot4(int16 s, uint16 u, int x)
 {
     const int16 all = (int16)(x);
     __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(all));
     return s;
 }
+
+static inline int16 dot_words(int16 s) { return s; }
+#endif
 
 /* To the nearest integers; |t| < 2^23. */
 static inline int16 to_integer(float16 t)
@@ -99,8 +132,8 @@ static inline float16 block_dot(__global const uchar *quants, __global const int
         c = dot4(c, u, record[DOT_C + j]);
     }
 #endif
-    const float16 low = fma(convert_float16(b), (float16)(256.0f), convert_float16(a));
-    return fma(convert_float16(c), (float16)(65536.0f), low) * as_float(record[DOT_SCALE]);
+    const float16 low = fma(convert_float16(dot_words(b)), (float16)(256.0f), convert_float16(dot_words(a)));
+    return fma(convert_float16(dot_words(c)), (float16)(65536.0f), low) * as_float(record[DOT_SCALE]);
 }
 
 void fetch_ahead(__global const uchar *p);

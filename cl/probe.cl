@@ -1,6 +1,6 @@
 /*
  * What `dcm devices` tries on a device: kernels for measurements, and one kernel a feature, built alone with
- * PROBE_FP16, PROBE_SUBGROUPS, PROBE_DOT4, PROBE_HALF16 or PROBE_MMA since its build may fail.
+ * PROBE_FP16, PROBE_SUBGROUPS, PROBE_DOT4, PROBE_DOT2, PROBE_HALF16 or PROBE_MMA since its build may fail.
  */
 #if defined(PROBE_FP16)
 
@@ -40,6 +40,19 @@ __kernel void probe_dot4(__global const int *x, __global int *out)
     int16 s = u;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(u), "v"(first));
     vstore16(s, i, out);
+}
+
+#elif defined(PROBE_DOT2)
+
+/* The same with the lower 4 bits of x[i]'s bytes, 8 an item: as in cl/linear_fixed.cl. */
+__kernel void probe_dot2(__global const int *x, __global int *out)
+{
+    const size_t i = get_global_id(0);
+    const int8 v = vload8(i, x), u = v & 0x0f0f0f0f, first = (int8)(x[0]), ones = 0x00010001;
+    int8 s = 0, products;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(s), "=&x"(products) : "x"(u), "x"(first));
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(s) : "x"(ones));
+    vstore8(v + s, i, out);
 }
 
 #elif defined(PROBE_HALF16)

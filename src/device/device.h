@@ -38,6 +38,7 @@ typedef struct cldev_limits {
 /* What some devices have beyond OpenCL C 1.2; kernels use what a probe finds to work. The table is in tiers.c. */
 typedef enum cldev_tier {
     CLDEV_DOT4,
+    CLDEV_DOT2,
     CLDEV_HALF16,
     CLDEV_FP16,
     CLDEV_SUBGROUPS,

@@ -49,25 +49,37 @@ fail:
     return status;
 }
 
-dcm_status check_dot4(cldev *device, probe_run *run)
+/* By `kernel`, whose items take `each` words: x + the products of its bytes' bits `mask` with the bytes of x[0]. */
+static dcm_status check_bytes(cldev *device, probe_run *run, const char *options, const char *kernel, size_t each,
+                              uint8_t mask)
 {
     dcm_status status = DCM_OK;
     int32_t x[ITEMS], out[ITEMS];
     for (uint32_t i = 0; i < ITEMS; i++)
         x[i] = (int32_t)((i + 1) * 0x9e3779b1u);
-    DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_DOT4", "probe_dot4", true));
+    DCM_TRY(status, fail, probe_run_kernel(run, device, options, kernel, true));
     DCM_TRY(status, fail, probe_run_buffers(run, device, sizeof x, x, sizeof out));
-    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS / 16, 1));
+    DCM_TRY(status, fail, probe_run_enqueue(run, device, ITEMS / each, 1));
     CL_TRY(status, fail, clEnqueueReadBuffer(device->queue, run->out, CL_TRUE, 0, sizeof out, out, 0, NULL, NULL));
     for (int i = 0; i < ITEMS; i++) {
         int32_t expected = x[i];
         for (int k = 0; k < 32; k += 8)
-            expected += (uint8_t)(x[i] >> k) * (int8_t)(x[0] >> k);
+            expected += (x[i] >> k & mask) * (int8_t)(x[0] >> k);
         if (out[i] != expected)
             return dcm_fail(DCM_ERR_DEVICE, "wrong numbers: %d for %d", out[i], expected);
     }
 fail:
     return status;
+}
+
+dcm_status check_dot4(cldev *device, probe_run *run)
+{
+    return check_bytes(device, run, "-DPROBE_DOT4", "probe_dot4", 16, 255);
+}
+
+dcm_status check_dot2(cldev *device, probe_run *run)
+{
+    return check_bytes(device, run, "-DPROBE_DOT2", "probe_dot2", 8, 15);
 }
 
 /* x holds a (16, 8), then b (8, 8). Products of small integers are exact. */

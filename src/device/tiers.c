@@ -34,6 +34,16 @@ static dcm_status dot4_possible(const cldev *device)
     return on_this_processor(device, has, "AVX-512 VNNI");
 }
 
+static dcm_status dot2_possible(const cldev *device)
+{
+#if defined(__x86_64__)
+    const bool has = __builtin_cpu_supports("avx2");
+#else
+    const bool has = false;
+#endif
+    return on_this_processor(device, has, "AVX2");
+}
+
 static dcm_status half16_possible(const cldev *device)
 {
 #if defined(__x86_64__)
@@ -81,6 +91,10 @@ static const tier tiers[CLDEV_TIERS] = {
                      true},
                     dot4_possible,
                     check_dot4},
+    [CLDEV_DOT2] = {{"dot2", "AVX2 by inline assembly (PoCL)",
+                     "products of weights of 4 bits, by integers, for want of dot4", true},
+                    dot2_possible,
+                    check_dot2},
     [CLDEV_HALF16] = {{"half16", "AVX-512 by inline assembly (PoCL)", "f16 weights and caches, read 16 at a time",
                        true},
                       half16_possible,

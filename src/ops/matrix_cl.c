@@ -177,9 +177,9 @@ static void set_options(backend *b, matrix_cl *m)
     const bool cpu = clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU;
     snprintf(m->options, sizeof m->options,
              "-DTYPE=%u -DBITS=%u -DBLOCK=%u -DBLOCK_HEAD=%u -DBLOCK_BYTES=%u -DSUPER=%u -DSUPER_HEAD=%u "
-             "-DPREFETCH=%d -DQUADS=%d -DX86=%d -DFP16=%d",
-             (unsigned)m->base.type, l.bits, l.block, l.block_head, l.block_bytes, l.super, l.super_head,
-             cpu, m->quads, clop_tier(b, CLDEV_HALF16), clop_tier(b, CLDEV_FP16));
+             "-DPREFETCH=%d -DQUADS=%d -DDOT2=%d -DX86=%d -DFP16=%d",
+             (unsigned)m->base.type, l.bits, l.block, l.block_head, l.block_bytes, l.super, l.super_head, cpu, m->quads,
+             m->quads && !clop_tier(b, CLDEV_DOT4), clop_tier(b, CLDEV_HALF16), clop_tier(b, CLDEV_FP16));
 }
 
 dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t cols, const void *data, matrix **out)
@@ -193,7 +193,7 @@ dcm_status cl_matrix_new(backend *b, quant_type type, uint32_t rows, uint32_t co
     DCM_TRY(status, fail, mem_new(&m, 1, sizeof *m, "a matrix's record"));
     m->base = (matrix){.owner = b, .type = type, .rows = rows, .cols = cols};
     m->tile_bytes = (size_t)(cols / (l.block * l.super)) * (l.super_head + (size_t)l.super * l.block_bytes);
-    m->quads = l.block > 1 && clop_tier(b, CLDEV_DOT4);
+    m->quads = l.block > 1 && (clop_tier(b, CLDEV_DOT4) || (l.bits == 4 && clop_tier(b, CLDEV_DOT2)));
     m->family = m->quads ? "weights+linear_fixed+linear" : "weights+linear";
     set_options(b, m);
     if (m->tile_bytes > b->max_alloc) {

@@ -14,8 +14,8 @@
  *                F32, F16, BF16: 16 items for each column
  *
  * So a vector of 16 rows takes one load a column on a CPU, and 32 work-items of a GPU read 128 consecutive bytes, four
- * rows each. Where the device multiplies bytes four at a time (CLDEV_DOT4), bytes k = 4 j .. 4 j + 3 of a row stand
- * together instead, those of row r at index 4 r of each 64.
+ * rows each. Where the device multiplies bytes and adds the products (CLDEV_DOT4; quants of 4 bits: CLDEV_DOT2), bytes
+ * k = 4 j .. 4 j + 3 of a row stand together instead, those of row r at index 4 r of each 64.
  */
 #ifndef OPS_MATRIX_CL_H
 #define OPS_MATRIX_CL_H
@@ -35,7 +35,7 @@ typedef struct matrix_cl {
     size_t tile_bytes;
     bool quads;         /* the quants of four columns of a row side by side: products by cl/linear_fixed.cl */
     const char *family; /* of the products with few vectors */
-    char options[176]; /* of the families behind cl/weights.cl for this type */
+    char options[176];  /* of the families behind cl/weights.cl for this type */
     uint32_t n_parts;
     matrix_part *part;
 } matrix_cl;

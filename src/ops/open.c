@@ -190,6 +190,8 @@ static const char *tier_unused(const dcm_device *device, cldev_tier tier)
         return "forced off";
     if (device->strict)
         return "strict uses none";
+    if (tier == CLDEV_DOT2 && clop_tier(device->ops, CLDEV_DOT4))
+        return "dot4 takes its place";
     if (clop_tier(device->ops, tier))
         return "";
     return cldev_tier_get(tier)->wide ? "it is for the kernels of CPUs" : "it is for the kernels of GPUs";

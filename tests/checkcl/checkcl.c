@@ -118,7 +118,7 @@ static void check_device(const ck_options *o, const char *number, ck_totals *tot
 /* ---- Completeness ---- */
 
 /* Kernels that only some devices can build: not demanded of a run where no device launched them. */
-static const char *const optional[] = {"probe_fp16",   "probe_subgroups", "probe_dot4",
+static const char *const optional[] = {"probe_fp16",   "probe_subgroups", "probe_dot4", "probe_dot2",
                                        "probe_half16", "probe_mma",       NULL};
 
 static bool is_optional(const char *name)

@@ -361,14 +361,14 @@ void ck_run_family(ck *c, const ck_family *family)
         clop_dense dense;
         clop_many many;
         uint32_t off; /* tiers that are forced off, a bit each: only where the device has one of them */
-    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 0},
-                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 0},
-                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, 0},
-                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_DOT4},
-                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, 0},
-                    {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_HALF16},
-                    {"group-plain", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP,
-                     1u << CLDEV_FP16 | 1u << CLDEV_SUBGROUPS}};
+    } variants[] = {
+        {"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 0},
+        {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 0},
+        {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, 0},
+        {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_DOT4 | 1u << CLDEV_DOT2},
+        {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, 0},
+        {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_HALF16},
+        {"group-plain", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 1u << CLDEV_FP16 | 1u << CLDEV_SUBGROUPS}};
     c->variant = "";
     if ((family->variants & ~CK_STRICT) == CK_ONE)
         family->run(c);

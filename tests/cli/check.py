@@ -433,7 +433,7 @@ def test_devices(cli):
 def test_tiers(cli):
     """Listed, forced on and off by option and environment; every one that works is right on and off."""
     prompt = ["run", "-m", cli.tiny, "-p", "x", "-n", "2"]
-    names = "there is no tier \"fast\"; there are: dot4, half16, fp16, subgroups, mma"
+    names = "there is no tier \"fast\"; there are: dot4, dot2, half16, fp16, subgroups, mma"
     cli.fails(2, names, *prompt, "--tier", "fast=on")  # also where it has no effect: ref
     cli.fails(2, names, *prompt, DCM_TIERS="dot4=off,fast=on")
     cli.fails(2, "neither dot4=on nor dot4=off", *prompt, "--tier", "dot4=1")
@@ -451,7 +451,7 @@ def test_tiers(cli):
 
     probed = tiers()
     opencl = [r["device"] for r in json.loads(cli.ok("devices", "--format", "json"))["rows"]]
-    assert set(probed) == {(d, t) for d in opencl for t in ("dot4", "half16", "fp16", "subgroups", "mma")}
+    assert set(probed) == {(d, t) for d in opencl for t in ("dot4", "dot2", "half16", "fp16", "subgroups", "mma")}
     for (device, tier), (works, used, why) in probed.items():
         assert (works or not used) and used == (why == ""), (device, tier, works, used, why)
         on, off = ["--tier", f"{tier}=on"], ["--tier", f"{tier}=off"]

@@ -317,15 +317,16 @@ static void features(void **state)
         /* Intel's CPU runtime has both. */
         if (strcmp(device->limits.platform, "Intel(R) OpenCL") == 0)
             assert_true(fp16 && subgroups);
-        /* PoCL's compiler takes the instruction where the processor has it. */
+        /* PoCL's compiler takes the instructions where the processor has it. */
         FILE *info = fopen("/proc/cpuinfo", "r");
-        bool vnni = false;
+        bool vnni = false, avx2 = false;
         for (char line[8192]; info && fgets(line, sizeof line, info);)
-            vnni = vnni || strstr(line, "avx512_vnni");
+            vnni = vnni || strstr(line, "avx512_vnni"), avx2 = avx2 || strstr(line, "avx2");
         if (info)
             fclose(info);
-        assert_int_equal(cldev_has(device, CLDEV_DOT4),
-                         vnni && !strcmp(device->limits.platform, "Portable Computing Language"));
+        const bool pocl = !strcmp(device->limits.platform, "Portable Computing Language");
+        assert_int_equal(cldev_has(device, CLDEV_DOT4), vnni && pocl);
+        assert_int_equal(cldev_has(device, CLDEV_DOT2), avx2 && pocl);
         cldev_close(&device);
     }
     mem_free(&entries);

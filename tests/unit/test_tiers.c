@@ -3,9 +3,11 @@
 #include "apart.h"
 
 #include <dirent.h>
+#include <math.h>
 
 #include <dcm/dcm.h>
 
+#include "base/half.h"
 #include "device/tuning.h"
 #include "ops/open.h"
 #include "ops/ops_cl.h"
@@ -24,10 +26,10 @@ static void parse(void **state)
     assert_int_equal(on, 1u << CLDEV_DOT4 | 1u << CLDEV_HALF16); /* the last of a name holds */
     assert_int_equal(off, 1u << CLDEV_MMA | 1u << CLDEV_SUBGROUPS);
     static const char *const wrong[][2] = {
-        {"fast=on", "there is no tier \"fast\"; there are: dot4, half16, fp16, subgroups, mma"},
-        {"dot=on", "there is no tier \"dot\"; there are: dot4, half16, fp16, subgroups, mma"},
-        {",dot4=on", "there is no tier \"\"; there are: dot4, half16, fp16, subgroups, mma"},
-        {"dot4=on,DOT4=on", "there is no tier \"DOT4\"; there are: dot4, half16, fp16, subgroups, mma"},
+        {"fast=on", "there is no tier \"fast\"; there are: dot4, dot2, half16, fp16, subgroups, mma"},
+        {"dot=on", "there is no tier \"dot\"; there are: dot4, dot2, half16, fp16, subgroups, mma"},
+        {",dot4=on", "there is no tier \"\"; there are: dot4, dot2, half16, fp16, subgroups, mma"},
+        {"dot4=on,DOT4=on", "there is no tier \"DOT4\"; there are: dot4, dot2, half16, fp16, subgroups, mma"},
         {"dot4", "tier \"dot4\" is neither dot4=on nor dot4=off"},
         {"mma=on,dot4=yes", "tier \"dot4=yes\" is neither dot4=on nor dot4=off"},
         {"dot4=onn", "tier \"dot4=onn\" is neither dot4=on nor dot4=off"},
@@ -150,7 +152,8 @@ static void keys(void **state)
             cldev *device = open_with_cache(&entries[i]);
             assert_int_equal(cldev_tiers_force(device, 0, round == 1 ? (1u << CLDEV_TIERS) - 1 : 0), DCM_OK);
             assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
-            const bool tiers = cldev_tier_probe(device, CLDEV_DOT4)->works && clop_wide(b);
+            const bool tiers = clop_wide(b) && (cldev_tier_probe(device, CLDEV_DOT4)->works ||
+                                                cldev_tier_probe(device, CLDEV_DOT2)->works);
             multiply(b);
             if (round == 0)
                 first = programs();
@@ -161,6 +164,110 @@ static void keys(void **state)
         }
     }
     mem_free(&entries);
+}
+
+/* The sum of 16 as cl/common.cl adds them. */
+static float sum16(const float *x)
+{
+    float a[8];
+    for (int i = 0; i < 8; i++)
+        a[i] = x[i] + x[i + 8];
+    for (int half = 4; half >= 1; half /= 2)
+        for (int i = 0; i < half; i++)
+            a[i] += a[i + half];
+    return a[0];
+}
+
+/* One block of a row by the formula of cl/linear_fixed.cl: sum + d * products + m * x's sum. */
+static float fixed_block(float sum, float d, float m, const uint8_t *quants, const float *x)
+{
+    static const float top = 8355000.0f; /* DOT_TOP */
+    float most = 0, pairs[16];
+    int32_t a = 0, b = 0, c = 0;
+    for (int k = 0; k < 32; k++)
+        most = fmaxf(most, fabsf(x[k]));
+    for (int k = 0; k < 16; k++)
+        pairs[k] = x[k] + x[k + 16];
+    for (int k = 0; k < 32; k++) {
+        const int32_t fixed = (int32_t)nearbyintf(x[k] * (top / most)), low = (int8_t)fixed;
+        const int32_t rest = (fixed - low) / 256, middle = (int8_t)rest, high = (rest - middle) / 256;
+        const int32_t q = quants[k % 16] >> (k / 16 * 4) & 15;
+        a += q * low;
+        b += q * middle;
+        c += q * high;
+    }
+    const float products = fmaf((float)c, 65536.0f, fmaf((float)b, 256.0f, (float)a)) * (most / top);
+    return fmaf(m, sum16(pairs), fmaf(d, products, sum));
+}
+
+static void compare_fixed(backend *b, quant_type type, const uint8_t *data, const float *x)
+{
+    const size_t heads = type == QUANT_Q4_1 ? 2 : 1;
+    float y[ROWS];
+    matrix *w = NULL;
+    buffer *in = fx_make_plain(b, "x", x, COLS * sizeof *x, 4), *out = fx_make_plain(b, "y", y, sizeof y, 4);
+    assert_int_equal(b->ops->matrix_new(b, type, ROWS, COLS, data, &w), DCM_OK);
+    assert_int_equal(b->ops->linear(b, &(linear_args){.w = w, .n = 1, .x = in, .y = out, .ldy = ROWS}), DCM_OK);
+    assert_int_equal(b->ops->read(out, 0, y, sizeof y), DCM_OK);
+    for (int r = 0; r < ROWS; r++) {
+        float expected = 0;
+        for (int i = 0; i < COLS / 32; i++, data += 2 * heads + 16) {
+            uint16_t head[2];
+            memcpy(head, data, 2 * heads);
+            const float d = half_to_float(head[0]), m = heads == 2 ? half_to_float(head[1]) : -8 * d;
+            expected = fixed_block(expected, d, m, data + 2 * heads, x + (ptrdiff_t)(32 * i));
+        }
+        assert_memory_equal(&y[r], &expected, sizeof expected);
+    }
+    matrix_free(&w);
+    buffer_free(&in);
+    buffer_free(&out);
+}
+
+/* Made-up weights, but the first row's quants all 15; and x of several kinds, at last with sums as large as they get.
+ */
+static void fixed_inputs(backend *b, quant_type type)
+{
+    static float x[COLS];
+    uint64_t rng = 1;
+    const size_t row_bytes = quant_row_bytes(type, COLS), block_bytes = row_bytes / (COLS / 32);
+    uint8_t *data = fx_weights(type, ROWS, COLS, 0.3, &rng);
+    for (size_t k = 0; k < row_bytes; k++)
+        if (k % block_bytes >= block_bytes - 16)
+            data[k] = 255;
+    for (int input = 0; input < FX_INPUTS; input++) {
+        fx_fill(x, 1, COLS, (fx_input)input, &rng);
+        compare_fixed(b, type, data, x);
+    }
+    for (int k = 0; k < COLS; k++) /* lower two bytes -128, or 127; DOT_TOP, for a scale of 1 */
+        x[k] = k % 32 == 31 ? 8355000.0f : k / 32 % 2 ? 127 * 65536 - 128 * 257 : 126 * 65536 + 127 * 257;
+    compare_fixed(b, type, data, x);
+    free(data);
+}
+
+/* Products of weights of 4 bits have the bits of the formula by dot4 and by dot2 (the other one forced off). */
+static void fixed_point(void **state)
+{
+    (void)state;
+    static const uint32_t off[] = {1u << CLDEV_DOT4, 1u << CLDEV_DOT2};
+    size_t count, tried = 0;
+    cldev_entry *entries = all_devices(&count);
+    for (size_t i = 0; i < 2 * count; i++) {
+        backend *b = NULL;
+        cldev *device = open_with_cache(&entries[i / 2]);
+        assert_int_equal(cldev_tiers_force(device, 0, off[i % 2]), DCM_OK);
+        assert_int_equal(backend_cl_open(&b, device, 0), DCM_OK);
+        if (clop_tier(b, CLDEV_DOT4) || clop_tier(b, CLDEV_DOT2)) {
+            tried++;
+            fixed_inputs(b, QUANT_Q4_0);
+            fixed_inputs(b, QUANT_Q4_1);
+        }
+        backend_close(&b);
+        cldev_close(&device);
+    }
+    mem_free(&entries);
+    if (!tried)
+        skip_case();
 }
 
 /* What was measured without a tier is no choice with it; and mma forced on is taken whatever was measured. */
@@ -314,6 +421,7 @@ static const apart_case cases[] = {
     {"force", force},
     {"wrong_numbers", wrong_numbers},
     {"keys", keys},
+    {"fixed_point", fixed_point},
     {"tuning_follows", tuning_follows},
     {"same_bits", same_bits},
     {"public_interface", public_interface},
