@@ -15,10 +15,14 @@
 enum { DOT_A = 0, DOT_B = BLOCK / 4, DOT_C = 2 * (BLOCK / 4), DOT_BEGIN = 3 * (BLOCK / 4), DOT_SCALE = DOT_BEGIN + 3,
        DOT_SUM, DOT_WORDS = DOT_BEGIN + 8 };
 
+/*
+ * dot4: s + the products of the 4 unsigned bytes of each u with the 4 signed bytes of x; dot_words: the words that such
+ * an s stands for.
+ */
 #if DOT2
 /*
  * Sums of words are kept as two 16-bit halves, of two bytes' products each: those of a block of 32 quants below 16 are
- * at most 16 * 15 * 128 = 30720. One statement, that sums stay in registers: else all products come first.
+ * at most 16 * 15 * 128 = 30720. One statement, or the compiler puts all products first and sums into memory.
  */
 static inline int8 add_halves(int8 s, uint8 u, int8 x)
 {
@@ -34,13 +38,11 @@ static inline int8 join_halves(int8 s)
     return s;
 }
 
-/* s + the products of the 4 unsigned bytes of each u with the 4 signed bytes of x. */
 static inline int16 dot4(int16 s, uint16 u, int x)
 {
     return (int16)(add_halves(s.lo, u.lo, (int8)(x)), add_halves(s.hi, u.hi, (int8)(x)));
 }
 
-/* The words that s stands for. */
 static inline int16 dot_words(int16 s) { return (int16)(join_halves(s.lo), join_halves(s.hi)); }
 #else
 static inline int16 dot4(int16 s, uint16 u, int x)
