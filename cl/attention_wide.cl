@@ -1,22 +1,41 @@
 /* Attention, wide shape: one work-item for a split, vectors over channels. Built behind attention_view.cl. */
 
+#ifndef VECTOR_FLOATS
+#define VECTOR_FLOATS 8 /* that a vector register of the device holds */
+#endif
+#ifndef TILE_UNITS
 #define TILE_UNITS (GROUP > 4 ? 32 : 64) /* whose scores are found before their values are added: a divisor of 64 */
+#endif
 #define AHEAD 8                          /* units that are fetched before their turn */
-#if HEAD_DIM % 16 == 0
+#if HEAD_DIM % 16 == 0 && VECTOR_FLOATS >= 16
 #define LANES 16
 typedef float16 vec;
 #define VLOAD(p) vload16(0, p)
 #define VSTORE(x, p) vstore16(x, 0, p)
 #define KV_VLOAD(p) KV_LOAD(16, p)
+#define VEC_MAX(x) max16(x)
+#define VEC_SUM(x) sum16(x)
 #else
 #define LANES 8
 typedef float8 vec;
 #define VLOAD(p) vload8(0, p)
 #define VSTORE(x, p) vstore8(x, 0, p)
 #define KV_VLOAD(p) KV_LOAD(8, p)
+#define VEC_MAX(x) max8(x)
+#define VEC_SUM(x) sum8(x)
 #endif
 #define VECS (HEAD_DIM / LANES)
-/* Vectors of channels whose sums p V are in registers together: a divisor of VECS, 16 sums at most if possible. */
+
+/*
+ * What is in registers together: dots of so many units with GROUP queries, and sums p V of so many vectors of channels.
+ * Of 16 registers compilers leave some 9 to sums (one more, and all wait for one that goes by way of memory), of the 32
+ * that come with 16 floats 16.
+ */
+#if LANES == 8
+#define UNITS_AT_ONCE (GROUP <= 2 ? 4 : GROUP == 3 ? 3 : GROUP == 4 ? 2 : 1)
+#define VECS_AT_ONCE UNITS_AT_ONCE
+#else
+#define UNITS_AT_ONCE 1
 #if VECS % 4 == 0 && GROUP <= 4
 #define VECS_AT_ONCE 4
 #elif VECS % 3 == 0 && GROUP <= 5
@@ -26,20 +45,22 @@ typedef float8 vec;
 #else
 #define VECS_AT_ONCE 1
 #endif
+#endif
 
-/* The sums of each of 16 vectors, as one vector. */
+/* The sums of each of LANES vectors, as one vector. */
 #if LANES == 16
 static inline float16 fold(const vec *x) { return fold16(x); }
 #else
-static inline float16 fold(const vec *x)
+static inline float8 fold_pairs(float8 a, float8 b)
 {
-    float sum[16];
-    for (uint i = 0; i < 16; i++) {
-        const float4 a = x[i].lo + x[i].hi;
-        const float2 b = a.lo + a.hi;
-        sum[i] = b.x + b.y;
-    }
-    return vload16(0, sum);
+    return (float8)(a.s02, b.s02, a.s46, b.s46) + (float8)(a.s13, b.s13, a.s57, b.s57);
+}
+
+static inline float8 fold(const vec *x)
+{
+    const float8 a = fold_pairs(fold_pairs(x[0], x[1]), fold_pairs(x[2], x[3]));
+    const float8 b = fold_pairs(fold_pairs(x[4], x[5]), fold_pairs(x[6], x[7]));
+    return (float8)(a.lo, b.lo) + (float8)(a.hi, b.hi);
 }
 #endif
 
@@ -49,22 +70,20 @@ typedef struct block_rows {
     size_t to_value[KV_ARGS];
 } block_rows;
 
-/* Where the units of a tile are. */
+/* Where the units of a tile are, and behind them its last one, again and again. */
+#define ROWS (TILE_UNITS + AHEAD + UNITS_AT_ONCE)
 typedef struct tile_rows {
-    const __global kv_t *key[TILE_UNITS + AHEAD], *value[TILE_UNITS];
+    const __global kv_t *key[ROWS], *value[ROWS];
 } tile_rows;
 
 /* What a work-item has found so far, and its queries turned for one range. */
 typedef struct wide_state {
-    vec turned[GROUP][VECS], acc[GROUP][VECS], dot[GROUP][TILE_UNITS];
-    float top[GROUP], total[GROUP], weight[GROUP][TILE_UNITS], bias[TILE_UNITS];
+    vec turned[GROUP][VECS], acc[GROUP][VECS], dot[GROUP][TILE_UNITS + UNITS_AT_ONCE];
+    float top[GROUP], total[GROUP], weight[GROUP][TILE_UNITS], bias[TILE_UNITS + UNITS_AT_ONCE];
     uint range, range_end; /* range_end: first place past it; until one is turned, the first place of the split */
 } wide_state;
 
-/*
- * Find the `count` units of the tile at `tile`; past them stands the last one, to be fetched. `range` is that of a
- * place before them.
- */
+/* Find the `count` units of the tile at `tile`; `range` is that of a place before them. */
 static inline void tile_find(const block_rows *blocks, const __global uint *view, const __global uint *table,
                              uint range, uint tile, uint count, tile_rows *rows)
 {
@@ -78,8 +97,10 @@ static inline void tile_find(const block_rows *blocks, const __global uint *view
             rows->value[j] = rows->key[j] + blocks->to_value[block];
         }
     }
-    for (uint j = count; j < count + AHEAD; j++)
+    for (uint j = count; j < ROWS; j++) {
         rows->key[j] = rows->key[count - 1];
+        rows->value[j] = rows->value[count - 1];
+    }
 }
 
 static inline void wide_turn(wide_state *st, const __global float *q, const __global uint *rot)
@@ -93,27 +114,39 @@ static inline void wide_turn(wide_state *st, const __global float *q, const __gl
     }
 }
 
-/* Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts. */
+/*
+ * Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts; and a few behind them,
+ * which their own range computes again. Values are fetched, for wide_values.
+ */
 static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint stop, float bias)
 {
-    for (; j < stop; j++) {
-        row_fetch(rows->key[j + AHEAD]);
-        row_fetch(rows->value[j]);
-        vec dot[GROUP];
+    for (; j < stop; j += UNITS_AT_ONCE) {
+        vec dot[GROUP][UNITS_AT_ONCE];
         UNROLL
-        for (uint g = 0; g < GROUP; g++)
-            dot[g] = (vec)(0.0f);
-        UNROLL
-        for (uint v = 0; v < VECS; v++) {
-            const vec k = KV_VLOAD(rows->key[j] + v * LANES);
+        for (uint u = 0; u < UNITS_AT_ONCE; u++) {
+            row_fetch(rows->key[j + u + AHEAD]);
+            row_fetch(rows->value[j + u]);
             UNROLL
             for (uint g = 0; g < GROUP; g++)
-                dot[g] = fma(k, st->turned[g][v], dot[g]);
+                dot[g][u] = (vec)(0.0f);
         }
         UNROLL
-        for (uint g = 0; g < GROUP; g++)
-            st->dot[g][j] = dot[g];
-        st->bias[j] = bias;
+        for (uint v = 0; v < VECS; v++) {
+            UNROLL
+            for (uint u = 0; u < UNITS_AT_ONCE; u++) {
+                const vec k = KV_VLOAD(rows->key[j + u] + v * LANES);
+                UNROLL
+                for (uint g = 0; g < GROUP; g++)
+                    dot[g][u] = fma(k, st->turned[g][v], dot[g][u]);
+            }
+        }
+        UNROLL
+        for (uint u = 0; u < UNITS_AT_ONCE; u++) {
+            UNROLL
+            for (uint g = 0; g < GROUP; g++)
+                st->dot[g][j + u] = dot[g][u];
+            st->bias[j + u] = bias;
+        }
     }
 }
 
@@ -123,56 +156,73 @@ static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint
  */
 static inline void wide_softmax(wide_state *st, uint count)
 {
-    for (uint j = count; j % 16; j++) {
+    for (uint j = count; j % LANES; j++) {
         st->bias[j] = -INFINITY;
         for (uint g = 0; g < GROUP; g++)
             st->dot[g][j] = (vec)(0.0f);
     }
     for (uint g = 0; g < GROUP; g++) {
-        float16 most = -INFINITY, sum = 0.0f;
-        for (uint j = 0; j < count; j += 16) {
-            const float16 s = fold(&st->dot[g][j]) + vload16(0, st->bias + j);
+        vec most = -INFINITY, sum = 0.0f;
+        for (uint j = 0; j < count; j += LANES) {
+            const vec s = fold(&st->dot[g][j]) + VLOAD(st->bias + j);
             most = fmax(most, s);
-            vstore16(s, 0, st->weight[g] + j);
+            VSTORE(s, st->weight[g] + j);
         }
-        const float m = fmax(st->top[g], max16(most));
-        for (uint j = 0; j < count; j += 16) {
-            const float16 p = exp(vload16(0, st->weight[g] + j) - m);
+        const float m = fmax(st->top[g], VEC_MAX(most));
+        for (uint j = 0; j < count; j += LANES) {
+            const vec p = exp(VLOAD(st->weight[g] + j) - m);
             sum += p;
-            vstore16(p, 0, st->weight[g] + j);
+            VSTORE(p, st->weight[g] + j);
         }
-        if (m > st->top[g]) {
+        if (m > st->top[g] && st->top[g] == -INFINITY) {
+            st->top[g] = m;
+        } else if (m > st->top[g]) {
             const float less = exp(st->top[g] - m);
             st->total[g] *= less;
             for (uint v = 0; v < VECS; v++)
                 st->acc[g][v] *= less;
             st->top[g] = m;
         }
-        st->total[g] += sum16(sum);
+        st->total[g] += VEC_SUM(sum);
     }
 }
 
-/* Add the tile's values by their weights. */
-static inline void wide_values(wide_state *st, const tile_rows *rows, uint count)
+/*
+ * Add vectors v .. v + n - 1 of the tile's values by their weights. n is known when this is compiled, but only after it
+ * is inlined: the loops to be unrolled do not end at it.
+ */
+static inline void wide_sums(wide_state *st, const tile_rows *rows, uint count, uint v, uint n)
 {
-    for (uint v = 0; v < VECS; v += VECS_AT_ONCE) {
-        vec sum[GROUP][VECS_AT_ONCE];
-        UNROLL
-        for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+    vec sum[GROUP][VECS_AT_ONCE];
+    UNROLL
+    for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+        if (i % VECS_AT_ONCE < n)
             sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
-        for (uint j = 0; j < count; j++) {
-            UNROLL
-            for (uint i = 0; i < VECS_AT_ONCE; i++) {
-                const vec x = KV_VLOAD(rows->value[j] + (v + i) * LANES);
-                UNROLL
-                for (uint g = 0; g < GROUP; g++)
-                    sum[g][i] = fma((vec)(st->weight[g][j]), x, sum[g][i]);
-            }
-        }
+    for (uint j = 0; j < count; j++) {
         UNROLL
-        for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
-            st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
+        for (uint i = 0; i < VECS_AT_ONCE; i++) {
+            if (i >= n)
+                break;
+            const vec x = KV_VLOAD(rows->value[j] + (v + i) * LANES);
+            UNROLL
+            for (uint g = 0; g < GROUP; g++)
+                sum[g][i] = fma((vec)(st->weight[g][j]), x, sum[g][i]);
+        }
     }
+    UNROLL
+    for (uint i = 0; i < GROUP * VECS_AT_ONCE; i++)
+        if (i % VECS_AT_ONCE < n)
+            st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
+}
+
+/* Add the tile's values by their weights. The keys of the tile behind it are fetched. */
+static inline void wide_values(wide_state *st, const tile_rows *rows, const tile_rows *next, uint count)
+{
+    uint v = 0;
+    for (; v + VECS_AT_ONCE <= VECS; v += VECS_AT_ONCE)
+        wide_sums(st, rows, count, v, VECS_AT_ONCE);
+    if (VECS % VECS_AT_ONCE)
+        wide_sums(st, rows, count, v, VECS % VECS_AT_ONCE);
 }
 
 /* Put this KV head's new key, turned at its anchor, and the value into the token's slot. */
@@ -272,10 +322,10 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
             st.acc[g][v] = (vec)(0.0f);
     }
 
+    tile_rows rows[2], *now = rows, *next = rows + 1;
+    tile_find(&blocks, view, a->table, 0, begin, min((uint)TILE_UNITS, units - begin), now);
     for (uint tile = begin; tile < end; tile += TILE_UNITS) {
         const uint count = min((uint)TILE_UNITS, end - tile);
-        tile_rows rows;
-        tile_find(&blocks, view, a->table, st.range, tile, count, &rows);
         for (uint j = 0; j < count;) {
             if (tile + j >= st.range_end) {
                 st.range = range_of(view, st.range, tile + j);
@@ -283,11 +333,19 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
                 wide_turn(&st, q, a->data + a->query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
             const uint stop = min(count, st.range_end - tile);
-            wide_dots(&st, &rows, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
+            wide_dots(&st, now, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
             j = stop;
         }
         wide_softmax(&st, count);
-        wide_values(&st, &rows, count);
+        const uint behind = tile + TILE_UNITS;
+        if (behind < units)
+            tile_find(&blocks, view, a->table, st.range, behind, min((uint)TILE_UNITS, units - behind), next);
+        else
+            next = now;
+        wide_values(&st, now, next, count);
+        tile_rows *const swap = now;
+        now = next;
+        next = swap;
     }
 
     wide_leave(a, &st, split, h, query);

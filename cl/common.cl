@@ -131,13 +131,14 @@ static inline float16 load_half16(const __global void *p) { return vload_half16(
 
 /* ---- Vectors of 16 ---- */
 
-static inline float max16(float16 x)
+static inline float max8(float8 x)
 {
-    const float8 a = fmax(x.lo, x.hi);
-    const float4 b = fmax(a.lo, a.hi);
-    const float2 c = fmax(b.lo, b.hi);
-    return fmax(c.x, c.y);
+    const float4 a = fmax(x.lo, x.hi);
+    const float2 b = fmax(a.lo, a.hi);
+    return fmax(b.x, b.y);
 }
+
+static inline float max16(float16 x) { return max8(fmax(x.lo, x.hi)); }
 
 static inline float sum4(float4 x)
 {
