@@ -6,7 +6,7 @@
 #ifndef TILE_UNITS
 #define TILE_UNITS (GROUP > 4 ? 32 : 64) /* whose scores are found before their values are added: a divisor of 64 */
 #endif
-#define AHEAD 8                          /* units that are fetched before their turn */
+#define AHEAD 16                         /* units that are fetched before their turn */
 #if HEAD_DIM % 16 == 0 && VECTOR_FLOATS >= 16
 #define LANES 16
 typedef float16 vec;
@@ -70,7 +70,7 @@ typedef struct block_rows {
     size_t to_value[KV_ARGS];
 } block_rows;
 
-/* Where the units of a tile are, and behind them its last one, again and again. */
+/* Where the units of a tile are, and those behind it that are fetched with it. */
 #define ROWS (TILE_UNITS + AHEAD + UNITS_AT_ONCE)
 typedef struct tile_rows {
     const __global kv_t *key[ROWS], *value[ROWS];
@@ -83,7 +83,10 @@ typedef struct wide_state {
     uint range, range_end; /* range_end: first place past it; until one is turned, the first place of the split */
 } wide_state;
 
-/* Find the `count` units of the tile at `tile`; `range` is that of a place before them. */
+/*
+ * Find `count` units from `tile` on; past them stands the last one, to be fetched. `range` is that of a place before
+ * them.
+ */
 static inline void tile_find(const block_rows *blocks, const __global uint *view, const __global uint *table,
                              uint range, uint tile, uint count, tile_rows *rows)
 {
@@ -116,7 +119,7 @@ static inline void wide_turn(wide_state *st, const __global float *q, const __gl
 
 /*
  * Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts; and a few behind them,
- * which their own range computes again. Values are fetched, for wide_values.
+ * which their own range computes again.
  */
 static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint stop, float bias)
 {
@@ -125,7 +128,6 @@ static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint
         UNROLL
         for (uint u = 0; u < UNITS_AT_ONCE; u++) {
             row_fetch(rows->key[j + u + AHEAD]);
-            row_fetch(rows->value[j + u]);
             UNROLL
             for (uint g = 0; g < GROUP; g++)
                 dot[g][u] = (vec)(0.0f);
@@ -199,6 +201,8 @@ static inline void wide_sums(wide_state *st, const tile_rows *rows, uint count, 
         if (i % VECS_AT_ONCE < n)
             sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
     for (uint j = 0; j < count; j++) {
+        if (v == 0)
+            row_fetch(rows->value[j + AHEAD]);
         UNROLL
         for (uint i = 0; i < VECS_AT_ONCE; i++) {
             if (i >= n)
@@ -215,8 +219,8 @@ static inline void wide_sums(wide_state *st, const tile_rows *rows, uint count, 
             st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE] = sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE];
 }
 
-/* Add the tile's values by their weights. The keys of the tile behind it are fetched. */
-static inline void wide_values(wide_state *st, const tile_rows *rows, const tile_rows *next, uint count)
+/* Add the tile's values by their weights. */
+static inline void wide_values(wide_state *st, const tile_rows *rows, uint count)
 {
     uint v = 0;
     for (; v + VECS_AT_ONCE <= VECS; v += VECS_AT_ONCE)
@@ -322,10 +326,10 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
             st.acc[g][v] = (vec)(0.0f);
     }
 
-    tile_rows rows[2], *now = rows, *next = rows + 1;
-    tile_find(&blocks, view, a->table, 0, begin, min((uint)TILE_UNITS, units - begin), now);
     for (uint tile = begin; tile < end; tile += TILE_UNITS) {
         const uint count = min((uint)TILE_UNITS, end - tile);
+        tile_rows rows;
+        tile_find(&blocks, view, a->table, st.range, tile, min((uint)(TILE_UNITS + AHEAD), units - tile), &rows);
         for (uint j = 0; j < count;) {
             if (tile + j >= st.range_end) {
                 st.range = range_of(view, st.range, tile + j);
@@ -333,19 +337,11 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
                 wide_turn(&st, q, a->data + a->query_rot + (token * VIEW_RANGES + st.range) * HEAD_DIM);
             }
             const uint stop = min(count, st.range_end - tile);
-            wide_dots(&st, now, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
+            wide_dots(&st, &rows, j, stop, bias[range_word(view, st.range, RANGE_BIAS)]);
             j = stop;
         }
         wide_softmax(&st, count);
-        const uint behind = tile + TILE_UNITS;
-        if (behind < units)
-            tile_find(&blocks, view, a->table, st.range, behind, min((uint)TILE_UNITS, units - behind), next);
-        else
-            next = now;
-        wide_values(&st, now, next, count);
-        tile_rows *const swap = now;
-        now = next;
-        next = swap;
+        wide_values(&st, &rows, count);
     }
 
     wide_leave(a, &st, split, h, query);
