@@ -201,8 +201,7 @@ static inline void wide_sums(wide_state *st, const tile_rows *rows, uint count, 
         if (i % VECS_AT_ONCE < n)
             sum[i / VECS_AT_ONCE][i % VECS_AT_ONCE] = st->acc[i / VECS_AT_ONCE][v + i % VECS_AT_ONCE];
     for (uint j = 0; j < count; j++) {
-        if (v == 0)
-            row_fetch(rows->value[j + AHEAD]);
+        row_fetch(rows->value[j + AHEAD]);
         UNROLL
         for (uint i = 0; i < VECS_AT_ONCE; i++) {
             if (i >= n)

@@ -24,13 +24,15 @@ typedef struct attention_launch {
 void attention_options(char *options, size_t size, backend *b, const attention_args *a, uint32_t blocks)
 {
     const kv_pool *pool = a->pool;
-    const bool wide = clop_wide(b), cpu = clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU;
+    const cldev_limits *limits = &clop_device(b)->limits;
+    const bool wide = clop_wide(b), cpu = limits->type & CL_DEVICE_TYPE_CPU;
     const size_t used = strlen(options);
     snprintf(options + used, size - used,
              " -DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d "
-             "-DFP16=%d -DSUBGROUPS=%d",
+             "-DFP16=%d -DSUBGROUPS=%d -DVECTOR_FLOATS=%u",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, wide, cpu, blocks,
-             clop_tier(b, CLDEV_HALF16), wide && a->store, clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS));
+             clop_tier(b, CLDEV_HALF16), wide && a->store, clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS),
+             limits->vector_floats);
 }
 
 static dcm_status attention_prepare(backend *b, const attention_args *a, attention_launch *l)
