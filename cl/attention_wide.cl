@@ -15,6 +15,10 @@ typedef float16 vec;
 #define KV_VLOAD(p) KV_LOAD(16, p)
 #define VEC_MAX(x) max16(x)
 #define VEC_SUM(x) sum16(x)
+#define FIRST_TWICE(x) (x).s0022446688aaccee /* of each pair of channels */
+#define SECOND_TWICE(x) (x).s1133557799bbddff
+#define SWAPPED(x) (x).s1032547698badcfe
+#define MINUS_PLUS (float16)((float8)(MINUS_PLUS_4, MINUS_PLUS_4), (float8)(MINUS_PLUS_4, MINUS_PLUS_4))
 #else
 #define LANES 8
 typedef float8 vec;
@@ -23,7 +27,12 @@ typedef float8 vec;
 #define KV_VLOAD(p) KV_LOAD(8, p)
 #define VEC_MAX(x) max8(x)
 #define VEC_SUM(x) sum8(x)
+#define FIRST_TWICE(x) (x).s00224466
+#define SECOND_TWICE(x) (x).s11335577
+#define SWAPPED(x) (x).s10325476
+#define MINUS_PLUS (float8)(MINUS_PLUS_4, MINUS_PLUS_4)
 #endif
+#define MINUS_PLUS_4 (float4)(-1.0f, 1.0f, -1.0f, 1.0f)
 #define VECS (HEAD_DIM / LANES)
 
 /*
@@ -106,15 +115,23 @@ static inline void tile_find(const block_rows *blocks, const __global uint *view
     }
 }
 
+/* Turn the queries for a range. */
 static inline void wide_turn(wide_state *st, const __global float *q, const __global uint *rot)
 {
-    float row[HEAD_DIM];
-    for (uint g = 0; g < GROUP; g++) {
-        for (uint i = 0; i < HEAD_DIM / 2; i += 4)
-            TURN_PUT(row, i, turn4(q + g * HEAD_DIM, rot, i));
-        for (uint v = 0; v < VECS; v++)
-            st->turned[g][v] = VLOAD(row + v * LANES);
+#if ROPE_HALF
+    for (uint i = 0; i < HEAD_DIM / 2; i += 4)
+        for (uint g = 0; g < GROUP; g++)
+            TURN_PUT((float *)st->turned[g], i, turn4(q + g * HEAD_DIM, rot, i));
+#else
+    for (uint v = 0; v < VECS; v++) {
+        const vec r = VLOAD((const __global float *)rot + v * LANES) * SCALE;
+        const vec first = FIRST_TWICE(r), second = SECOND_TWICE(r) * MINUS_PLUS;
+        for (uint g = 0; g < GROUP; g++) {
+            const vec x = VLOAD(q + g * HEAD_DIM + v * LANES);
+            st->turned[g][v] = fma(x, first, SWAPPED(x) * second);
+        }
     }
+#endif
 }
 
 /*
@@ -176,9 +193,9 @@ static inline void wide_softmax(wide_state *st, uint count)
             sum += p;
             VSTORE(p, st->weight[g] + j);
         }
-        if (m > st->top[g] && st->top[g] == -INFINITY) {
+        if (st->top[g] == -INFINITY) /* nothing is summed yet */
             st->top[g] = m;
-        } else if (m > st->top[g]) {
+        if (m > st->top[g]) {
             const float less = exp(st->top[g] - m);
             st->total[g] *= less;
             for (uint v = 0; v < VECS; v++)
