@@ -3,10 +3,8 @@
 #ifndef VECTOR_FLOATS
 #define VECTOR_FLOATS 8 /* that a vector register of the device holds */
 #endif
-#ifndef TILE_UNITS
 #define TILE_UNITS (GROUP > 4 ? 32 : 64) /* whose scores are found before their values are added: a divisor of 64 */
-#endif
-#define AHEAD 16                         /* units that are fetched before their turn */
+#define AHEAD 16                         /* units that are fetched before their turn, beyond the split, too */
 #if HEAD_DIM % 16 == 0 && VECTOR_FLOATS >= 16
 #define LANES 16
 typedef float16 vec;
@@ -135,15 +133,17 @@ static inline void wide_turn(wide_state *st, const __global float *q, const __gl
 }
 
 /*
- * Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts; and a few behind them,
- * which their own range computes again.
+ * Units j .. stop - 1 of the tile, which are of one range, times each query head, in LANES parts. The last one stands
+ * for those behind it that would be at once with it: what is left in their places is written over, or not read.
  */
 static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint stop, float bias)
 {
     for (; j < stop; j += UNITS_AT_ONCE) {
         vec dot[GROUP][UNITS_AT_ONCE];
+        const __global kv_t *key[UNITS_AT_ONCE];
         UNROLL
         for (uint u = 0; u < UNITS_AT_ONCE; u++) {
+            key[u] = rows->key[min(j + u, stop - 1)];
             row_fetch(rows->key[j + u + AHEAD]);
             UNROLL
             for (uint g = 0; g < GROUP; g++)
@@ -153,7 +153,7 @@ static inline void wide_dots(wide_state *st, const tile_rows *rows, uint j, uint
         for (uint v = 0; v < VECS; v++) {
             UNROLL
             for (uint u = 0; u < UNITS_AT_ONCE; u++) {
-                const vec k = KV_VLOAD(rows->key[j + u] + v * LANES);
+                const vec k = KV_VLOAD(key[u] + v * LANES);
                 UNROLL
                 for (uint g = 0; g < GROUP; g++)
                     dot[g][u] = fma(k, st->turned[g][v], dot[g][u]);
