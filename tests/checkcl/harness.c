@@ -360,15 +360,17 @@ void ck_run_family(ck *c, const ck_family *family)
         clop_shape shape;
         clop_dense dense;
         clop_many many;
-        uint32_t off; /* tiers that are forced off, a bit each: only where the device has one of them */
-    } variants[] = {
-        {"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 0},
-        {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 0},
-        {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, 0},
-        {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_DOT4 | 1u << CLDEV_DOT2},
-        {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, 0},
-        {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_HALF16},
-        {"group-plain", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 1u << CLDEV_FP16 | 1u << CLDEV_SUBGROUPS}};
+        uint32_t off;    /* tiers that are forced off, a bit each: only where the device has one of them */
+        uint32_t floats; /* of a vector register, as if the device's had so many; 0: as they are */
+    } variants[] = {{"wide", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 0, 0},
+                    {"group", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP, 0, 0},
+                    {"clblast", CLOP_SHAPE_GROUP, CLOP_DENSE_CLBLAST, CLOP_MANY_CLBLAST, 0, 0},
+                    {"float", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_DOT4 | 1u << CLDEV_DOT2, 0},
+                    {"mma", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_MMA, 0, 0},
+                    {"wide-plain", CLOP_SHAPE_WIDE, CLOP_DENSE_OWN, CLOP_MANY_AUTO, 1u << CLDEV_HALF16, 8},
+                    {"group-plain", CLOP_SHAPE_GROUP, CLOP_DENSE_OWN, CLOP_MANY_GROUP,
+                     1u << CLDEV_FP16 | 1u << CLDEV_SUBGROUPS, 0}};
+    const uint32_t floats = c->list ? 0 : c->device->limits.vector_floats;
     c->variant = "";
     if ((family->variants & ~CK_STRICT) == CK_ONE)
         family->run(c);
@@ -382,10 +384,13 @@ void ck_run_family(ck *c, const ck_family *family)
             clop_set_dense(c->side[CK_CL], variants[i].dense);
             clop_set_many(c->side[CK_CL], variants[i].many);
             c->device->limits.tiers_off = off;
+            c->device->limits.vector_floats = variants[i].floats ? variants[i].floats : floats;
         }
         family->run(c);
-        if (!c->list)
+        if (!c->list) {
             c->device->limits.tiers_off = 0;
+            c->device->limits.vector_floats = floats;
+        }
     }
     if (family->variants & CK_STRICT)
         run_strict(c, family);

@@ -122,7 +122,7 @@ typedef enum ck_variants {
     CK_CLBLAST = 4,
     CK_FLOAT = 8,  /* wide without integer products, where the device has them */
     CK_MMA = 16,   /* group, on matrix units, where the device has them */
-    CK_NO_HALF16 = 32, /* wide without that tier, where the device has it */
+    CK_NO_HALF16 = 32, /* wide as without AVX-512: no half16, registers of 8 floats; where the device has half16 */
     CK_GROUP_PLAIN = 64, /* group without fp16 and sub-groups, where the device has one of them */
     CK_STRICT = 128    /* after all others: strict back ends */
 } ck_variants;
