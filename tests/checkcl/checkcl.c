@@ -2,7 +2,7 @@
  * checkcl: every kernel of every OpenCL device present against the C reference. See harness.h.
  *
  *     checkcl [--list] [--filter PATTERN] [--family NAME] [--device P.D|NAME] [--seed N] [--bench] [--small]
- *             [--timeout S] [--verbose]
+ *             [--timeout S] [--jobs N] [--verbose]
  *
  * On Mesa's rusticl (Debian: mesa-opencl-icd), one family at a time:
  *
@@ -18,6 +18,7 @@
 
 #include <ctype.h>
 #include <getopt.h>
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -34,6 +35,7 @@ static const char usage[] = "usage: checkcl [OPTION]...\n"
                             "  --bench           time each case too\n"
                             "  --small           few and small cases that launch every kernel\n"
                             "  --timeout S       seconds for one family on one device (default 1200)\n"
+                            "  --jobs N          families at a time (default: the processors; with --bench 1)\n"
                             "  --verbose         a line for each case\n";
 
 static bool parse(int argc, char **argv, ck_options *o)
@@ -47,6 +49,7 @@ static bool parse(int argc, char **argv, ck_options *o)
         {"bench", no_argument, NULL, 'b'},
         {"small", no_argument, NULL, 'm'},
         {"timeout", required_argument, NULL, 't'},
+        {"jobs", required_argument, NULL, 'j'},
         {"verbose", no_argument, NULL, 'v'},
         {"child", no_argument, NULL, 'c'},
         {"check", no_argument, NULL, 'k'},
@@ -63,13 +66,16 @@ static bool parse(int argc, char **argv, ck_options *o)
         case 'b': o->bench = true; break;
         case 'm': o->small = true; break;
         case 't': o->timeout = atof(optarg); break;
+        case 'j': o->jobs = atoi(optarg); break;
         case 'v': o->verbose = true; break;
         case 'c': o->child = true; break;
         case 'k': break;
         default: return false;
         }
     }
-    return optind == argc;
+    if (!o->jobs)
+        o->jobs = o->bench ? 1 : omp_get_num_procs();
+    return optind == argc && o->jobs > 0;
 }
 
 /* Families that end badly on purpose. */
@@ -108,11 +114,42 @@ static bool device_wanted(const ck_options *o, const cldev_entry *e, const char 
            contains(e->limits.platform, o->device);
 }
 
-static void check_device(const ck_options *o, const char *number, ck_totals *totals)
+static void add_jobs(const ck_options *o, const char *device, bool expect_death, ck_job *jobs, size_t *count)
 {
-    for (const ck_family *f = ck_families; f->name; f++)
-        if (wanted(o, f) && !deadly(f))
-            ck_spawn(o, number, f, false, totals);
+    for (const ck_family *f = ck_families; f->name; f++) {
+        ck_job *job = jobs + *count;
+        if (!wanted(o, f) || deadly(f) != expect_death)
+            continue;
+        *job = (ck_job){.family = f, .expect_death = expect_death};
+        strcpy(job->device, device);
+        ++*count;
+    }
+}
+
+/*
+ * Every family on every device that is asked for; of a whole run also those that end badly, on the first device, by
+ * which the time limit and the watch over children are tried. The caller frees the jobs.
+ */
+static ck_job *make_jobs(const ck_options *o, const cldev_entry *entries, size_t n_entries, size_t *count)
+{
+    size_t n_families = 0;
+    while (ck_families[n_families].name)
+        n_families++;
+    ck_job *jobs = fx_alloc((n_entries * n_families + 1) * sizeof *jobs);
+    char number[sizeof jobs->device] = "", first[sizeof jobs->device] = "";
+    *count = 0;
+    for (size_t i = 0; i < n_entries; i++) {
+        snprintf(number, sizeof number, "%u.%u", entries[i].platform, entries[i].index);
+        if (!device_wanted(o, entries + i, number))
+            continue;
+        printf("%s %s (%s)\n", number, entries[i].limits.name, entries[i].limits.platform);
+        add_jobs(o, number, false, jobs, count);
+        if (!*first)
+            strcpy(first, number);
+    }
+    if (*first && !o->filter && !o->small)
+        add_jobs(o, first, true, jobs, count);
+    return jobs;
 }
 
 /* ---- Completeness ---- */
@@ -178,43 +215,25 @@ static void check_complete(ck_totals *totals)
     totals->failed += count == 0;
 }
 
-/* The time limit and the watch over children, tried on children that hang and die. */
-static void check_watch(const ck_options *o, const char *device, ck_totals *totals)
-{
-    for (const ck_family *f = ck_families; f->name; f++)
-        if (deadly(f) && wanted(o, f))
-            ck_spawn(o, device, f, true, totals);
-}
-
 static int check(const ck_options *o)
 {
     static ck_totals totals;
     cldev_entry *entries = NULL;
-    size_t count = 0;
-    char number[32] = "", first[32] = "";
-    if (cldev_list(&entries, &count) != DCM_OK) {
+    size_t n_entries = 0, count;
+    if (cldev_list(&entries, &n_entries) != DCM_OK) {
         fprintf(stderr, "checkcl: %s\n", dcm_error());
         return EXIT_FAILURE;
     }
     printf("seed %llu\n", (unsigned long long)o->seed);
-    for (size_t i = 0; i < count; i++) {
-        snprintf(number, sizeof number, "%u.%u", entries[i].platform, entries[i].index);
-        if (!device_wanted(o, entries + i, number))
-            continue;
-        if (!*first)
-            strcpy(first, number);
-        printf("%s %s (%s)\n", number, entries[i].limits.name, entries[i].limits.platform);
-        check_device(o, number, &totals);
-    }
+    ck_job *jobs = make_jobs(o, entries, n_entries, &count);
     mem_free(&entries);
-    if (!*first) {
+    if (!count) {
         fprintf(stderr, "checkcl: no %sOpenCL device: nothing was checked\n", o->device ? "such " : "");
+        free(jobs);
         return o->device ? EXIT_FAILURE : SKIPPED;
     }
-    if (!o->filter && !o->small) {
-        printf("the harness itself\n");
-        check_watch(o, first, &totals);
-    }
+    ck_run_jobs(o, jobs, count, &totals);
+    free(jobs);
     if (!o->filter && !o->family)
         check_complete(&totals);
     printf("%zu passed, %zu failed\n", totals.passed, totals.failed);

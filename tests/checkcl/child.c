@@ -1,7 +1,9 @@
+#define _GNU_SOURCE /* pipe2 */
 #include "child.h"
 
 #include "base/clock.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -78,31 +80,31 @@ typedef struct process {
     pid_t pid;
     int from;
     const ck_options *options;
-    const char *device;
-    const ck_family *family;
-    ck_totals *totals;
+    const ck_job *job;
+    FILE *report;
+    ck_totals totals;
     char line[8192];
     size_t used;
     char running[160]; /* the case that was begun last */
     size_t passed, failed;
     double worst;
     char worst_name[160];
-    bool done, quiet;
+    bool done;
 } process;
 
 static void repeat_with(const process *p, const char *name)
 {
-    printf("    repeat: %s --device %s --family %s --filter '%s' --seed %llu%s%s\n", p->options->self, p->device,
-           p->family->name, name, (unsigned long long)p->options->seed, p->options->bench ? " --bench" : "",
-           p->options->small ? " --small" : "");
+    fprintf(p->report, "    repeat: %s --device %s --family %s --filter '%s' --seed %llu%s%s\n", p->options->self,
+            p->job->device, p->job->family->name, name, (unsigned long long)p->options->seed,
+            p->options->bench ? " --bench" : "", p->options->small ? " --small" : "");
 }
 
 static void failed(process *p, const char *name, const char *why)
 {
     p->failed++;
-    if (p->quiet)
+    if (p->job->expect_death)
         return;
-    printf("  FAILED %s: %s\n", name, why);
+    fprintf(p->report, "  FAILED %s: %s\n", name, why);
     repeat_with(p, name);
 }
 
@@ -114,7 +116,7 @@ static void passed(process *p, const char *name, double ratio, const char *note)
         snprintf(p->worst_name, sizeof p->worst_name, "%s", name);
     }
     if (p->options->verbose || p->options->bench)
-        printf("  %s: error/bound %.3f%s%s\n", name, ratio, *note ? "  " : "", note);
+        fprintf(p->report, "  %s: error/bound %.3f%s%s\n", name, ratio, *note ? "  " : "", note);
 }
 
 static void add_kernel(ck_totals *t, const char *name)
@@ -133,7 +135,7 @@ static void take_line(process *p, char *line)
     for (int i = 0; i < 5 && rest; i++)
         field[i] = i == 4 ? rest : strsep(&rest, "\t");
     if (strcmp(field[0], "ck") != 0 || !field[1]) {
-        printf("%s\n", line);
+        fprintf(p->report, "%s\n", line);
         return;
     }
     const char *word = field[1], *name = field[2] ? field[2] : "", *third = field[3] ? field[3] : "";
@@ -144,7 +146,7 @@ static void take_line(process *p, char *line)
     else if (!strcmp(word, "fail"))
         failed(p, name, third);
     else if (!strcmp(word, "kernel"))
-        add_kernel(p->totals, name);
+        add_kernel(&p->totals, name);
     else if (!strcmp(word, "done"))
         p->done = true;
 }
@@ -178,9 +180,9 @@ static bool spawn(process *p)
     char *args[] = {(char *)p->options->self,
                     "--child",
                     "--device",
-                    (char *)p->device,
+                    (char *)p->job->device,
                     "--family",
-                    (char *)p->family->name,
+                    (char *)p->job->family->name,
                     "--seed",
                     seed,
                     p->options->bench ? "--bench" : "--check",
@@ -189,12 +191,10 @@ static bool spawn(process *p)
                     (char *)p->options->filter,
                     NULL};
     posix_spawn_file_actions_t actions;
-    if (pipe(ends) != 0)
+    if (pipe2(ends, O_CLOEXEC) != 0) /* or a child beside it would hold the pipe open */
         return false;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addclose(&actions, ends[0]);
-    posix_spawn_file_actions_addclose(&actions, ends[1]);
     const int error = posix_spawn(&p->pid, "/proc/self/exe", &actions, NULL, args, environ);
     posix_spawn_file_actions_destroy(&actions);
     close(ends[1]);
@@ -215,11 +215,10 @@ static bool listen_to(process *p)
         const uint64_t ms = (end - now) / 1000000 + 1;
         if (poll(&fd, 1, ms > 1000 ? 1000 : (int)ms) > 0 && !take_output(p))
             return false;
-        if (p->quiet && !begun && *p->running) {
+        if (p->job->expect_death && !begun && *p->running) {
             begun = true;
             end = clock_ns() + HANG_NS;
         }
-        fflush(stdout);
     }
 }
 
@@ -239,30 +238,53 @@ static void finish(process *p)
     else if (!p->done)
         snprintf(why, sizeof why, "the process ended early with code %d", WEXITSTATUS(state));
     if (*why && (p->failed == 0 || late || WIFSIGNALED(state)))
-        failed(p, *p->running ? p->running : p->family->name, why);
+        failed(p, *p->running ? p->running : p->job->family->name, why);
 }
 
-void ck_spawn(const ck_options *options, const char *device, const ck_family *family, bool expect_death,
-              ck_totals *totals)
+static void report_end(process *p)
 {
-    process p = {.options = options, .device = device, .family = family, .totals = totals, .quiet = expect_death};
+    const ck_job *job = p->job;
+    if (job->expect_death) {
+        const bool caught = p->failed == 1 && *p->running;
+        fprintf(p->report, "  %s %-16s %s\n", job->device, job->family->name,
+                caught ? "1 passed: caught" : "FAILED: not caught");
+        p->passed = caught;
+        p->failed = !caught;
+    } else if (p->passed + p->failed) {
+        fprintf(p->report, "  %s %-16s %zu passed, %zu failed; worst error/bound %.3f (%s)\n", job->device,
+                job->family->name, p->passed, p->failed, p->worst, p->worst_name);
+    }
+}
+
+static void run_job(const ck_options *options, const ck_job *job, ck_totals *totals)
+{
+    char *text = NULL;
+    size_t size = 0;
+    process p = {.options = options, .job = job, .report = open_memstream(&text, &size)};
+    if (!p.report)
+        abort();
+    if (!spawn(&p))
+        failed(&p, job->family->name, "no process");
+    else
+        finish(&p);
+    report_end(&p);
+    fclose(p.report);
+#pragma omp critical(ck_report)
+    {
+        fputs(text, stdout);
+        fflush(stdout);
+        totals->passed += p.passed;
+        totals->failed += p.failed;
+        for (size_t i = 0; i < p.totals.n_kernels; i++)
+            add_kernel(totals, p.totals.kernels[i]);
+    }
+    free(text);
+}
+
+void ck_run_jobs(const ck_options *options, const ck_job *jobs, size_t count, ck_totals *totals)
+{
     fflush(stdout);
-    if (!spawn(&p)) {
-        printf("  FAILED %s: no process\n", family->name);
-        totals->failed++;
-        return;
-    }
-    finish(&p);
-    if (expect_death) {
-        const bool caught = p.failed == 1 && *p.running;
-        printf("  %-10s %s\n", family->name, caught ? "1 passed: caught" : "FAILED: not caught");
-        totals->passed += caught;
-        totals->failed += !caught;
-        return;
-    }
-    if (p.passed + p.failed)
-        printf("  %-10s %zu passed, %zu failed; worst error/bound %.3f (%s)\n", family->name, p.passed, p.failed,
-               p.worst, p.worst_name);
-    totals->passed += p.passed;
-    totals->failed += p.failed;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(options->jobs)
+    for (size_t i = 0; i < count; i++)
+        run_job(options, jobs + i, totals);
 }

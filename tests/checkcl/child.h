@@ -12,6 +12,7 @@ typedef struct ck_options {
     const char *filter;
     uint64_t seed;
     double timeout; /* seconds a child */
+    int jobs;       /* children at a time */
     bool list, bench, small, verbose, child;
 } ck_options;
 
@@ -25,9 +26,17 @@ typedef struct ck_totals {
 /* The child's side: run options->family on options->device ("P.D") and report on stdout; returns the exit code. */
 int ck_child(const ck_options *options);
 
-/* The parent's side: spawn that and add what it reports. `expect_death`: it passes where the child does not end well.
+/* A child to be run. */
+typedef struct ck_job {
+    char device[32]; /* "P.D" */
+    const ck_family *family;
+    bool expect_death; /* it passes where it does not end well */
+} ck_job;
+
+/*
+ * The parent's side: spawn the jobs, options->jobs at a time and in order, print each one's report as a whole when it
+ * has ended, and add it to the totals.
  */
-void ck_spawn(const ck_options *options, const char *device, const ck_family *family, bool expect_death,
-              ck_totals *totals);
+void ck_run_jobs(const ck_options *options, const ck_job *jobs, size_t count, ck_totals *totals);
 
 #endif
