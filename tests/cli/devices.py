@@ -561,7 +561,7 @@ def test_foreign_record(cli):
     cli.fails(3, "not a regular file", *against(cli, cli.folder), "--devices", "ref")
     cli.fails(3, "not a record", *against(cli, cli.tiny), "--devices", "ref")
     record = Record(path.read_bytes())
-    record.version = 2
+    record.version -= 1
     record.put(cli.folder / "old.dcmcheck")
     cli.fails(3, "a record of another version of dcm", *against(cli, cli.folder / "old.dcmcheck"), "--devices", "ref")
     cli.fails(2, "--save and --steps-out name the same file", *cli.model, "--devices", "ref", "--save", "both",

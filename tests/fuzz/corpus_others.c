@@ -234,7 +234,7 @@ static void put_record(const char *name, const char *header, size_t steps, int32
     enum { TOP = 64 };
     gw_bytes b = {0};
     gw_put(&b, "DCMCHECK", 8);
-    gw_put_u32(&b, 3);
+    gw_put_u32(&b, 4);
     gw_put_u32(&b, (uint32_t)strlen(header));
     gw_put_u64(&b, steps * (24 + 8 * TOP) + more);
     gw_put_u64(&b, 0); /* the target puts the checksum there */

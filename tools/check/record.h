@@ -18,7 +18,8 @@
  * body has exactly the bytes that these say, and the file nothing more.
  *
  * A digest is the sum of a unit's values in one layer, each with a sign that depends on its place alone: a wrong value
- * shows in it as large as it is. Bounds are those that the recording run found (check.h).
+ * shows in it as large as it is. Bounds are those that the recording run found (check.h): a change of how they are
+ * found is a new version, or records made before it would raise false alarms.
  */
 #ifndef RECORD_H
 #define RECORD_H
@@ -29,7 +30,7 @@
 
 #include "output.h"
 
-enum { RECORD_VERSION = 3, RECORD_TOP = 64, RECORD_CACHES = 64 };
+enum { RECORD_VERSION = 4, RECORD_TOP = 64, RECORD_CACHES = 64 };
 
 /* One step: the token that was fed, and the logits after it. */
 typedef struct record_step {
