@@ -66,8 +66,8 @@ def planted(source):
 
 def check(checkcl, look, *options):
     """Whatever comes on stderr is a finding: Oclgrind speaks there, and checkcl only of trouble."""
-    done = subprocess.run([*OCLGRIND, *look, checkcl, "--small", "--seed", "1", "--jobs", "1", *options], stderr=subprocess.PIPE,
-                          text=True)
+    done = subprocess.run([*OCLGRIND, *look, checkcl, "--small", "--seed", "1", "--jobs", "1", *options],
+                          stderr=subprocess.PIPE, text=True)
     if done.stderr.strip():
         fail(f"{' '.join(look)}: reported:\n{done.stderr}")
     if done.returncode != 0:
