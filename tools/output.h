@@ -9,10 +9,11 @@
 typedef struct output_file {
     FILE *out; /* NULL: not open */
     const char *path;
-    char *part; /* written beside `path` and renamed at the end; NULL where `path` is no plain file (a link is none) */
+    char *place; /* the file at `path`, behind any links, whether it is there or not */
+    char *part;  /* written beside `place` and renamed at the end; NULL where that is a device or a pipe */
 } output_file;
 
-/* 0, or 3 after a message; close in any case. */
+/* 0, or 2 (an empty name) or 3 after a message; close in any case. */
 int output_open(output_file *f, const char *path);
 
 /* With `keep` the file gets its name, else nothing is left of it. 0, or 3 after a message. */

@@ -696,7 +696,7 @@ def test_interrupted_eval(cli):
                "--logprobs", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.environment)
     deadline = time.time() + 600
-    while not pathlib.Path(f"{path}.part").exists() and time.time() < deadline:
+    while not list(cli.folder.glob("half.csv.*.part")) and time.time() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

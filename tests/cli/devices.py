@@ -639,13 +639,13 @@ def processes():
 def test_no_process_is_left(cli):
     """When the check ends or is killed while it compares, so do the processes of its devices."""
     steps = cli.folder / "left.jsonl"
-    part = cli.folder / "left.jsonl.part"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        part.unlink(missing_ok=True)
+        for part in cli.folder.glob("left.jsonl.*.part"):
+            part.unlink()
         process = subprocess.Popen([cli.program, "check", "-m", cli.tiny, "--devices", "ref,ref", "-n", "1000000",
                                     "--steps-out", str(steps), "-q"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    env=cli.environment)
-        while not (part.exists() and part.stat().st_size) and process.poll() is None:
+        while process.poll() is None and not any(part.stat().st_size for part in cli.folder.glob("left.jsonl.*.part")):
             time.sleep(0.01)
         children = {child for child, parent in processes().items() if parent == process.pid}
         assert len(children) == 3, children  # the reference and two devices
