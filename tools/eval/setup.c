@@ -30,7 +30,7 @@ void eval_add_options(args *a, eval_options *o)
 int eval_take_options(eval *e, const args *a)
 {
     const eval_options *o = e->o;
-    static const char *const excluded[] = {"cache", "group", "sinks", "merge", "window", "log-r"};
+    static const char *const excluded[] = {"cache", "group", "sinks", "merge", "window", "log-r", "far-limit"};
     dcm_cache_params params;
     int code = options_apply_verbosity(&o->words);
     if (code == 0)
