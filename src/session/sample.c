@@ -10,7 +10,7 @@ static int32_t greedy(const float *logits, size_t vocab)
 {
     size_t best = 0;
     for (size_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[best])
+        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i])))
             best = i;
     return (int32_t)best;
 }
@@ -97,12 +97,12 @@ int32_t dcm_sample(const float *logits, size_t vocab, const dcm_sample_params *p
     const dcm_sample_params p = params ? *params : (dcm_sample_params){0};
     const int32_t best = greedy(logits, vocab);
     candidate *c = NULL;
-    if (!(p.temperature > 0))
+    if (!(p.temperature > 0) || !isfinite(logits[best]))
         return best;
     if (mem_new(&c, vocab, sizeof *c, "the candidates of a sample") != DCM_OK)
         return -1;
     for (size_t i = 0; i < vocab; i++)
-        c[i] = (candidate){exp(((double)logits[i] - logits[best]) / p.temperature), (int32_t)i};
+        c[i] = (candidate){isnan(logits[i]) ? 0 : exp(((double)logits[i] - logits[best]) / p.temperature), (int32_t)i};
     size_t kept = vocab;
     if (p.top_k && p.top_k < vocab)
         keep_heaviest(c, vocab, kept = p.top_k);

@@ -286,6 +286,33 @@ static void copies_of_halves(void **state)
     dcm_session_close(&a), dcm_session_close(&b), dcm_session_close(&c), dcm_session_close(&d);
 }
 
+/* Logits that are no numbers, or mask everything. */
+static void sampling_no_numbers(void **state)
+{
+    (void)state;
+    const struct {
+        float logits[4];
+        int32_t least, most; /* of the choices that are right */
+    } cases[] = {{{NAN, 1, NAN, 1}, 1, 3},
+                 {{NAN, NAN, NAN, NAN}, 0, 3},
+                 {{0, INFINITY, 1, NAN}, 1, 1},
+                 {{-INFINITY, -INFINITY, -INFINITY, -INFINITY}, 0, 3},
+                 {{-INFINITY, NAN, 2, -INFINITY}, 2, 2}};
+    const dcm_sample_params params[] = {{0},
+                                        {.temperature = 1},
+                                        {.temperature = 1, .top_k = 2},
+                                        {.temperature = 1, .top_p = 0.5f},
+                                        {.temperature = 1, .top_k = 3, .top_p = 0.9f}};
+    uint64_t rng = 1;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t p = 0; p < sizeof params / sizeof *params; p++)
+            for (int draw = 0; draw < 20; draw++) {
+                const int32_t id = dcm_sample(cases[i].logits, 4, &params[p], &rng);
+                assert_in_range(id, cases[i].least, cases[i].most);
+                assert_false(isnan(cases[i].logits[id]) && !isnan(cases[i].logits[cases[i].least]));
+            }
+}
+
 static void sampling(void **state)
 {
     (void)state;
@@ -346,6 +373,7 @@ int main(void)
         cmocka_unit_test(unmerged_is_full),    cmocka_unit_test(chunks_change_nothing),
         cmocka_unit_test(feeds_compose),       cmocka_unit_test(layers_are_read_back),
         cmocka_unit_test(errors_are_said),     cmocka_unit_test(sampling),
+        cmocka_unit_test(sampling_no_numbers),
         cmocka_unit_test(sessions_are_copied), cmocka_unit_test(copies_of_halves),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
