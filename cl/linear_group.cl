@@ -4,7 +4,7 @@
  * order, within windows of 16 items first.
  */
 #ifndef ITEMS
-#define ITEMS 256 /* of a group: a power of two, 32 at least */
+#define ITEMS 256 /* of a group: a power of two, 16 at least */
 #endif
 #ifndef AHEAD
 #define AHEAD 4 /* loads of an item on their way at a time */

@@ -168,7 +168,7 @@ int cmd_bench(int argc, char **argv)
                        .tokens = {{128}, 1},
                        .depths = {{0}, 1},
                        .groups = {{256}, 1},
-                       .sinks = 4,
+                       .sinks = DCM_DEFAULT_SINKS,
                        .repetitions = 3,
                        .warmup = 512,
                        .seed = 1};

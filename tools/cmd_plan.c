@@ -107,7 +107,7 @@ static int check(const args *a, const plan_options *o)
 
 int cmd_plan(int argc, char **argv)
 {
-    plan_options o = {.tokens = 100000, .sinks = 4};
+    plan_options o = {.tokens = 100000, .sinks = DCM_DEFAULT_SINKS};
     const arg_option options[] = {
         {"group", 'L', ARG_INTS, &o.groups, "N[,N...]", "Group length, or several for one row each; powers of two.",
          DCM_GROUP_MIN, DCM_GROUP_MAX, .power_of_two = true, .required = true},

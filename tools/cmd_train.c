@@ -187,7 +187,7 @@ int cmd_train(int argc, char **argv)
                        .rate = 5e-4,
                        .warmup = 10,
                        .hidden = 32,
-                       .sinks = 4,
+                       .sinks = DCM_DEFAULT_SINKS,
                        .positions = 512,
                        .save_every = 20,
                        .test_every = 50,

@@ -55,7 +55,8 @@ typedef struct cache_options {
     int64_t chunk; /* 0: the device's own */
 } cache_options;
 
-#define CACHE_OPTIONS_DEFAULT ((cache_options){.kind = DCM_CACHE_DCM, .group = 256, .sinks = 4, .merge = "auto"})
+#define CACHE_OPTIONS_DEFAULT                                                                                  \
+    ((cache_options){.kind = DCM_CACHE_DCM, .group = 256, .sinks = DCM_DEFAULT_SINKS, .merge = "auto"})
 
 void options_add_cache(args *a, cache_options *o);
 

@@ -79,7 +79,7 @@ static int read_policy(policy *p, char *item, char *text, dcm_kv_type kv)
     if (kind == DCM_CACHE_DCM)
         p->params.group = 256;
     if (kind != DCM_CACHE_FULL)
-        p->params.sinks = 4;
+        p->params.sinks = DCM_DEFAULT_SINKS;
     while ((word = strtok_r(NULL, ":", &rest))) {
         const int code = read_setting(p, item, word);
         if (code)
@@ -137,7 +137,10 @@ int policies_find(const policy_list *list, const char *name, const char *option,
                      option, name, list->count);
 }
 
-static uint32_t sinks_of(const dcm_cache_params *p) { return p->sinks < 0 ? 0 : p->sinks ? (uint32_t)p->sinks : 4; }
+static uint32_t sinks_of(const dcm_cache_params *p)
+{
+    return p->sinks < 0 ? 0 : p->sinks ? (uint32_t)p->sinks : DCM_DEFAULT_SINKS;
+}
 
 /* Units of a policy after n tokens. */
 static uint64_t units_after(const dcm_cache_params *p, uint64_t n)

@@ -97,8 +97,8 @@ DCM_API dcm_status dcm_device_launch_time(dcm_device *device, double *launch_us,
 /*
  * What ran on a device, by kernel. `family` groups kernels that do one job: "linear" and "matmul" (weights times one
  * and many vectors, rows of the embedding), "attention", "merge" and "dense" (merges, and the products of a merge
- * model), "cache" (keys and values into their units), "transfer" (kernel "read" or "write"); more may come. Of the
- * reference the kernels are its operations, and the time is that of the wall.
+ * model), "cache" (keys and values into their units), "transfer" (kernel "read", "write" or "copy"); more may come. Of
+ * the reference the kernels are its operations, and the time is that of the wall.
  */
 typedef struct dcm_profile_entry {
     const char *family, *kernel;

@@ -8,7 +8,10 @@
 extern "C" {
 #endif
 
-/* A loaded model. Immutable after opening; must outlive its sessions and be closed before its device. */
+/*
+ * A loaded model. Immutable after opening; must outlive its sessions and be closed before its device. What computes
+ * with it, sessions above all, is under its device's rule: one thread at a time.
+ */
 typedef struct dcm_model dcm_model;
 
 /* The shape of a transformer of the llama family. */

@@ -1,7 +1,7 @@
 /*
  * The schedule of distance-based compression: which units merge before which token, and how many units there are.
  * Integers only; no device, no model. Source: METHOD of Shen and Hu 2025 (doi 10.3390/app15179482) in the form whose
- * derivation stands in README: units of level g are FIFO, and each covers an aligned block of 2^g tokens.
+ * derivation stands in docs/method.md: units of level g are FIFO, and each covers an aligned block of 2^g tokens.
  */
 #ifndef DCM_PLAN_H
 #define DCM_PLAN_H

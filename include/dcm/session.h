@@ -9,7 +9,10 @@
 extern "C" {
 #endif
 
-/* One sequence of tokens and its cache. Used by one thread at a time. */
+/*
+ * One sequence of tokens and its cache. Used by one thread at a time, and no two sessions of one device at once: they
+ * share its queue and its scratch memory.
+ */
 typedef struct dcm_session dcm_session;
 
 typedef enum dcm_cache_kind {
@@ -20,11 +23,13 @@ typedef enum dcm_cache_kind {
 
 typedef enum dcm_kv_type { DCM_KV_F16, DCM_KV_F32 } dcm_kv_type;
 
+#define DCM_DEFAULT_SINKS 4
+
 /* Zero-initialise for the defaults. */
 typedef struct dcm_cache_params {
     dcm_cache_kind kind;
     uint32_t group;    /* dcm: L, a power of two in 2 .. 4096; 0: 256 */
-    int32_t sinks;     /* dcm, window: first tokens never merged nor evicted; 0: 4; -1: none */
+    int32_t sinks;     /* dcm, window: first tokens never merged nor evicted; 0: DCM_DEFAULT_SINKS; -1: none */
     uint32_t window;   /* window: units in all, sinks and the current token included; must exceed sinks */
     const char *merge; /* dcm: "mean", "newer", the path of a safetensors file, or "auto": the weights shipped for this
                           very model, else "newer" with a warning; NULL: "auto" */
@@ -94,7 +99,11 @@ DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *to
  */
 DCM_API dcm_status dcm_session_fill(dcm_session *session, uint64_t tokens, uint64_t seed);
 
-/* Tokens that one step of this session takes at most. Feeds of a multiple of it are split into steps of full length. */
+/*
+ * Tokens that one step of this session takes at most. With full and window caches, feeds of a multiple of it are split
+ * into steps of full length; a dcm cache takes about half as many at a time once units merge, and all take less where
+ * memory is short.
+ */
 DCM_API uint32_t dcm_session_chunk(const dcm_session *session);
 
 /*
@@ -147,7 +156,8 @@ typedef struct dcm_sample_params {
 
 /*
  * Choose a token. `rng` is the caller's generator state, any value to begin with; the same state and logits give the
- * same token. -1 where memory runs out (never when greedy).
+ * same token. A logit that is NaN counts as impossible; where the highest is infinite, or all are impossible, the
+ * greedy choice is taken. -1 where memory runs out (never when greedy).
  */
 DCM_API int32_t dcm_sample(const float *logits, size_t vocab, const dcm_sample_params *params, uint64_t *rng);
 

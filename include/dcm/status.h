@@ -27,10 +27,13 @@ DCM_API const char *dcm_status_name(dcm_status status);
 
 /*
  * One line that says what failed, where, and what to do: the message of the last call on this thread that did
- * not return DCM_OK. Owned by the library; valid until the thread's next failing call. Never NULL; "" before
- * the first failure.
+ * not return DCM_OK. Owned by the library; valid until the thread's next call, whose own attempts that fail may leave
+ * theirs here even where the call itself does not. Never NULL; "" before the first failure.
  */
 DCM_API const char *dcm_error(void);
+
+/* Free what a function of this library returned for its caller to free with this; NULL is accepted. */
+DCM_API void dcm_free(void *pointer);
 
 #ifdef __cplusplus
 }

@@ -77,9 +77,6 @@ DCM_API dcm_status dcm_detokenize(const dcm_tokenizer *tokenizer, const int32_t 
 DCM_API dcm_status dcm_token_text(const dcm_tokenizer *tokenizer, int32_t id, bool special, const char **text,
                                   size_t *len);
 
-/* Free what dcm_tokenize, dcm_detokenize or dcm_chat_render returned; NULL is accepted. */
-DCM_API void dcm_free(void *pointer);
-
 /* Ids in the vocabulary. */
 DCM_API size_t dcm_vocab_size(const dcm_tokenizer *tokenizer);
 

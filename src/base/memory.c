@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static long fail_countdown;
 static atomic_size_t living;
@@ -71,4 +72,12 @@ void mem_uncount(mem_counter *counter, mem_category category, size_t bytes)
 {
     counter->now[category] -= bytes;
     counter->total -= bytes;
+}
+
+void dcm_free(void *pointer) { mem_free(&pointer); }
+
+size_t mem_host_bytes(void)
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : 0;
 }

@@ -30,6 +30,9 @@ long mem_fail_at(long n);
 /* One allocation more, of memory that comes from elsewhere: whether it is to fail. */
 bool mem_fails(void);
 
+/* Bytes of the machine's memory; 0: unknown. */
+size_t mem_host_bytes(void);
+
 /* Blocks that live now, for tests. */
 size_t mem_living(void);
 

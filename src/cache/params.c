@@ -1,7 +1,7 @@
 #include "base/error.h"
 #include "cache/cache.h"
 
-enum { DEFAULT_GROUP = 256, DEFAULT_SINKS = 4, MIN_FAR_LIMIT = 16, MAX_CHUNK = 1 << 16 };
+enum { DEFAULT_GROUP = 256, MIN_FAR_LIMIT = 16, MAX_CHUNK = 1 << 16 };
 
 int32_t cache_far_limit(uint32_t group) { return group / 8 > MIN_FAR_LIMIT ? (int32_t)(group / 8) : MIN_FAR_LIMIT; }
 
@@ -48,7 +48,7 @@ dcm_status cache_check_params(dcm_cache_params *out, const dcm_cache_params *par
     }
     if (out->sinks < -1 || out->sinks > 1 << 16)
         return dcm_fail(DCM_ERR_USAGE, "%d sinks: not in 0 .. %d", out->sinks, 1 << 16);
-    out->sinks = out->sinks == 0 ? DEFAULT_SINKS : out->sinks == -1 ? 0 : out->sinks;
+    out->sinks = out->sinks == 0 ? DCM_DEFAULT_SINKS : out->sinks == -1 ? 0 : out->sinks;
     if (out->kind == DCM_CACHE_WINDOW)
         return check_window(out);
     if (!compresses)

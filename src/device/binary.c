@@ -15,24 +15,15 @@
 
 enum { BINARY_MAGIC = 0x424d4344 /* "DCMB" */, BINARY_VERSION = 1, BINARY_MAX = 64 << 20 /* bytes */ };
 
-/* Text and its end, so that two texts do not run into one another. */
-static uint64_t hash_text(uint64_t hash, const char *text) { return hash_bytes(hash, text, strlen(text) + 1); }
-
 uint64_t binary_key(const cldev *device, const program_source *source)
 {
-    const cldev_limits *l = &device->limits;
     const uint32_t version = BINARY_VERSION;
     uint64_t hash = hash_bytes(HASH_START, &version, sizeof version);
     for (int i = 0; i < PROGRAM_PARTS; i++) {
         hash = hash_bytes(hash, &source->size[i], sizeof source->size[i]);
         hash = hash_bytes(hash, source->part[i], source->size[i]);
     }
-    hash = hash_text(hash, source->options);
-    hash = hash_text(hash, l->platform);
-    hash = hash_text(hash, l->name);
-    hash = hash_text(hash, l->vendor);
-    hash = hash_text(hash, l->version);
-    return hash_text(hash, l->driver);
+    return cldev_hash(hash_text(hash, source->options), &device->limits);
 }
 
 dcm_status binary_path(char *path, size_t size, const program_source *source, uint64_t key, bool create)

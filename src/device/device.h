@@ -16,6 +16,9 @@
 
 #include "base/error.h"
 
+/* Work-items that any kernel may have in a group; kernels that would have more take what max_work_group says. */
+enum { CLDEV_GROUP_LEAST = 128 };
+
 /* Limits of one device. 0 or false: unsupported or unknown. */
 typedef struct cldev_limits {
     char name[256], platform[256], vendor[256], driver[256], version[128], c_version[128];
@@ -24,7 +27,7 @@ typedef struct cldev_limits {
     uint32_t compute_units;
     size_t memory, max_alloc, local_memory, max_work_group;
     size_t cache;           /* bytes of the largest cache before global memory; 0: unknown */
-    bool usable;            /* available, with a compiler, little-endian, OpenCL 1.2 or later */
+    bool usable; /* available, with a compiler, little-endian, OpenCL 1.2 or later, groups of CLDEV_GROUP_LEAST */
     bool unified;           /* host and device share memory */
     bool wide_items;        /* a CPU: one work-item a core-sized slice with vector types pays; else coalesced groups */
     bool exact_divide;      /* divisions and square roots can be asked to round correctly */
@@ -32,6 +35,12 @@ typedef struct cldev_limits {
     bool prefetch_builtin;  /* a CPU: kernels may use clang's __builtin_prefetch, where the compiler has it */
     bool own_cache;         /* the driver keeps compiled kernels itself; giving out a binary costs more than it saves */
     bool host_code;         /* a CPU device runs kernels in this process, and its compiler takes inline assembly */
+    /*
+     * A work-group sees all that another has written before an atomic that it has seen. OpenCL 1.2 (section 3.3.1)
+     * never promises it; the locked instructions of a CPU that is an x86 do it. Chains and attention that stores its
+     * new unit rest on it.
+     */
+    bool ordered;
     uint32_t tiers_on, tiers_off; /* forced, a bit (1 << cldev_tier) each */
 } cldev_limits;
 
@@ -60,6 +69,9 @@ typedef struct cldev_entry {
     uint32_t threads;    /* for cldev_open: most compute units to use of a CPU; 0: all */
     cldev_limits limits;
 } cldev_entry;
+
+/* Add what makes compiled kernels and measured choices another's: platform, device, vendor, versions, driver. */
+uint64_t cldev_hash(uint64_t hash, const cldev_limits *limits);
 
 /* All devices of all platforms: *entries is freed with mem_free. No platform at all: DCM_OK with *count = 0. */
 dcm_status cldev_list(cldev_entry **entries, size_t *count);

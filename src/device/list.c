@@ -1,5 +1,6 @@
 #include "device/device.h"
 
+#include "base/hash.h"
 #include "base/memory.h"
 #include "device/list.h"
 #include "device/quirks.h"
@@ -120,14 +121,26 @@ static void query_limits(cl_platform_id platform, cl_device_id id, cldev_limits 
     l->exact_divide =
         device_number(id, CL_DEVICE_SINGLE_FP_CONFIG, sizeof(cl_ulong)) & CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT;
     /* Without its type a CPU would be given kernels for GPUs, which PoCL 3.1 compiles to wrong ones. */
-    const bool known = l->type && l->compute_units && l->memory && l->max_alloc && l->local_memory && l->max_work_group;
+    const bool known = l->type && l->compute_units && l->memory && l->max_alloc && l->local_memory &&
+                       l->max_work_group >= CLDEV_GROUP_LEAST;
     l->usable = known && device_number(id, CL_DEVICE_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool)) &&
                 device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool)) && at_least_1_2(l->version);
     l->wide_items = l->type & CL_DEVICE_TYPE_CPU;
     l->prefetch_builtin = l->type & CL_DEVICE_TYPE_CPU;
+#if defined(__x86_64__) || defined(__i386__)
+    l->ordered = l->type & CL_DEVICE_TYPE_CPU;
+#endif
     l->vector_floats = (uint32_t)device_number(id, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
     cldev_apply_quirks(l);
+}
+
+uint64_t cldev_hash(uint64_t hash, const cldev_limits *l)
+{
+    const char *const texts[] = {l->platform, l->name, l->vendor, l->version, l->driver};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        hash = hash_text(hash, texts[i]);
+    return hash;
 }
 
 /* Append the devices of platform number `p`; a platform without devices adds none. */

@@ -3,7 +3,7 @@
 #include <string.h>
 
 typedef struct quirk {
-    const char *platform, *vendor; /* a part of the name, NULL: any */
+    const char *platform; /* a part of its name */
     bool own_cache;
     bool host_code;
     bool not_wide;
@@ -26,8 +26,7 @@ void cldev_apply_quirks(cldev_limits *limits)
 {
     for (size_t i = 0; i < sizeof quirks / sizeof *quirks; i++) {
         const quirk *q = &quirks[i];
-        if ((q->platform && !strstr(limits->platform, q->platform)) ||
-            (q->vendor && !strstr(limits->vendor, q->vendor)))
+        if (!strstr(limits->platform, q->platform))
             continue;
         if (q->own_cache)
             limits->own_cache = true;

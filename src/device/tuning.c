@@ -62,18 +62,10 @@ void tuning_defaults(const cldev_limits *l, tuning *t)
         tuning_set(t, (tuning_what)what, families[i].value[what], TUNING_DEFAULT);
 }
 
-/* Text and its end, so that two texts do not run into one another. */
-static uint64_t hash_text(uint64_t hash, const char *text) { return hash_bytes(hash, text, strlen(text) + 1); }
-
 /* What must be the same for a choice to hold: device, driver, tiers that are forced, all kernels. */
 static uint64_t key_of(const cldev_limits *l)
 {
-    uint64_t hash = hash_text(HASH_START, RULES);
-    hash = hash_text(hash, l->platform);
-    hash = hash_text(hash, l->name);
-    hash = hash_text(hash, l->vendor);
-    hash = hash_text(hash, l->version);
-    hash = hash_text(hash, l->driver);
+    uint64_t hash = cldev_hash(hash_text(HASH_START, RULES), l);
     if (l->tiers_on | l->tiers_off) {
         hash = hash_bytes(hash, &l->tiers_on, sizeof l->tiers_on);
         hash = hash_bytes(hash, &l->tiers_off, sizeof l->tiers_off);

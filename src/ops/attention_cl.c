@@ -31,7 +31,7 @@ void attention_options(char *options, size_t size, backend *b, const attention_a
              " -DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DWIDE=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d -DSTORE=%d "
              "-DFP16=%d -DSUBGROUPS=%d -DVECTOR_FLOATS=%u",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, wide, cpu, blocks,
-             clop_tier(b, CLDEV_HALF16), wide && a->store, clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS),
+             clop_tier(b, CLDEV_HALF16), a->store, clop_tier(b, CLDEV_FP16), clop_tier(b, CLDEV_SUBGROUPS),
              limits->vector_floats);
 }
 
@@ -103,9 +103,13 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     buffer *partial;
     dcm_status status;
     const bool many = a->many && cl_attention_many_fits(b);
-    if (a->store && (many || !clop_wide(b))) {
+    attention_args stored;
+    if (a->store && (many || !clop_wide(b) || !clop_device(b)->limits.ordered)) {
         const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};
         DCM_TRY(status, fail, cl_kv_store(b, &store));
+        stored = *a;
+        stored.store = false;
+        a = &stored;
     }
     if (many)
         return cl_attention_many(b, a);

@@ -224,7 +224,7 @@ fail:
 
 dcm_status cl_chain(backend *b, const op_link *links, size_t count)
 {
-    if (!clop_wide(b) || !(clop_device(b)->limits.type & CL_DEVICE_TYPE_CPU))
+    if (!clop_wide(b) || !clop_device(b)->limits.ordered)
         return chain_each(b, links, count);
     const chain_call call = call_of(links, count);
     dcm_status status = DCM_OK;

@@ -3,6 +3,9 @@
 #include "base/error.h"
 
 #include <clblast_c.h>
+#include <pthread.h>
+
+enum { CLBLAST_DEVICES = 64 };
 
 /* CLBlast's own codes start at -1007; those of OpenCL end before -100. */
 static dcm_status check(CLBlastStatusCode code, const char *call)
@@ -12,13 +15,32 @@ static dcm_status check(CLBlastStatusCode code, const char *call)
     return code > -100 ? cldev_check((cl_int)code, call) : dcm_fail(DCM_ERR_DEVICE, "%s: code %d", call, (int)code);
 }
 
-/* A row's bits must not depend on the number of rows: no choice of another kernel by the product of the sizes. */
+/*
+ * A row's bits must not depend on the number of rows: no choice of another kernel by the product of the sizes. CLBlast
+ * takes the old choice away before it puts in the new one, for the whole process: done before a device's first product,
+ * which other threads wait for.
+ */
 static dcm_status never_direct(backend *b)
 {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static cl_device_id done[CLBLAST_DEVICES];
+    static size_t count;
+    const cl_device_id id = clop_device(b)->id;
     const char *name = "XGEMM_MIN_INDIRECT_SIZE";
     const size_t size = 0;
-    return check(CLBlastOverrideParameters(clop_device(b)->id, "GemmRoutine", CLBlastPrecisionSingle, 1, &name, &size),
-                 "CLBlastOverrideParameters");
+    dcm_status status = DCM_OK;
+    size_t i = 0;
+    pthread_mutex_lock(&mutex);
+    while (i < count && done[i] != id)
+        i++;
+    if (i == count) {
+        status = check(CLBlastOverrideParameters(id, "GemmRoutine", CLBlastPrecisionSingle, 1, &name, &size),
+                       "CLBlastOverrideParameters");
+        if (status == DCM_OK && count < CLBLAST_DEVICES)
+            done[count++] = id;
+    }
+    pthread_mutex_unlock(&mutex);
+    return status;
 }
 
 static dcm_status multiply(backend *b, const char *family, CLBlastTranspose turn_b, const clblast_gemm_args *g)

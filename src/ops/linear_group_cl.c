@@ -48,7 +48,7 @@ dcm_status linear_group(backend *b, const linear_args *args)
     const bool swiglu = args->input == INPUT_SWIGLU;
     const bool apart = swiglu && (size_t)m->base.rows * m->base.cols > FUSED_WEIGHTS;
     const cl_uint cols = m->base.cols, rows = m->base.rows, input = apart ? INPUT_PLAIN : args->input;
-    const cl_uint flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0);
+    const cl_uint flags = matrix_flags(args);
     const cl_ulong tile_bytes = m->tile_bytes, y_offset = args->y_offset, ldy = args->ldy;
     const cl_ulong ldx = (cl_ulong)cols * (swiglu && !apart ? 2 : 1), x_offset = apart ? 0 : args->x_offset;
     const cl_float eps = args->eps;

@@ -25,7 +25,7 @@ static matmul matmul_of(backend *b, const linear_args *args)
                 .cols = m->base.cols,
                 .rows = m->base.rows,
                 .input = args->input,
-                .flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0),
+                .flags = matrix_flags(args),
                 .eps = args->eps,
                 .tile_bytes = m->tile_bytes,
                 .x_offset = args->x_offset,

@@ -53,7 +53,7 @@ static group_launch launch_of(backend *b, const linear_args *args, bool mma)
     group_launch l = {.n = args->n,
                       .cols = m->base.cols,
                       .rows = m->base.rows,
-                      .flags = (args->add ? 1 : 0) | (args->bias ? 2 : 0),
+                      .flags = matrix_flags(args),
                       .shares = shares_of(b, args->w),
                       .tile_bytes = m->tile_bytes,
                       .x_offset = args->x_offset,

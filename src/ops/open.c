@@ -9,13 +9,6 @@
 #include "ops/tune_cl.h"
 
 #include <string.h>
-#include <unistd.h>
-
-static size_t host_memory(void)
-{
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : 0;
-}
 
 static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, bool float_sums)
 {
@@ -36,7 +29,7 @@ static dcm_status open_ref(dcm_device *device, const dcm_device_params *params, 
         .is_ref = true,
         .type = "cpu",
         .pci = "",
-        .memory_bytes = host_memory(),
+        .memory_bytes = mem_host_bytes(),
         .max_alloc_bytes = device->ops->max_alloc,
     };
     return DCM_OK;

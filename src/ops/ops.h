@@ -161,8 +161,8 @@ typedef struct kv_store_args {
 /*
  * out = softmax(q . K / sqrt(head_dim) + bias) V over each query's view, bias that of each unit's range, the layer and
  * the KV head; query head h reads KV head h / (heads / kv_heads); the query is rotated once per range. The view is cut
- * into splits of attention_split(units) places whose partial results are combined by their log-sum-exp, so that the
- * order of all sums depends on `units` alone.
+ * into splits whose partial results are combined by their log-sum-exp; they depend on `units` alone, and so does the
+ * order of all sums.
  */
 typedef struct attention_args {
     kv_pool *pool;
@@ -175,9 +175,6 @@ typedef struct attention_args {
     bool many;   /* for whatever n the kernels for many queries; a query's bits depend on its own view alone */
     bool store;  /* of a step of one token: first do what kv_store does, with the same bits */
 } attention_args;
-
-/* Places per split: 64 splits at most, 64 places at least. */
-static inline uint32_t attention_split(uint32_t units) { return 64 * ((units + 4095) / 4096); }
 
 /*
  * Inputs of the merge MLP for `layers` layers from `layer` on: row ((m * layers + l) * 2 + w) * kv_heads + h of x is [a

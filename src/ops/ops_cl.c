@@ -121,19 +121,20 @@ void clop_buffer_free(buffer **buf)
 
 dcm_status clop_scratch(backend *b, clop_scratch_id id, size_t bytes, buffer **out)
 {
+    const cl_command_queue q = self(b)->device->queue;
     buffer **slot = &self(b)->scratch[id];
     const cl_uint zero = 0;
-    dcm_status status = DCM_OK;
+    dcm_status status;
     if (!*slot || (*slot)->bytes < bytes) {
         const size_t whole = (bytes + sizeof zero - 1) / sizeof zero * sizeof zero;
         clop_buffer_free(slot);
         DCM_TRY(status, fail, clop_buffer_new(b, whole, MEM_SCRATCH, slot));
-        CL_TRY(status, fail,
-               clEnqueueFillBuffer(self(b)->device->queue, buffer_mem(*slot), &zero, sizeof zero, 0, whole, 0, NULL,
-                                   NULL));
+        CL_TRY(status, fail, clEnqueueFillBuffer(q, buffer_mem(*slot), &zero, sizeof zero, 0, whole, 0, NULL, NULL));
     }
     *out = *slot;
+    return DCM_OK;
 fail:
+    clop_buffer_free(slot); /* or it would be taken for a zeroed one */
     return status;
 }
 
@@ -268,10 +269,9 @@ static void program_close(program **p)
 
 static dcm_status copy_string(char **out, const char *text)
 {
-    const size_t size = strlen(text) + 1;
-    const dcm_status status = mem_new(out, size, 1, "a string");
+    const dcm_status status = mem_new(out, strlen(text) + 1, 1, "a string");
     if (status == DCM_OK)
-        memcpy(*out, text, size);
+        strcpy(*out, text);
     return status;
 }
 

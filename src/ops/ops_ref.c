@@ -6,7 +6,6 @@
 #include "ref/strict.h"
 
 #include <string.h>
-#include <unistd.h>
 
 _Static_assert((int)REF_SLOT_BITS == (int)KV_SLOT_BITS, "slots are passed through");
 _Static_assert(sizeof(ref_merge) == sizeof(merge_pair), "merges are passed through");
@@ -326,13 +325,6 @@ static dcm_status ref_profile(backend *b, profile *to)
     return DCM_OK;
 }
 
-/* Bytes of the machine's memory. */
-static size_t host_memory(void)
-{
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : SIZE_MAX;
-}
-
 dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
 {
     backend_ref *made = NULL;
@@ -342,7 +334,7 @@ dcm_status backend_ref_open(backend **out, int threads, size_t max_memory)
         return status;
     made->base.ops = &ref_ops;
     made->sums = &in_double;
-    made->base.max_memory = max_memory ? max_memory : host_memory();
+    made->base.max_memory = max_memory ? max_memory : mem_host_bytes() ? mem_host_bytes() : SIZE_MAX;
     made->base.max_alloc = made->base.max_memory;
     made->base.chunk = REF_CHUNK;
     made->threads = ref_threads(threads);

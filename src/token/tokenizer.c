@@ -188,8 +188,6 @@ void dcm_tokenizer_close(dcm_tokenizer **tokenizer)
     mem_free(tokenizer);
 }
 
-void dcm_free(void *pointer) { mem_free(&pointer); }
-
 size_t dcm_vocab_size(const dcm_tokenizer *tokenizer) { return tokenizer->v.count; }
 
 static bool id_exists(const dcm_tokenizer *t, int32_t id) { return id >= 0 && (size_t)id < t->v.count; }

@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const dcm_train_params defaults = {.tokens = 2048,
-                                          .sinks = 4,
+                                          .sinks = DCM_DEFAULT_SINKS,
                                           .hidden = 32,
                                           .levels = 8,
                                           .depth = 9,

@@ -143,7 +143,7 @@ double check_unit_bound(const check_run *run, const dcm_unit *u, uint32_t layer,
                         double token)
 {
     const int32_t sinks = run->job.cache.sinks;
-    const uint64_t before = sinks > 0 ? (uint64_t)sinks : sinks ? 0 : 4;
+    const uint64_t before = sinks > 0 ? (uint64_t)sinks : sinks ? 0 : DCM_DEFAULT_SINKS;
     const row r = {run, layer, head, kind, token};
     return run->choices && u->level ? off(&r, u->level, (u->first - before) >> u->level) : token;
 }

@@ -100,7 +100,8 @@ static bool watch(process *p, const check_job *job)
     dcm_session_stats stats;
     dcm_session_get_stats(p->session[CHECK_DECODE], &stats);
     return !p->info.is_ref || job->device.strict || strcmp(stats.merge, "score") != 0 ||
-           dcm_session_watch(p->session[CHECK_DECODE], take_choice, p) == DCM_OK;
+           dcm_session_watch(p->session[CHECK_DECODE], take_choice, p) == DCM_OK ||
+           tell_error(p, DCM_ERR_USAGE, dcm_error());
 }
 
 /* Say what the model and the device are. */
