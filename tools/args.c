@@ -274,7 +274,7 @@ static void print_help(const args *a)
             printf("\n%s:\n", a->list[i].title);
         print_option(&a->list[i].option);
     }
-    printf("\n      --help                  Show this text and exit.\n");
+    printf("\n  -h, --help                  Show this text and exit.\n");
 }
 
 /* ---- Parsing ---- */
@@ -363,7 +363,7 @@ static int parse_one(args *a, int argc, char **argv, int *i)
 int args_parse(args *a, int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             print_help(a);
             return tool_flush();
         }

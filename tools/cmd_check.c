@@ -289,7 +289,7 @@ int cmd_check(int argc, char **argv)
 {
     static check_run run;
     check_options o = {.steps = DEFAULT_STEPS, .seed = 1, .cache = CACHE_OPTIONS_DEFAULT};
-    args a = {.usage = "-m MODEL --devices A,B[,C...] [-n TOKENS] [-L N] [-f FILE]",
+    args a = {.usage = "-m MODEL --devices A,B[,C...] [-n STEPS] [-L N] [-f FILE]",
               .about = "Do devices compute the same? One stream of tokens goes through each of them, each in a process "
                        "of its own, token by token, and its first 512 twice more: as a prompt, and with the logits "
                        "after each; logits, caches and greedy choices are compared with the first one's, or with a "

@@ -147,6 +147,8 @@ static int check(const args *a, const run_options *o)
             return tool_fail(DCM_ERR_USAGE, "--stop: the text is empty");
     if (o->temperature == 0 && (args_seen(a, "top-k") || args_seen(a, "top-p")))
         dcm_log(DCM_LOG_WARN, "--top-k and --top-p have no effect with --temp 0 (greedy)");
+    if (o->temperature == 0 && args_seen(a, "seed"))
+        dcm_log(DCM_LOG_WARN, "--seed has no effect with --temp 0 (greedy)");
     return 0;
 }
 

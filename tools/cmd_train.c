@@ -74,9 +74,6 @@ static int check_options(const train_options *o, const args *a)
     int64_t longest = 0;
     for (size_t i = 0; i < o->groups.count; i++)
         longest = o->groups.item[i] > longest ? o->groups.item[i] : longest;
-    for (size_t i = 0; i < o->groups.count; i++)
-        if (o->groups.item[i] & (o->groups.item[i] - 1))
-            return tool_fail(DCM_ERR_USAGE, "-L %" PRId64 " is no power of two", o->groups.item[i]);
     if (o->tokens <= 2 * longest + o->sinks)
         return tool_fail(DCM_ERR_USAGE, "sequences of %" PRId64 " tokens are too short for -L %" PRId64
                                         ": more than %" PRId64 " are needed",
@@ -124,7 +121,7 @@ static void add_options(args *a, train_options *o)
     };
     const arg_option steps[] = {
         {"group", 'L', ARG_INTS, &o->groups, "N,...", "Group lengths, taken in turn; a text stays for all of them.",
-         2, 4096},
+         DCM_GROUP_MIN, DCM_GROUP_MAX, .power_of_two = true},
         {"mode", 0, ARG_CHOICE, &o->mode, .choices = "tai|chunked",
          .help = "Merge by inference's schedule, or pairwise once after each chunk of L tokens; tests use the first."},
         {"tokens", 'n', ARG_INT, &o->tokens, "N", "Tokens of a sequence.", 8, 1 << 20},

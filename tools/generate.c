@@ -190,7 +190,8 @@ int generator_feed_text(generator *g, text_reader *text, bool first)
         dcm_log(DCM_LOG_WARN, "interrupted: the first %llu tokens of the text stay in the context",
                 (unsigned long long)f.fed);
     if (code == 0 && !g->begun)
-        code = tool_fail(DCM_ERR_USAGE, "the prompt has no tokens: there is nothing to continue");
+        code = text->file >= 0 ? tool_fail(DCM_ERR_FILE, "%s: has no tokens: there is nothing to continue", text->name)
+                               : tool_fail(DCM_ERR_USAGE, "the prompt has no tokens: there is nothing to continue");
     return code;
 }
 

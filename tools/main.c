@@ -43,7 +43,7 @@ int main(int argc, char **argv)
     tool_set_command_line(argc, argv);
     if (argc < 2)
         return tool_fail(DCM_ERR_USAGE, "no command; see dcm --help");
-    if (strcmp(argv[1], "--help") == 0)
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return help();
     if (strcmp(argv[1], "--version") == 0) {
         printf("dcm %s (%s)\n", DCM_VERSION, DCM_COMMIT);

@@ -21,9 +21,8 @@ static void add_device(args *a, device_options *o, const arg_option *device)
         {"threads", 0, ARG_INT, &o->threads, "N", "Threads of the reference and of CPU devices; 0: all processors.", 0,
          4096},
         {"max-memory", 0, ARG_MEMORY, &o->max_memory, "BYTES|N%",
-         "Most memory to take on the device: bytes (a K, M or G may follow) or a share of the device's; what would "
-         "pass it ends with "
-         "exit code 5."},
+         "Most memory to take on the device: bytes (a K, M or G, of 1024, may follow) or a share of the "
+         "device's; what would pass it ends with exit code 5."},
         {"no-tuning", 0, ARG_FLAG, &o->no_tuning, NULL,
          "Ignore what `dcm tune` has kept: compute as the device's family does by default. Results differ from those "
          "without it only where `dcm tune --engines` was run: in the last bits, after a prompt. DCM_TUNING=off does "
@@ -58,8 +57,8 @@ void options_add_device(args *a, device_options *o)
         &o->device,
         "auto|ref|NAME|P.D",
         "Where to compute: ref is the C reference, NAME a part of a device's or platform's name, P.D the numbers of "
-        "`dcm devices`. "
-        "$DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU."};
+        "`dcm devices`. $DCM_DEVICE sets the default, else auto: a GPU before an accelerator before a CPU, ref where "
+        "there is no OpenCL platform at all."};
     add_device(a, o, &device);
 }
 
@@ -96,13 +95,15 @@ int options_open_device(const device_options *o, dcm_device **device)
     const int wrong = join_tiers(o, tiers, sizeof tiers);
     if (wrong)
         return wrong;
-    const char *name = o->device ? o->device : getenv("DCM_DEVICE"), *tuning = getenv("DCM_TUNING");
+    const char *preset = getenv("DCM_DEVICE"), *name = o->device ? o->device : preset, *tuning = getenv("DCM_TUNING");
     dcm_device_params params = {.name = name && *name ? name : "auto",
                                 .threads = (int)o->threads,
                                 .max_memory = o->max_memory.bytes,
                                 .strict = o->strict,
                                 .tiers = tiers,
                                 .no_tuning = o->no_tuning || (tuning && !strcmp(tuning, "off"))};
+    if (o->device && !*o->device)
+        return tool_fail(DCM_ERR_USAGE, "--device: the name is empty");
     if (o->strict && *tiers && !o->tiers.count)
         return tool_fail(DCM_ERR_USAGE, "DCM_TIERS has no effect with --strict, which uses none: unset it");
     if (tuning && *tuning && strcmp(tuning, "off") && strcmp(tuning, "on"))
@@ -115,6 +116,8 @@ int options_open_device(const device_options *o, dcm_device **device)
         dcm_device_close(device);
         status = dcm_device_open(device, &params);
     }
+    if (status != DCM_OK && !o->device && preset && *preset)
+        return tool_fail((int)status, "$DCM_DEVICE: %s", dcm_error());
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 

@@ -45,7 +45,7 @@ static int read_setting(policy *p, const char *item, char *key)
     } else if (strcmp(key, "W") == 0 && kind == DCM_CACHE_WINDOW) {
         p->auto_window = strcmp(value, "auto") == 0;
         if (!p->auto_window)
-            code = read_number(item, key, value, 1, UINT32_MAX, &n);
+            code = read_number(item, key, value, 1, 1 << 28, &n);
         p->params.window = (uint32_t)n;
     } else if (strcmp(key, "merge") == 0 && kind == DCM_CACHE_DCM) {
         free(p->merge);
@@ -71,7 +71,8 @@ static int read_setting(policy *p, const char *item, char *key)
 /* `item` goes to the policy, to be freed with it; `text`, a copy, is cut up. */
 static int read_policy(policy *p, char *item, char *text, dcm_kv_type kv)
 {
-    char *rest, *word = strtok_r(text, ":", &rest);
+    enum { SETTINGS_MAX = 8 };
+    char *rest, *word = strtok_r(text, ":", &rest), *seen[SETTINGS_MAX];
     const int kind = word ? args_choice("dcm|full|window", word) : -1;
     *p = (policy){.params = {.kind = (dcm_cache_kind)kind, .kv = kv}, .text = item};
     if (kind < 0)
@@ -80,10 +81,14 @@ static int read_policy(policy *p, char *item, char *text, dcm_kv_type kv)
         p->params.group = 256;
     if (kind != DCM_CACHE_FULL)
         p->params.sinks = DCM_DEFAULT_SINKS;
-    while ((word = strtok_r(NULL, ":", &rest))) {
-        const int code = read_setting(p, item, word);
+    for (size_t i = 0; (word = strtok_r(NULL, ":", &rest)); i++) {
+        const int code = i < SETTINGS_MAX ? read_setting(p, item, word) : wrong(item, "too many settings");
         if (code)
             return code;
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(seen[k], word) == 0)
+                return wrong(item, "a setting is given twice");
+        seen[i] = word;
     }
     if (kind == DCM_CACHE_WINDOW && !p->auto_window && !p->params.window)
         return wrong(item, "a window needs W=UNITS or W=auto");

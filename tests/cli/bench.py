@@ -600,6 +600,7 @@ def test_usage(cli):
         (["-m", "shape:gpt-9"], 'unknown shape "gpt-9"; there are smollm2-135m, llama-1b, llama-8b'),
         (["-m", "shape:"], "unknown shape"),
         (["-m", "shape:layers=2,hidden=64"], "heads is missing"),
+        (["-m", "shape:layers=2,hidden=64,layers=3"], "layers is given twice"),
         (["-m", SHAPE + ",wings=2"], '"wings" is none of layers'),
         (["-m", SHAPE + ",tied=2"], "not an integer in 0 .. 1"),
         (["-m", SHAPE.replace("heads=4", "heads=0")], "not an integer in 1"),

@@ -133,7 +133,7 @@ def test_run_usage(cli):
         ([*model, *prompt, "--chunk", "0"], "--chunk: \"0\" is not an integer in 1 .. 65536"),
         ([*model, *prompt, "--chunk", "65537"], "--chunk"),
         ([*model, "-i", "-"], "reads standard input itself"),
-        ([*model, "-p", "", "-q"], "no tokens"),
+        ([*model, "-p", "", "-q"], "the prompt has no tokens"),
     ]:
         cli.fails(2, message, "run", *args)
 
@@ -146,6 +146,10 @@ def test_eval_usage(cli):
         (["-m", cli.tiny, "-f", cli.text, "--chunk", "0"], "--chunk"),
         (["-m", cli.tiny, "-f", cli.text, "--against", "window"], "none of none|full"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm", "-L", "8"], "--group has no effect with --policies"),
+        (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm", "--far-limit", "8"],
+         "--far-limit has no effect with --policies"),
+        (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm:L=4:L=4"], "a setting is given twice"),
+        (["-m", cli.tiny, "-f", cli.text, "--logprobs", ""], "the name of an output is empty"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", "dcm,full", "--logprobs", "x"], "takes one policy, not 2"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", "half"], "begins with dcm, full or window"),
         (["-m", cli.tiny, "-f", cli.text, "--policies", ""], "begins with dcm"),
@@ -290,6 +294,8 @@ def test_device_not_found(cli):
     for name in ("no such device", "99.0", "0.99", "-1.0"):
         cli.fails(4, re.escape(name), "run", "-m", cli.tiny, "-p", "x", f"--device={name}")
     cli.fails(4, "no such", "run", "-m", cli.tiny, "-p", "x", DCM_DEVICE="no such")
+    cli.fails(4, r"\$DCM_DEVICE: no OpenCL device", "run", "-m", cli.tiny, "-p", "x", DCM_DEVICE="no such")
+    cli.fails(2, "--device: the name is empty", "run", "-m", cli.tiny, "-p", "x", "--device", "")
 
 
 def test_device_ambiguous(cli):
@@ -390,6 +396,7 @@ def test_help(cli):
     assert {"run", "plan", "eval"} <= set(listed), listed
     for command in [[name] for name in listed] + [["eval", m] for m in ("needle", "ppl", "recall")]:
         text = cli.ok(*command, "--help").decode()
+        assert cli.ok(*command, "-h").decode() == text
         assert text.startswith("usage: dcm " + " ".join(command)), text
         # What the help names, the parser knows: any option without its value is told apart from an unknown one.
         for option in re.findall(r"^ {2}(?:-\w, | {4})(--[\w-]+)", text, re.M):
@@ -685,6 +692,23 @@ def test_signals_while_reading(cli):
         assert process.returncode == code and text == b"", (process.returncode, errors, text)
         assert int(re.search(rb"tokens in: +(\d+)", errors).group(1)) > 0, errors
         assert re.search(rb"tokens out: +0,", errors), errors
+
+
+def test_linked_output(cli):
+    """The file behind a link is replaced whole, or kept as it was; one whose name was taken is left alone."""
+    target, link, other = (cli.folder / name for name in ("target.csv", "link.csv", "target.csv.part"))
+    command = ["eval", "ppl", "-m", cli.tiny, "-f", cli.text, "--cache", "full", "-q", "--logprobs", str(link)]
+    link.symlink_to("target.csv")
+    other.write_text("mine")
+    cli.ok(*command)
+    whole = target.read_text()
+    assert link.is_symlink() and whole.startswith("index,") and len(whole.splitlines()) > 2, whole
+    target.write_text("precious")
+    cli.fails(5, "the cache of .* needs", *command, "--max-memory", "320K")
+    assert target.read_text() == "precious" and other.read_text() == "mine" and link.is_symlink()
+    assert {path.name for path in cli.folder.glob("*.csv*")} == {"target.csv", "link.csv", "target.csv.part"}
+    for path in (target, link, other):
+        path.unlink()
 
 
 def test_interrupted_eval(cli):

@@ -187,7 +187,9 @@ def test_settings_are_options(cli):
                             ("far-limit=0", "--far-limit"), ("far-limit=1", "--far-limit"), ("merge=mean", "--merge"),
                             ("L=8", "--group"), ("kv=f32", "--kv")]:
         by_option = rows(cli, "ppl", *args, *words({**usual, option: setting.split("=")[1]}))[0]
-        by_policy = rows(cli, "ppl", *args, "--policies", f"dcm:L=4:merge=newer:{setting}")[0]
+        name = setting.split("=")[0]
+        rest = [word for word in ("L=4", "merge=newer") if not word.startswith(name + "=")]
+        by_policy = rows(cli, "ppl", *args, "--policies", ":".join(["dcm", *rest, setting]))[0]
         assert by_option["ppl"] == by_policy["ppl"] != plain, (setting, by_option, by_policy, plain)
         assert setting.startswith(("merge", "S")) or setting in by_option["policy"], by_option
 

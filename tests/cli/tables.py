@@ -145,7 +145,7 @@ def test_usage(cli):
     cli.fails(2, "4", "eval", "table", "4", "-m", cli.tiny, "-f", cli.text, "--merges", merge)
     cli.fails(2, "merges", "eval", "table", "1", "-m", cli.tiny, "-f", cli.text)
     fails(2, "one -L", "-L", "4,8")
-    fails(2, "no power of two", "-L", "12")
+    fails(2, "a power of two in 2 .. 4096", "-L", "12")
     fails(2, "too few for -L 512", "-L", "512")
     fails(2, "three --merges", number="3")
     fails(2, "row 1 of table 3", number="3", merges=",".join([merge] * 3))

@@ -450,7 +450,7 @@ def test_held_apart(cli):
 def test_wrong_usage(cli):
     cli.fails(2, "too short for -L 32", "-L", "32")
     cli.fails(2, "give both", "--plot", "x.svg")
-    cli.fails(2, "no power of two", "-L", "12")
+    cli.fails(2, "a power of two in 2 .. 4096", "-L", "12")
     cli.fails(2, "leaves nothing to learn", "--kl", "0")
     cli.fails(2, "hidden", "--hidden", "24")
     cli.fails(2, "multiple of 3", "--merge-arch", "gate", "--depth", "7")

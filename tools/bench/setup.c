@@ -41,7 +41,7 @@ void bench_add_options(args *a, bench_options *o)
         {"window", 0, ARG_INT, &o->window, "W",
          "window: units in all; without it as many as dcm with the first of the group lengths has at the end of the "
          "deepest test.",
-         1, UINT32_MAX},
+         1, 1 << 28},
         options_log_r(&o->log_r),
         options_far_limit(&o->far_limit),
         options_kv(&o->kv),

@@ -46,6 +46,7 @@ static int read_list(const char *text, dcm_model_info *shape)
     } keys[] = {{"layers", &shape->layers}, {"hidden", &shape->hidden}, {"heads", &shape->heads},
                 {"kv", &shape->kv_heads},   {"ffn", &shape->ffn},       {"vocab", &shape->vocab}};
     enum { KEYS = sizeof keys / sizeof *keys };
+    uint32_t seen = 0; /* a bit each; tied has the one behind them */
     for (const char *at = text; *at;) {
         char item[64], *equals;
         const size_t size = strcspn(at, ",");
@@ -67,6 +68,9 @@ static int read_list(const char *text, dcm_model_info *shape)
         if (!args_read_int(equals + 1, is_tied ? 0 : 1, is_tied ? 1 : UINT32_MAX, &n))
             return tool_fail(DCM_ERR_USAGE, "--model: shape: %s: \"%s\" is not an integer in %s", item, equals + 1,
                              is_tied ? "0 .. 1" : "1 .. 4294967295");
+        if (seen & 1u << k)
+            return tool_fail(DCM_ERR_USAGE, "--model: shape: %s is given twice", item);
+        seen |= 1u << k;
         if (is_tied)
             tied = n;
         else

@@ -166,9 +166,6 @@ static int check_groups(tables_run *run, const args *a)
         return tool_fail(DCM_ERR_USAGE, "table %d has one -L, not %zu", run->number, groups->count);
     if (groups->count > TABLES_GROUPS_MAX)
         return tool_fail(DCM_ERR_USAGE, "-L: more than %d group lengths", TABLES_GROUPS_MAX);
-    for (size_t g = 0; g < groups->count; g++)
-        if (groups->item[g] & (groups->item[g] - 1))
-            return tool_fail(DCM_ERR_USAGE, "-L %lld is no power of two", (long long)groups->item[g]);
     run->groups = groups->count;
     return 0;
 }
@@ -198,7 +195,7 @@ static void add_options(args *a, tables_options *o)
          "Merge files: a row each; table 3 takes those of its three rows, in their order.", .required = true},
         {"group", 'L', ARG_INTS, &o->groups, "N,...",
          "Group length at test; in table 2 all of them, a column each (without it 4 to 512).", DCM_GROUP_MIN,
-         DCM_GROUP_MAX},
+         DCM_GROUP_MAX, .power_of_two = true},
         {"sinks", 0, ARG_INT, &o->common.cache.sinks, "S", "First tokens that are never merged.", 0, 1 << 20,
          .show_zero = true},
         {"skip", 0, ARG_INT, &o->skip, "K", "Do not score the first K tokens that are read.", 0, INT64_C(1) << 40},
