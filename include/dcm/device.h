@@ -191,7 +191,7 @@ typedef struct dcm_device_entry {
     size_t local_bytes;     /* local memory of a work-group */
     size_t max_work_group;  /* work-items */
     bool unified;           /* host and device share memory */
-    bool usable;            /* dcm can run on it: available, with a compiler, OpenCL 1.2 or later */
+    bool usable;            /* dcm can run on it: available, with a compiler, OpenCL 1.2 or later, groups of 128 */
 } dcm_device_entry;
 
 /*

@@ -86,7 +86,7 @@ DCM_API dcm_status dcm_session_feed(dcm_session *session, const int32_t *tokens,
 
 /*
  * The same with the logits after each token: `logits` is (count, vocab), row i after tokens[i]. For scoring a text; the
- * vocabulary product is done for all tokens of a step together.
+ * vocabulary product is done for many tokens of a step together, as many as fit into 32 MiB of the device.
  */
 DCM_API dcm_status dcm_session_feed_each(dcm_session *session, const int32_t *tokens, size_t count, float *logits);
 

@@ -92,9 +92,9 @@ dcm_status cldev_open(cldev **out, const cldev_entry *entry, bool profiling)
     *out = NULL;
     if (!entry->limits.usable) {
         status = dcm_fail(DCM_ERR_DEVICE,
-                          "not available, without a compiler, older than OpenCL 1.2 (%s), or its driver does not say "
-                          "what it is",
-                          entry->limits.version);
+                          "not available, without a compiler, older than OpenCL 1.2 (%s), with groups of fewer than "
+                          "%d work-items, or its driver does not say what it is",
+                          entry->limits.version, CLDEV_GROUP_LEAST);
         goto fail;
     }
     DCM_TRY(status, fail, mem_new(&device, 1, sizeof *device, "device"));

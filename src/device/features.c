@@ -36,8 +36,6 @@ dcm_status check_subgroups(cldev *device, probe_run *run)
 {
     dcm_status status = DCM_OK;
     float x[ITEMS], out[ITEMS][6];
-    if (device->limits.max_work_group < GROUP)
-        return dcm_fail(DCM_ERR_DEVICE, "its groups have %zu work-items at most", device->limits.max_work_group);
     for (int i = 0; i < ITEMS; i++)
         x[i] = 1.0f / (float)(1 + i * i % 101);
     DCM_TRY(status, fail, probe_run_kernel(run, device, "-DPROBE_SUBGROUPS -DSUBGROUPS=1", "probe_subgroups", true));

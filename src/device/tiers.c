@@ -68,10 +68,14 @@ static dcm_status fp16_possible(const cldev *device)
     return claims(device, extensions);
 }
 
+/*
+ * The probe is one kernel, so that the width must be the same for all: asked for by an attribute, or fixed by the
+ * hardware, as NVIDIA's and AMD's. Where a compiler chooses it kernel by kernel, nobody would tell that it chose 8.
+ */
 static dcm_status subgroups_possible(const cldev *device)
 {
-    static const char *const extensions[] = {"cl_khr_subgroup_shuffle", "cl_intel_subgroups", "cl_nv_compiler_options",
-                                             NULL};
+    static const char *const extensions[] = {"cl_intel_required_subgroup_size", "cl_nv_compiler_options",
+                                             "cl_amd_device_attribute_query", NULL};
     return claims(device, extensions);
 }
 

@@ -41,8 +41,7 @@ static dcm_status dense_group(backend *b, const dense_args *args)
 
 static dcm_status dense_clblast(backend *b, const dense_args *args)
 {
-    const size_t max_group = clop_device(b)->limits.max_work_group, size = max_group < FINISH_GROUP ? 1 : FINISH_GROUP;
-    const size_t local[] = {size, 1}, global[] = {round_up(args->out, size), args->n};
+    const size_t local[] = {FINISH_GROUP, 1}, global[] = {round_up(args->out, FINISH_GROUP), args->n};
     cl_kernel kernel;
     dcm_status status = clblast_product(b, args);
     if (status == DCM_OK)

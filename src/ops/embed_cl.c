@@ -5,9 +5,7 @@ enum { GROUP = 64 };
 dcm_status cl_embed(backend *b, const embed_args *args)
 {
     const matrix_cl *m = matrix_cl_of(args->table);
-    const size_t max_group = clop_device(b)->limits.max_work_group;
-    const size_t local[] = {max_group < GROUP ? 1 : GROUP, 1};
-    const size_t global[] = {(m->base.cols + local[0] - 1) / local[0] * local[0], args->step->n};
+    const size_t local[] = {GROUP, 1}, global[] = {(m->base.cols + GROUP - 1) / GROUP * GROUP, args->step->n};
     const cl_ulong tile_bytes = m->tile_bytes, ids_offset = args->step->tokens;
     const cl_uint cols = m->base.cols;
     cl_kernel kernel;

@@ -100,8 +100,7 @@ fail:
 /* The sum of `shares` partial results into y: with none, y becomes its bias (and what it held, with flag 1). */
 static dcm_status sum_shares(backend *b, const group_launch *l, cl_uint shares, cl_uint flags, const buffer *partial)
 {
-    const size_t max_group = clop_device(b)->limits.max_work_group, size = max_group < SUM_GROUP ? 1 : SUM_GROUP;
-    const size_t local[] = {size, 1}, global[] = {blocks_of(l->rows, size) * size, l->n};
+    const size_t local[] = {SUM_GROUP, 1}, global[] = {blocks_of(l->rows, SUM_GROUP) * SUM_GROUP, l->n};
     const clop_arg a[] = {CLOP_VAR(shares), CLOP_VAR(l->rows),     CLOP_MEM(partial), CLOP_MEM(l->bias),
                           CLOP_MEM(l->y),   CLOP_VAR(l->y_offset), CLOP_VAR(l->ldy),  CLOP_VAR(flags)};
     cl_kernel kernel;

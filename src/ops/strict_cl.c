@@ -20,9 +20,7 @@ dcm_status cl_strict_build(cldev *device, const char *family, const char *option
 /* A work-item for each of `items`, rounded up to whole groups, and each of n tokens. */
 static dcm_status launch(backend *b, const char *name, const clop_arg *args, size_t count, size_t items, size_t n)
 {
-    const size_t max_group = clop_device(b)->limits.max_work_group;
-    const size_t local[] = {max_group < GROUP ? 1 : GROUP, 1};
-    const size_t global[] = {(items + local[0] - 1) / local[0] * local[0], n};
+    const size_t local[] = {GROUP, 1}, global[] = {(items + GROUP - 1) / GROUP * GROUP, n};
     cl_kernel kernel;
     const dcm_status status = clop_kernel(b, "strict", "", name, &kernel);
     return status == DCM_OK ? clop_launch(b, kernel, args, count, 2, global, local) : status;

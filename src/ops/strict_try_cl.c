@@ -39,8 +39,7 @@ typedef struct tries {
 static dcm_status run(backend *b, tries *t)
 {
     const cl_uint count = NUMBERS;
-    const size_t group = clop_device(b)->limits.max_work_group < GROUP ? 1 : GROUP;
-    const size_t global[] = {NUMBERS, STRICT_TRIES}, local[] = {group, 1};
+    const size_t global[] = {NUMBERS, STRICT_TRIES}, local[] = {GROUP, 1};
     cl_kernel kernel;
     dcm_status status;
     for (int i = 0; i < 3; i++) {

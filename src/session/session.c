@@ -11,6 +11,8 @@
 
 #include <string.h>
 
+enum { LOGITS_BYTES = 32 << 20 /* most that logits take on the device, beyond a row */ };
+
 struct dcm_session {
     dcm_model *model;
     cache cache;
@@ -102,13 +104,20 @@ dcm_status dcm_session_fill(dcm_session *s, uint64_t tokens, uint64_t seed)
 /* Which logits a feed wants. */
 typedef enum wanted { LOGITS_NONE, LOGITS_LAST, LOGITS_EACH } wanted;
 
+/* Of the last step's n tokens, some rows at a time: those of a long step would take more room than all else. */
 static dcm_status read_logits(dcm_session *s, uint32_t n, wanted want, float *logits)
 {
     const dcm_model *model = s->model;
-    const uint32_t first = want == LOGITS_EACH ? 0 : n - 1, count = n - first;
-    dcm_status status;
-    DCM_TRY(status, fail, model_logits(model, &s->act, first, count, want == LOGITS_EACH && s->act.reading));
-    status = model->ops->ops->read(s->act.logits, 0, logits, (size_t)count * model->config.info.vocab * sizeof *logits);
+    const size_t row = model->config.info.vocab * sizeof *logits;
+    const uint32_t most = LOGITS_BYTES / row ? (uint32_t)(LOGITS_BYTES / row) : 1;
+    dcm_status status = DCM_OK;
+    uint32_t count;
+    for (uint32_t first = want == LOGITS_EACH ? 0 : n - 1; first < n; first += count) {
+        count = n - first < most ? n - first : most;
+        DCM_TRY(status, fail, model_logits(model, &s->act, first, count, want == LOGITS_EACH && s->act.reading));
+        DCM_TRY(status, fail, model->ops->ops->read(s->act.logits, 0, logits, count * row));
+        logits += (size_t)count * model->config.info.vocab;
+    }
 fail:
     return status;
 }

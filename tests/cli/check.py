@@ -706,7 +706,7 @@ def test_linked_output(cli):
     target.write_text("precious")
     cli.fails(5, "the cache of .* needs", *command, "--max-memory", "320K")
     assert target.read_text() == "precious" and other.read_text() == "mine" and link.is_symlink()
-    assert {path.name for path in cli.folder.glob("*.csv*")} == {"target.csv", "link.csv", "target.csv.part"}
+    assert {path.name for path in cli.folder.glob("target*")} == {"target.csv", "target.csv.part"}
     for path in (target, link, other):
         path.unlink()
 

@@ -286,6 +286,35 @@ static void copies_of_halves(void **state)
     dcm_session_close(&a), dcm_session_close(&b), dcm_session_close(&c), dcm_session_close(&d);
 }
 
+/* Logits of many tokens and a large vocabulary: a step's come some rows at a time, and take no more room than those. */
+static void logits_in_pieces(void **state)
+{
+    (void)state;
+    enum { VOCAB = 200000, N = 90, PIECE = 32 << 20 };
+    const dcm_model_info shape = {
+        .layers = 1, .hidden = 32, .heads = 2, .kv_heads = 1, .ffn = 32, .vocab = VOCAB, .tied = true};
+    dcm_model *wide = NULL;
+    dcm_session *s = NULL;
+    dcm_session_stats stats;
+    float *together = calloc((size_t)N * VOCAB, sizeof *together), *alone = calloc(VOCAB, sizeof *alone);
+    assert_true(together && alone);
+    assert_int_equal(dcm_model_synthetic(&wide, device, &shape, DCM_WEIGHTS_Q8_0), DCM_OK);
+    assert_int_equal(dcm_session_open(&s, wide, &(dcm_cache_params){.kind = DCM_CACHE_FULL, .chunk = N}), DCM_OK);
+    assert_int_equal(dcm_session_feed_each(s, tokens, N, together), DCM_OK);
+    dcm_session_get_stats(s, &stats);
+    assert_in_range(stats.scratch_bytes, PIECE / 2, PIECE + (4 << 20));
+    dcm_session_close(&s);
+    assert_int_equal(dcm_session_open(&s, wide, &(dcm_cache_params){.kind = DCM_CACHE_FULL}), DCM_OK);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(dcm_session_feed(s, tokens + i, 1, alone), DCM_OK);
+        assert_memory_equal(alone, together + (size_t)i * VOCAB, VOCAB * sizeof *alone);
+    }
+    dcm_session_close(&s);
+    dcm_model_close(&wide);
+    free(together);
+    free(alone);
+}
+
 /* Logits that are no numbers, or mask everything. */
 static void sampling_no_numbers(void **state)
 {
@@ -374,6 +403,7 @@ int main(void)
         cmocka_unit_test(feeds_compose),       cmocka_unit_test(layers_are_read_back),
         cmocka_unit_test(errors_are_said),     cmocka_unit_test(sampling),
         cmocka_unit_test(sampling_no_numbers),
+        cmocka_unit_test(logits_in_pieces),
         cmocka_unit_test(sessions_are_copied), cmocka_unit_test(copies_of_halves),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
