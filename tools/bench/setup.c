@@ -57,7 +57,7 @@ void bench_add_options(args *a, bench_options *o)
                  "--depth), filled at once, with its figures beside."},
         {"breakdown", 0, ARG_FLAG, &o->breakdown,
          .help = "Add a table of the time a token by kernel, from a pass of its own after each test, and of what is "
-                 "left of the step beside them."},
+                 "left of the step beside them; in csv behind an empty line, in jsonl lines of their own."},
         {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg",
          "Draw step time against context: p50 and p99 of every depth, one pair of lines a policy."},
         {"compare", 0, ARG_TEXT, &o->compare, "OLD.json",
