@@ -47,8 +47,15 @@ void output_discard(void)
     }
 }
 
-/* Where the system lists devices and files that are open: they are gone on with as they are. */
-static bool is_of_system(const char *path) { return !strncmp(path, "/dev/", 5) || !strncmp(path, "/proc/", 6); }
+/* Where the system lists what a process has open: it is gone on with as it is. */
+static bool is_of_system(const char *path)
+{
+    static const char *const begin[] = {"/dev/fd/", "/dev/std", "/proc/"};
+    size_t i = 0;
+    while (i < sizeof begin / sizeof *begin && strncmp(path, begin[i], strlen(begin[i])) != 0)
+        i++;
+    return i < sizeof begin / sizeof *begin;
+}
 
 /*
  * Where the links that `path` names lead, whether there is a file or not; `path` itself where it is no link. One that
