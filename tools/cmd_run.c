@@ -177,6 +177,9 @@ static int run_session(const run_options *o, const runtime *r, const dcm_cache_p
     bool chat = o->chat;
     if (o->interactive && !chat) {
         chat = dcm_chat_template(r->tokenizer) != NULL;
+        if (!chat && o->system)
+            return tool_fail(DCM_ERR_USAGE,
+                             "--system has no effect: the model has no chat template that is known here");
         if (!chat)
             dcm_log(DCM_LOG_WARN, "the model has no chat template that is known here: each line continues the text");
     }

@@ -133,6 +133,7 @@ def test_run_usage(cli):
         ([*model, *prompt, "--chunk", "0"], "--chunk: \"0\" is not an integer in 1 .. 65536"),
         ([*model, *prompt, "--chunk", "65537"], "--chunk"),
         ([*model, "-i", "-"], "reads standard input itself"),
+        ([*model, "-i", "-q", "--system", "x"], "--system has no effect: the model has no chat template"),
         ([*model, "-p", "", "-q"], "the prompt has no tokens"),
     ]:
         cli.fails(2, message, "run", *args)
