@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -64,10 +65,10 @@ static void on_pipe(int number)
  * Note the first signal while they are caught; any other one takes its course. One that is only noted must reach no
  * other thread: LLVM's handler would remove what PoCL is compiling.
  */
-static void *wait_for_signals(void *unused)
+static void *wait_for_signals(void *begun)
 {
     int number = 0;
-    (void)unused;
+    sem_post(begun);
     while (sigwait(&ending, &number) == 0 && catching && !stopped)
         stopped = 128 + number;
     pthread_sigmask(SIG_UNBLOCK, &ending, NULL);
@@ -77,6 +78,7 @@ static void *wait_for_signals(void *unused)
 
 void tool_install_signals(void)
 {
+    static sem_t begun;
     pthread_t waiter;
     const struct sigaction action = {.sa_handler = on_signal};
     const struct sigaction pipe = {.sa_handler = on_pipe, .sa_flags = (int)SA_RESETHAND};
@@ -87,10 +89,15 @@ void tool_install_signals(void)
     sigaddset(&ending, SIGINT);
     sigaddset(&ending, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &ending, NULL);
-    if (pthread_create(&waiter, NULL, wait_for_signals, NULL) == 0)
+    sem_init(&begun, 0, 0);
+    if (pthread_create(&waiter, NULL, wait_for_signals, &begun) == 0) {
         pthread_detach(waiter);
-    else /* each ends the program */
+        /* A process that is forked while the thread begins would inherit the allocator's locks as they are then. */
+        while (sem_wait(&begun) != 0)
+            ;
+    } else { /* each ends the program */
         pthread_sigmask(SIG_UNBLOCK, &ending, NULL);
+    }
 }
 
 void tool_catch(bool on)
