@@ -21,6 +21,8 @@ void args_add(args *a, const char *title, const arg_option *options, size_t coun
     }
 }
 
+bool args_is_help(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
+
 bool args_seen(const args *a, const char *name)
 {
     for (size_t i = 0; i < a->count; i++)
@@ -363,7 +365,7 @@ static int parse_one(args *a, int argc, char **argv, int *i)
 int args_parse(args *a, int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+        if (args_is_help(argv[i])) {
             print_help(a);
             return tool_flush();
         }

@@ -79,6 +79,9 @@ enum { ARGS_GO = -1 };
  */
 int args_parse(args *a, int argc, char **argv);
 
+/* --help or -h. */
+bool args_is_help(const char *word);
+
 /* True when the option was given on the command line. */
 bool args_seen(const args *a, const char *name);
 

@@ -31,7 +31,7 @@ int cmd_eval(int argc, char **argv)
 {
     if (argc < 2)
         return tool_fail(DCM_ERR_USAGE, "no measure; see dcm eval --help");
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+    if (args_is_help(argv[1]))
         return print_help();
     for (size_t i = 0; i < MEASURES; i++) {
         if (strcmp(argv[1], measures[i].name) != 0)

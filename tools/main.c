@@ -1,3 +1,4 @@
+#include "args.h"
 #include "tool.h"
 #include "version.h"
 
@@ -43,7 +44,7 @@ int main(int argc, char **argv)
     tool_set_command_line(argc, argv);
     if (argc < 2)
         return tool_fail(DCM_ERR_USAGE, "no command; see dcm --help");
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+    if (args_is_help(argv[1]))
         return help();
     if (strcmp(argv[1], "--version") == 0) {
         printf("dcm %s (%s)\n", DCM_VERSION, DCM_COMMIT);
