@@ -116,7 +116,7 @@ int options_open_device(const device_options *o, dcm_device **device)
         dcm_device_close(device);
         status = dcm_device_open(device, &params);
     }
-    if (status != DCM_OK && !o->device && preset && *preset)
+    if (status == DCM_ERR_DEVICE && !o->device && preset && *preset)
         return tool_fail((int)status, "$DCM_DEVICE: %s", dcm_error());
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
