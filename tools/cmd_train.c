@@ -78,8 +78,6 @@ static int check_options(const train_options *o, const args *a)
         return tool_fail(DCM_ERR_USAGE, "sequences of %" PRId64 " tokens are too short for -L %" PRId64
                                         ": more than %" PRId64 " are needed",
                          o->tokens, longest, 2 * longest + o->sinks);
-    if (!o->texts.count)
-        return tool_fail(DCM_ERR_USAGE, "no text to train on: give -f FILE or -f FOLDER");
     if (o->plot && !o->csv)
         return tool_fail(DCM_ERR_USAGE, "--plot draws what --csv has: give both");
     if (!(o->kl > 0 || o->il > 0))
@@ -98,7 +96,8 @@ static void add_options(args *a, train_options *o)
         {"text", 'f', ARG_TEXTS, &o->texts, "PATH",
          "A text, or a folder of texts, to train on; several -f have equal shares whatever their sizes.",
          .required = true},
-        {"held-out", 0, ARG_TEXTS, &o->held, "PATH", "Texts to test on: a sequence of each, never trained on."},
+        {"held-out", 0, ARG_TEXTS, &o->held, "PATH",
+         "Texts to test on, never trained on: a sequence of each PATH, of a folder's texts one too."},
         {"output", 'o', ARG_TEXT, &o->out, "MERGE.safetensors",
          "The merge model, for --merge: the best of the tests, or the last without --held-out.", .required = true},
         {"checkpoint", 0, ARG_TEXT, &o->checkpoint, "FILE",

@@ -55,7 +55,7 @@ typedef struct dcm_train_params {
                             the trainer is closed: resuming wants the same; NULL: nothing */
 } dcm_train_params;
 
-/* Terms of the loss without their weights; those of weight 0 are 0. */
+/* Terms of the loss without their weights: KL always, the others 0 where their weight is. */
 typedef struct dcm_train_losses {
     double kl;        /* nats, mean over the positions compared */
     double il;        /* mean over queries, heads and layers */

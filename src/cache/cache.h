@@ -6,7 +6,7 @@
  * is level 0 alone, `window` is level 0 whose oldest unit is evicted before each append, sinks are a ring of their own.
  * While a prompt is read there is room for `chunk` units more, in a block that is given back afterwards.
  *
- * `in_chunks` is the paper's approximate schedule, METHOD section 7, for training alone: tokens after the sinks come in
+ * `in_chunks` is the paper's approximate schedule (docs/training.md) for training alone: tokens after the sinks come in
  * chunks of L, and once before each further chunk the whole near queue is merged pairwise, every two neighbours of one
  * ratio below L, none twice. So a token of chunk c sees its own chunk's tokens up to itself, chunk c - j as L / 2^j
  * units of level j for j < k, and older chunks as one unit each; nodes of the tree are those of the exact schedule.

@@ -3,7 +3,7 @@
 #include "base/error.h"
 #include "cache/ring.h"
 #include "model/model.h"
-#include "ref/pool.h"
+#include "ops/host_pool.h"
 #include "session/peek.h"
 
 #include <math.h>
@@ -21,7 +21,7 @@ typedef struct measuring {
     /* Of the layer at hand: */
     float *qkv;  /* (n, columns) */
     float *keys; /* (n, kv_heads, head_dim), turned at their tokens' places */
-    void **block;
+    void *block[KV_BLOCKS];
     uint32_t at;   /* its number */
     ref_pool pool; /* of it alone, on the host */
     /* Of the query and head at hand: */
@@ -32,27 +32,6 @@ typedef struct measuring {
 static size_t columns_of(const dcm_model_info *m) { return ((size_t)m->heads + 2 * m->kv_heads) * m->head_dim; }
 
 /* ---- A layer's data ---- */
-
-static dcm_status read_units(measuring *m, uint32_t layer)
-{
-    const kv_pool *p = &m->c->slots.pool;
-    const size_t each = 2 * (size_t)p->kv_heads * p->head_dim * (p->type == KV_F16 ? 2 : 4);
-    dcm_status status = DCM_OK;
-    for (uint32_t i = 0; i < p->n_blocks && status == DCM_OK; i++) {
-        const size_t bytes = each * p->block_units[i];
-        status = mem_resize(&m->block[i], bytes, 1, "a layer's units");
-        if (status == DCM_OK)
-            status = p->block[i]->owner->ops->read(p->block[i], layer * bytes, m->block[i], bytes);
-    }
-    m->pool = (ref_pool){.layers = 1,
-                         .kv_heads = p->kv_heads,
-                         .head_dim = p->head_dim,
-                         .half = p->type == KV_F16,
-                         .half_split = m->model->config.rope == ROPE_HALF,
-                         .block = m->block,
-                         .block_units = p->block_units};
-    return status;
-}
 
 /* `x` floats of one head, turned by `rotation`. */
 static void turned(const measuring *m, const float *x, const float *rotation, double *out)
@@ -73,7 +52,7 @@ static dcm_status read_layer(measuring *m, uint32_t layer)
     const uint32_t d = info->head_dim;
     const size_t columns = columns_of(info), bytes = m->n * columns * sizeof *m->qkv;
     dcm_status status;
-    DCM_TRY(status, fail, read_units(m, layer));
+    DCM_TRY(status, fail, host_pool_read(&m->c->slots.pool, m->model->config.rope, layer, 1, m->block, &m->pool));
     DCM_TRY(status, fail, m->act->qkv->owner->ops->read(m->act->qkv, 0, m->qkv, bytes));
     for (size_t t = 0; t < m->n; t++)
         for (uint32_t h = 0; h < info->kv_heads; h++) {
@@ -284,7 +263,6 @@ dcm_status dcm_session_measure(dcm_session *session, const int32_t *tokens, size
     m.queries = queries && queries < count - first ? queries : count - first;
     DCM_TRY(status, done, mem_new(&m.qkv, count, columns_of(info) * sizeof *m.qkv, "queries, keys and values"));
     DCM_TRY(status, done, mem_new(&m.keys, count, info->kv_heads * info->head_dim * sizeof *m.keys, "keys"));
-    DCM_TRY(status, done, mem_new(&m.block, KV_BLOCKS, sizeof *m.block, "blocks of units"));
     DCM_TRY(status, done, mem_new(&m.full, count, sizeof *m.full, "weights of tokens"));
     DCM_TRY(status, done, mem_new(&m.weight, count, sizeof *m.weight, "weights of units"));
     DCM_TRY(status, done, mem_new(&m.from, count + 1, sizeof *m.from, "blocks of tokens"));
@@ -293,9 +271,7 @@ dcm_status dcm_session_measure(dcm_session *session, const int32_t *tokens, size
     status = dcm_session_feed(session, tokens, count, NULL);
     act->seen = NULL;
 done:
-    for (size_t i = 0; m.block && i < KV_BLOCKS; i++)
-        mem_free(&m.block[i]);
-    mem_free(&m.block);
+    host_pool_free(m.block);
     mem_free(&m.qkv);
     mem_free(&m.keys);
     mem_free(&m.full);

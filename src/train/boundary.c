@@ -1,7 +1,7 @@
 #include "train/sequence_parts.h"
 
 #include "base/error.h"
-#include "train/host_pool.h"
+#include "ops/host_pool.h"
 
 #include <math.h>
 #include <string.h>

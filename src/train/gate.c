@@ -1,8 +1,8 @@
 #include "train/trainer.h"
 
 #include "base/error.h"
+#include "ops/host_pool.h"
 #include "ref/score_net.h"
-#include "train/host_pool.h"
 
 #include <math.h>
 

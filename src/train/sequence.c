@@ -46,7 +46,7 @@ static dcm_status open_buffers(sequence *s)
         {&s->target_x, n, m->hidden},
         {&s->logits, PIECE, m->vocab},
         {&s->target, PIECE, m->vocab},
-        {&s->loss, n, 1},
+        {&s->loss, n > m->kv_heads ? n : m->kv_heads, 1},
         {&s->dx, n, m->hidden},
         {&s->dnorm, n, m->hidden},
         {&s->dattn, n, attn_columns(m)},

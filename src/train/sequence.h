@@ -1,7 +1,7 @@
 /*
  * One sequence of training, "train as inference": the model reads it with the full cache and with the compressed one
  * (the very forward pass of inference, as one step), and the loss between the two goes back through the frozen layers,
- * attention and all levels of merges to the merge model's parameters. METHOD, sections 3 and 7.
+ * attention and all levels of merges to the merge model's parameters. docs/training.md.
  */
 #ifndef TRAIN_SEQUENCE_H
 #define TRAIN_SEQUENCE_H
@@ -34,11 +34,11 @@ typedef struct sequence {
     buffer *x;             /* (n, hidden): the compressed cache's last output */
     buffer *target_x;      /* the full cache's */
     buffer *logits, *target;
-    buffer *loss; /* (most) floats */
+    buffer *loss; /* (most), and (kv_heads) at least, floats */
     buffer *dx, *dnorm, *dattn, *attn_full, *dffn, *dqkv, *lse, *dunits, *dscores;
 } sequence;
 
-/* Weights of the loss's terms; METHOD, section 7. */
+/* Weights of the loss's terms. */
 typedef struct loss_weights {
     float kl;        /* mean over positions of KL(full || compressed), in nats */
     float il;        /* L_IL: mean over queries, heads and layers of the squared distance of attention's outputs */
@@ -46,7 +46,7 @@ typedef struct loss_weights {
     float boundary;  /* BSD: mean of |ratio - 1| over neighbouring units of different levels */
 } loss_weights;
 
-/* The terms without their weights; terms of weight 0 are not computed and are 0. */
+/* The terms without their weights; but for KL, terms of weight 0 are not computed and are 0. */
 typedef struct loss_terms {
     double kl, il, magnitude;
     double boundary; /* over the boundaries of at most 64 queries, spread over the sequence */

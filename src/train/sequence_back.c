@@ -71,8 +71,10 @@ static dcm_status merges_back(sequence *s, uint32_t layer, learner *l, float wei
     const dcm_model_info *m = &s->model->config.info;
     cache *c = &s->packed;
     const double rows = (double)c->step.n_merges * m->layers * m->kv_heads;
-    float sums[256] = {0};
-    dcm_status status = s->ops->ops->write(s->loss, 0, sums, m->kv_heads * sizeof *sums);
+    float *sums = NULL;
+    dcm_status status;
+    DCM_TRY(status, done, mem_new(&sums, m->kv_heads, sizeof *sums, "the heads' losses"));
+    status = s->ops->ops->write(s->loss, 0, sums, m->kv_heads * sizeof *sums);
     for (uint32_t g = c->plan.top; g-- > 0 && status == DCM_OK;) {
         const step batch = cache_step_batch(c, g, true);
         const level_merges merges = {.pool = &c->slots.pool,
@@ -91,6 +93,8 @@ static dcm_status merges_back(sequence *s, uint32_t layer, learner *l, float wei
         status = s->ops->ops->read(s->loss, 0, sums, m->kv_heads * sizeof *sums);
     for (uint32_t h = 0; h < m->kv_heads && weight > 0; h++)
         *loss += sums[h] / weight;
+done:
+    mem_free(&sums);
     return status;
 }
 

@@ -174,16 +174,27 @@ def test_again(cli):
 
 def test_resume(cli):
     """A stopped and resumed training ends with the bits of one that ran through."""
-    cli.ok("--steps", "6", "--save-every", "2", "--csv", cli.folder / "whole.csv", out="whole.safetensors")
-    if cli.stopped("--steps", "6", "--save-every", "1", "--csv", cli.folder / "part.csv", out="part.safetensors"):
-        cli.ok("--steps", "6", "--resume", cli.folder / "part.safetensors.checkpoint", "--csv",
-               cli.folder / "part.csv", out="part.safetensors")
+    cli.ok("--steps", "30", "--save-every", "2", "--csv", cli.folder / "whole.csv", out="whole.safetensors")
+    assert cli.stopped("--steps", "30", "--save-every", "1", "--csv", cli.folder / "part.csv", out="part.safetensors")
+    cli.ok("--steps", "30", "--resume", cli.folder / "part.safetensors.checkpoint", "--csv", cli.folder / "part.csv",
+           out="part.safetensors")
     whole, part = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("whole", "part"))
     assert whole == part
     assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "part.safetensors")[0]
     rows = [[r[k] for k in r if k != "seconds"] for n in ("whole", "part")
             for r in csv.DictReader((cli.folder / f"{n}.csv").open())]
-    assert len(rows) == 12 and rows[:6] == rows[6:], rows
+    assert len(rows) == 60 and rows[:30] == rows[30:], rows
+    cli.ok("--steps", "30", "--resume", cli.folder / "part.safetensors.checkpoint", out="again.safetensors")
+    assert arrays(cli.folder / "again.safetensors")[0] == arrays(cli.folder / "part.safetensors")[0]
+
+
+def test_many_heads(cli):
+    """More KV heads than tokens: each head has a loss of its own."""
+    heads = str(cli.folder / "heads.gguf")
+    subprocess.run([cli.make_tiny_model, heads, "--hidden", "256", "--heads", "32", "--kv-heads", "32"], check=True)
+    for device in ("ref", "auto"):
+        cli.ok("--steps", "1", "--device", device, "-L", "4", "-n", "16", "--sinks", "0", "--magnitude", "1",
+               model=heads)
 
 
 def test_resume_options(cli):
@@ -321,13 +332,13 @@ def test_chunked(cli):
 def test_pair_resume(cli):
     """As test_resume, and the file can be gone on with."""
     options = ("--merge-arch", "gate", "--depth", "6")
-    cli.ok(*options, "--steps", "4", out="whole.safetensors")
-    cli.stopped(*options, "--steps", "4", "--save-every", "1", out="part.safetensors")
-    cli.ok(*options, "--steps", "4", "--resume", cli.folder / "part.safetensors.checkpoint", out="part.safetensors")
+    cli.ok(*options, "--steps", "20", out="whole.safetensors")
+    assert cli.stopped(*options, "--steps", "20", "--save-every", "1", out="part.safetensors")
+    cli.ok(*options, "--steps", "20", "--resume", cli.folder / "part.safetensors.checkpoint", out="part.safetensors")
     whole, part = (arrays(cli.folder / f"{n}.safetensors.checkpoint")[0] for n in ("whole", "part"))
     assert whole == part
     cli.fails(3, "it was made with depth=6, this training has depth=9", "--merge-arch", "gate", "--depth", "9",
-              "--steps", "4", "--resume", cli.folder / "whole.safetensors.checkpoint")
+              "--steps", "20", "--resume", cli.folder / "whole.safetensors.checkpoint")
     cli.ok("--merge-arch", "gate", "--steps", "1", "--rate", "1e-12", "--from", cli.folder / "whole.safetensors",
            out="more.safetensors")
     assert arrays(cli.folder / "whole.safetensors")[0] == arrays(cli.folder / "more.safetensors")[0]

@@ -128,7 +128,7 @@ static int read_repetition(needle_run *run, size_t repeat, eval_random *random)
     int code = 0;
     for (size_t cell = 0; cell < run->cells && code == 0; cell++) {
         needle n;
-        code = needle_draw(&n, (size_t)run->o->candidates, &run->e, filler_of(run, repeat), most, random);
+        code = needle_draw(&n, (size_t)run->o->candidates, &run->e, &run->parts, filler_of(run, repeat), most, random);
         if (code == 0)
             code = policies_resolve(&run->e.policies, (uint64_t)length_of(run, cell));
         if (code == 0)

@@ -27,9 +27,10 @@ size_t needle_size(const needle_parts *parts, bool question);
 
 /*
  * Draw a key and `candidates` values, all different: words of at least three small letters behind a space that are not
- * among the `count` ids of a filler, or, where the vocabulary has too few of those, any tokens that are not. 0, or the
- * exit code after a message.
+ * among the `count` ids of a filler, nor in the sentence, or, where the vocabulary has too few of those, any tokens
+ * that are not. 0, or the exit code after a message.
  */
-int needle_draw(needle *n, size_t candidates, const eval *e, const int32_t *ids, size_t count, eval_random *random);
+int needle_draw(needle *n, size_t candidates, const eval *e, const needle_parts *parts, const int32_t *ids,
+                size_t count, eval_random *random);
 
 #endif

@@ -79,14 +79,25 @@ static size_t list(int32_t *ids, const dcm_tokenizer *tokenizer, const bool *use
     return found;
 }
 
-int needle_draw(needle *n, size_t candidates, const eval *e, const int32_t *ids, size_t count, eval_random *random)
+static void mark(bool *used, const int32_t *ids, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        used[ids[i]] = true;
+}
+
+int needle_draw(needle *n, size_t candidates, const eval *e, const needle_parts *parts, const int32_t *ids,
+                size_t count, eval_random *random)
 {
     const size_t vocab = dcm_vocab_size(e->r.tokenizer), wanted = candidates + 1;
     bool *used = calloc(vocab, sizeof *used);
     int32_t *from = malloc(vocab * sizeof *from);
     int code = used && from ? 0 : tool_fail(DCM_ERR_MEMORY, "no room for a vocabulary of %zu", vocab);
-    for (size_t i = 0; i < count && code == 0; i++)
-        used[ids[i]] = true;
+    if (code == 0) {
+        mark(used, ids, count);
+        mark(used, parts->before, parts->n_before);
+        mark(used, parts->between, parts->n_between);
+        mark(used, parts->after, parts->n_after);
+    }
     size_t found = code == 0 ? list(from, e->r.tokenizer, used, true) : 0;
     if (code == 0 && found < wanted)
         found = list(from, e->r.tokenizer, used, false);

@@ -159,6 +159,8 @@ int train_loop(train_run *run)
     run->began_at = dcm_trainer_steps(run->trainer) - (run->untested.step > 0);
     if (code == 0 && run->untested.step)
         code = finish(run, run->untested);
+    else if (code == 0 && run->began_at == (uint64_t)run->o->steps && !(run->held.count && run->best > 0))
+        code = watch_save(run, NAN); /* resumed behind its end: the output may be another */
     while (code == 0 && dcm_trainer_steps(run->trainer) < (uint64_t)run->o->steps) {
         code = step(run);
         if (code == 0)

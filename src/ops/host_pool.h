@@ -1,6 +1,6 @@
-/* Units of a sequence in host memory, for what is only looked at. */
-#ifndef TRAIN_HOST_POOL_H
-#define TRAIN_HOST_POOL_H
+/* Units of a pool in host memory, for what is only looked at. */
+#ifndef OPS_HOST_POOL_H
+#define OPS_HOST_POOL_H
 
 #include "ops/ops.h"
 #include "ref/pool.h"

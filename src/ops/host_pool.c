@@ -1,4 +1,4 @@
-#include "train/host_pool.h"
+#include "ops/host_pool.h"
 
 #include "base/memory.h"
 
