@@ -104,7 +104,7 @@ static void add_options(args *a, train_options *o)
          "Where training can be resumed from; by default OUTPUT.checkpoint."},
         {"resume", 0, ARG_TEXT, &o->resume, "FILE",
          "Go on from a checkpoint, with the same options; only --checkpoint, --csv, --plot, --save-every, --again and "
-         "the device's may differ."},
+         "the device's may differ. After --from, give the --hidden or --depth of its weights."},
         {"from", 0, ARG_TEXT, &o->from, "FILE", "Begin with a merge file instead of new weights."},
         {"csv", 0, ARG_TEXT, &o->csv, "FILE", "One row a step."},
         {"plot", 0, ARG_TEXT, &o->plot, "FILE.svg", "Draw the CSV's losses and tests at the end."},
