@@ -294,7 +294,8 @@ def test_get_model(cli):
 def test_device_not_found(cli):
     for name in ("no such device", "99.0", "0.99", "-1.0"):
         cli.fails(4, re.escape(name), "run", "-m", cli.tiny, "-p", "x", f"--device={name}")
-    cli.fails(4, r"\$DCM_DEVICE: no OpenCL device fits .no", "run", "-m", cli.tiny, "-p", "x", DCM_DEVICE="no such")
+    cli.fails(4, r"\$DCM_DEVICE: no OpenCL device fits \"no such\"", "run", "-m", cli.tiny, "-p", "x",
+              DCM_DEVICE="no such")
     cli.fails(2, "--device: the name is empty", "run", "-m", cli.tiny, "-p", "x", "--device", "")
 
 

@@ -104,6 +104,9 @@ static int checkpoint(train_run *run)
     return status == DCM_OK ? 0 : tool_fail_library(status);
 }
 
+/* Have held-out texts chosen the output? Else it is the last weights. */
+static bool is_chosen(const train_run *run) { return run->held.count && run->best > 0; }
+
 /* What follows the update of a step: test, files. */
 static int finish(train_run *run, journal_row row)
 {
@@ -118,7 +121,7 @@ static int finish(train_run *run, journal_row row)
     if (code && code == tool_stopped())
         return code;
     run->untested.step = 0;
-    if (code == 0 && last && !(o->held.count && run->best > 0))
+    if (code == 0 && last && !is_chosen(run))
         code = watch_save(run, NAN);
     const int kept = journal_add(&run->journal, &row); /* also the row that ends it */
     code = code ? code : kept;
@@ -159,7 +162,7 @@ int train_loop(train_run *run)
     run->began_at = dcm_trainer_steps(run->trainer) - (run->untested.step > 0);
     if (code == 0 && run->untested.step)
         code = finish(run, run->untested);
-    else if (code == 0 && run->began_at == (uint64_t)run->o->steps && !(run->held.count && run->best > 0))
+    else if (code == 0 && run->began_at == (uint64_t)run->o->steps && !is_chosen(run))
         code = watch_save(run, NAN); /* resumed behind its end: the output may be another */
     while (code == 0 && dcm_trainer_steps(run->trainer) < (uint64_t)run->o->steps) {
         code = step(run);
