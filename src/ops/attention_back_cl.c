@@ -3,17 +3,19 @@
 
 #include <stdio.h>
 
-/* Units of a work-item of unit_back: many share the turned queries; GPUs have little private memory. */
-enum { UNITS_WIDE = 32, UNITS_ELSE = 8 };
-
-static const char family[] = "attention_view+attention_back";
+enum {
+    UNITS_WIDE = 32, /* of a work-item: UNITS in cl/attention_back_wide.cl */
+    ITEMS = 32,      /* of a work-group: ITEMS in cl/attention_back_group.cl */
+};
 
 /* What the arguments of a layer's launches point to. */
 typedef struct back {
     backend *b;
     const attention_back_args *a;
+    const char *family;
     char options[192];
-    uint32_t blocks, units;
+    bool wide;
+    uint32_t blocks;
     cl_uint layer, count, sinks;
     cl_ulong views, query_rot, qkv_row;
     cl_float boundary;
@@ -26,7 +28,7 @@ static dcm_status query_back(back *k)
     const attention_back_args *a = k->a;
     cl_kernel kernel;
     dcm_status status;
-    DCM_TRY(status, fail, clop_kernel(k->b, family, k->options, "query_back", &kernel));
+    DCM_TRY(status, fail, clop_kernel(k->b, k->family, k->options, "query_back", &kernel));
     clop_arg args[POOL_ARGS + 14] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
                                      CLOP_MEM(a->step->data),
                                      CLOP_VAR(k->views),
@@ -42,7 +44,8 @@ static dcm_status query_back(back *k)
                                      CLOP_MEM(a->dqkv),
                                      CLOP_MEM(k->edge)};
     clop_arg *const from = pool_args_of(a->pool, k->blocks, &k->sizes, args);
-    const size_t local[2] = {1, 1}, global[2] = {a->step->n, a->pool->kv_heads};
+    const size_t items = k->wide ? 1 : ITEMS, local[2] = {items, 1};
+    const size_t global[2] = {a->step->n * items, k->wide ? a->pool->kv_heads : a->heads};
     status = clop_launch(k->b, kernel, from, (size_t)(args + sizeof args / sizeof *args - from), 2, global, local);
 fail:
     return status;
@@ -53,7 +56,7 @@ static dcm_status unit_back(back *k)
     const attention_back_args *a = k->a;
     cl_kernel kernel;
     dcm_status status;
-    DCM_TRY(status, fail, clop_kernel(k->b, family, k->options, "unit_back", &kernel));
+    DCM_TRY(status, fail, clop_kernel(k->b, k->family, k->options, "unit_back", &kernel));
     clop_arg args[POOL_ARGS + 14] = {[POOL_ARGS] = CLOP_MEM(a->pool->table),
                                      CLOP_MEM(a->step->data),
                                      CLOP_VAR(k->views),
@@ -69,7 +72,9 @@ static dcm_status unit_back(back *k)
                                      CLOP_MEM(a->dunits),
                                      CLOP_MEM(a->dscores)};
     clop_arg *const from = pool_args_of(a->pool, k->blocks, &k->sizes, args);
-    const size_t local[2] = {1, 1}, global[2] = {(k->count + k->units - 1) / k->units, a->pool->kv_heads};
+    const size_t items = k->wide ? 1 : ITEMS, local[2] = {items, 1};
+    const size_t groups = k->wide ? (k->count + UNITS_WIDE - 1) / UNITS_WIDE : k->count;
+    const size_t global[2] = {groups * items, a->pool->kv_heads};
     status = clop_launch(k->b, kernel, from, (size_t)(args + sizeof args / sizeof *args - from), 2, global, local);
 fail:
     return status;
@@ -81,8 +86,8 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
     const cldev_limits *limits = &clop_device(b)->limits;
     back k = {.b = b,
               .a = a,
+              .wide = clop_wide(b),
               .blocks = pool_blocks(b, pool, false),
-              .units = clop_wide(b) ? UNITS_WIDE : UNITS_ELSE,
               .layer = a->layer,
               .count = a->units->count,
               .sinks = a->sinks,
@@ -92,11 +97,12 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
               .boundary = a->boundary,
               .edge = a->lse}; /* stands for it where there is no boundary term */
     dcm_status status;
+    k.family = k.wide ? "attention_view+attention_back+attention_back_wide"
+                      : "attention_view+attention_back+attention_back_group";
     snprintf(k.options, sizeof k.options,
-             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DUNITS=%u -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u "
-             "-DX86=%d",
-             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, k.units,
-             a->boundary != 0, (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, clop_tier(b, CLDEV_HALF16));
+             "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d",
+             pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, a->boundary != 0,
+             (limits->type & CL_DEVICE_TYPE_CPU) != 0, k.blocks, clop_tier(b, CLDEV_HALF16));
     if (a->boundary != 0)
         DCM_TRY(status, fail,
                 clop_scratch(b, CLOP_SCRATCH_BOUNDARY, (size_t)a->step->n * a->heads * VIEW_RANGES * sizeof(cl_float),

@@ -5,7 +5,7 @@ const ck_family ck_families[] = {
     {"linear", check_linear, CK_SHAPES | CK_FLOAT | CK_CLBLAST | CK_MMA | CK_GROUP_PLAIN | CK_STRICT},
     {"kv_store", check_kv_store, CK_STRICT},
     {"attention", check_attention, CK_SHAPES | CK_NO_HALF16 | CK_GROUP_PLAIN | CK_STRICT},
-    {"attention_back", check_attention_back, CK_ONE},
+    {"attention_back", check_attention_back, CK_SHAPES},
     {"merge", check_merge, CK_STRICT},
     {"merge_back", check_merge_back, CK_ONE},
     {"merge_score", check_merge_score, CK_SHAPES | CK_STRICT},

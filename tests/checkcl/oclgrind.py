@@ -23,9 +23,11 @@ SKIPPED = 77
 OCLGRIND = ["oclgrind", "--num-threads", "1", "--max-errors", "20", "--build-options", "-cl-opt-disable",
             "--local-mem-size", "49152"]
 # Cases of kernels that shuffle no vectors: of x.lo + x.hi, with x a float16 that was read from a full buffer, Oclgrind
-# 21.10 says that it is uninitialised, or it crashes.
+# 21.10 says that it is uninitialised, or it crashes. Of attention_back without the boundary term: it takes what one
+# kernel wrote into scratch memory for uninitialised in the next.
 INITIALISED = {
     "kv_store": "*normal",
+    "attention_back": "*_f16_*/group",
     "merge": "merge/*normal",
     "merge_back": "*",
     "grad_rows": "*_c33_*/group",
