@@ -1,7 +1,7 @@
 #include "input.h"
-#include "stream.h"
 #include "table.h"
 #include "tool.h"
+#include "utf8.h"
 
 #include <dcm/tokenizer.h>
 
@@ -25,7 +25,7 @@ static void escape(const char *bytes, size_t size, char *out)
         static const char named[] = "\n\r\t\\", letters[] = "nrt\\";
         const unsigned char c = (unsigned char)bytes[at];
         const char *found = c ? strchr(named, c) : NULL;
-        const int length = stream_utf8((const unsigned char *)bytes + at, size - at);
+        const int length = utf8_length((const unsigned char *)bytes + at, size - at);
         const bool c1 = length == 2 && c == 0xc2 && (unsigned char)bytes[at + 1] < 0xa0;
         if (found) {
             out += sprintf(out, "\\%c", letters[found - named]);

@@ -27,7 +27,4 @@ void stream_end(stream *s);
 /* Free what is held; the stream can be used again. */
 void stream_reset(stream *s);
 
-/* Bytes of the UTF-8 character at `p`: its length; 0 when more bytes are needed; -1 when it is none. */
-int stream_utf8(const unsigned char *p, size_t size);
-
 #endif

@@ -4,6 +4,7 @@
 #include "mix.h"
 #include "reader.h"
 #include "tool.h"
+#include "utf8.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -27,26 +28,18 @@ static int grow(void *items, size_t *room, size_t count, size_t more, size_t siz
     return 0;
 }
 
-/* Bytes of the UTF-8 character that begins at `at`, of which the last may be missing; 0: none begins there. */
-static size_t character(const unsigned char *at, size_t left)
-{
-    const unsigned char c = *at;
-    const size_t size = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
-    for (size_t i = 1; i < size && i < left; i++)
-        if ((at[i] & 0xc0) != 0x80)
-            return 0;
-    return size;
-}
-
 /* A text's beginning: at most one control character in 50 bytes, and one byte in 1000 that is not UTF-8. */
 static int check_encoding(const char *path, const char *data, size_t size)
 {
     size_t controls = 0, wrong = 0;
-    for (size_t at = 0, step; at < size; at += step ? step : 1) {
+    for (size_t at = 0; at < size;) {
         const unsigned char *c = (const unsigned char *)data + at;
-        step = character(c, size - at);
-        wrong += !step;
+        const int length = utf8_length(c, size - at);
+        if (!length) /* cut by the end of what was read */
+            break;
+        wrong += length < 0;
         controls += *c < ' ' && !strchr("\t\n\v\f\r\033", *c);
+        at += length < 0 ? 1 : (size_t)length;
     }
     if (50 * controls > size)
         return tool_fail(DCM_ERR_FILE, "%s: not a text: %zu of its first %zu bytes are control characters", path,
