@@ -121,6 +121,10 @@ static dcm_status build_from_source(cldev *device, const program_source *source,
         dcm_log(level, "kernel family %s on %s: build with \"%s\" failed, the compiler says:", source->family,
                 device->limits.name, source->options);
         show_log(device, source, program, level);
+        char tiers[128];
+        cldev_tiers_used(device, tiers, sizeof tiers);
+        if (*tiers)
+            dcm_log(level, "it may build without some of the device's tiers (--tier, params.tiers): %s", tiers);
         /* Whatever the error's name: a build that fails is the device's trouble. */
         cldev_check(error, "clBuildProgram(...)");
         status = dcm_fail_in(DCM_ERR_DEVICE, "kernel family %s does not build on %s (%s, driver %s)", source->family,

@@ -141,6 +141,9 @@ dcm_status cldev_tiers_parse(const char *text, uint32_t *on, uint32_t *off);
 /* Take the tiers `off` as not there; DCM_ERR_DEVICE where one of `on` does not work. Both replace what was forced. */
 dcm_status cldev_tiers_force(cldev *device, uint32_t on, uint32_t off);
 
+/* "NAME=off,NAME=off ...", as cldev_tiers_parse takes it, of the tiers that kernels have been built for. */
+void cldev_tiers_used(const cldev *device, char *out, size_t size);
+
 /* A tier's name, the kernels that use it, and whether those are of the wide shape or of that of groups. */
 typedef struct cldev_tier_text {
     const char *name, *needs, *used_by;

@@ -157,6 +157,15 @@ fail:
     return status;
 }
 
+void cldev_tiers_used(const cldev *device, char *out, size_t size)
+{
+    size_t used = 0;
+    *out = '\0';
+    for (int t = 0; t < CLDEV_TIERS && used < size; t++)
+        if (device->tier[t].works && !(device->limits.tiers_off & 1u << t))
+            used += (size_t)snprintf(out + used, size - used, "%s%s=off", used ? "," : "", tiers[t].text.name);
+}
+
 /* "dot4, half16, ..." */
 static void list_names(char *out, size_t size)
 {

@@ -58,6 +58,13 @@ static void build_failure(void **state)
         assert_non_null(strstr(said, "-Dsum=1+"));
         assert_non_null(strstr(said, "\ndcm: | "));
         assert_non_null(strstr(said, place));
+        assert_null(strstr(said, "tiers"));
+        assert_int_equal(cldev_probe_tiers(device), DCM_OK);
+        cldev_tiers_used(device, expected, sizeof expected);
+        capture_begin();
+        assert_int_equal(cldev_build(device, "probe", "-Dsum=1+", &program), DCM_ERR_DEVICE);
+        said = capture_end();
+        assert_true(*expected ? strstr(said, expected) != NULL : strstr(said, "tiers") == NULL);
         assert_int_equal(cldev_build(device, "no_such_family", NULL, &program), DCM_ERR_DEVICE);
         assert_string_equal(dcm_error(), "kernel family no_such_family is not part of this build of dcm");
         cldev_close(&device);

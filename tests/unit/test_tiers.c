@@ -48,8 +48,11 @@ static void force(void **state)
     cldev_entry *entries = all_devices(&count);
     for (size_t i = 0; i < count; i++) {
         cldev *device = open_with_cache(&entries[i]);
+        uint32_t on, off, all = 0;
+        char used[128];
         for (int t = 0; t < CLDEV_TIERS; t++) {
             const bool works = cldev_tier_probe(device, (cldev_tier)t)->works;
+            all |= (uint32_t)works << t;
             assert_int_equal(cldev_has(device, (cldev_tier)t), works);
             assert_true(works == !*device->tier[t].why);
             assert_int_equal(cldev_tiers_force(device, 1u << t, 0), works ? DCM_OK : DCM_ERR_DEVICE);
@@ -60,6 +63,9 @@ static void force(void **state)
             assert_int_equal(cldev_tiers_force(device, 0, 0), DCM_OK);
             assert_int_equal(cldev_has(device, (cldev_tier)t), works);
         }
+        cldev_tiers_used(device, used, sizeof used);
+        assert_int_equal(cldev_tiers_parse(used, &on, &off), DCM_OK);
+        assert_true(on == 0 && off == all);
         cldev_close(&device);
     }
     mem_free(&entries);
