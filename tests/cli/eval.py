@@ -553,6 +553,9 @@ def test_needle_of_a_seed(cli):
     args = ["-f", text_file(cli, "a.txt", 120, 5), "--lengths", "90", "--depths", "0,50", "--repeat", "2", "-L", "4",
             "--candidates", "100"]
     one, again, other = (needles(cli, *args, "--seed", seed) for seed in ("1", "1", "2"))
+    own = encode(cli, "\nThe secret word of") + encode(cli, " is") + encode(cli, ".\n")
+    for _, answers in (one, other):
+        assert not {int(a[name]) for a in answers for name in ("key", "token")} & set(own)
     assert one == again and [a["token"] for a in one[1]] != [a["token"] for a in other[1]]
     drawn = [a["token"] for a in one[1]]
     for trial in range(4):
