@@ -241,10 +241,21 @@ static inline float group_put(const group_state *st, uint g, __local float *rows
     return top;
 }
 
+#if STORE
+/* Put this KV head's new key, turned at its anchor, and the value into the token's slot. All of a group call it. */
+static inline void group_store(const __local kv_table *kv, uint plane_k, uint plane_v, uint slot,
+                               const __global float *k, const __global float *v, const __global uint *rot)
+{
+    for (uint i = get_local_id(0); i < HEAD_DIM / 2; i += ITEMS)
+        kv_put_pair(kv_row(kv, plane_k, slot), kv_row(kv, plane_v, slot), k, v, rot, i);
+    barrier(CLK_GLOBAL_MEM_FENCE);
+}
+#endif
+
 /* Arguments as of attention_wide; a group for each of its work-items. */
 __kernel __attribute__((reqd_work_group_size(ITEMS, 1, 1))) SUBGROUP_KERNEL void
 attention_group(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
-                const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial)
+                const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial STORE_PARAMS)
 {
     __local float part[SHUFFLED ? 1 : GROUP * TILE * (LANES + 1)], score[GROUP * TILE], weight[GROUP * TILE];
     __local float rows[ROWS * (HEAD_DIM + 1)];
@@ -263,6 +274,12 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
     const __global uint *rot = data + query_rot + token * VIEW_RANGES * HEAD_DIM;
     const uint plane_k = (layer * 2 + 0) * kv_heads + h, plane_v = (layer * 2 + 1) * kv_heads + h;
     const __global float *bias = (const __global float *)data + layer * kv_heads + h;
+#if STORE
+    if (end == units) {
+        const __global float *k = qkv + (size_t)(kv_heads * GROUP + h) * HEAD_DIM;
+        group_store(kv, plane_k, plane_v, data[slots], k, k + (size_t)kv_heads * HEAD_DIM, data + key_rot);
+    }
+#endif
 
     group_state st;
     st.turned = VIEW_RANGES;

@@ -24,7 +24,12 @@
 #define WIDE 0 /* 1: behind attention_wide.cl, 0: behind attention_group.cl */
 #endif
 #ifndef STORE
-#define STORE 0 /* 1: attention_wide writes the new unit too */
+#define STORE 0 /* 1: the one query's new unit, which is the last of its view, is written first */
+#endif
+#if STORE
+#define STORE_PARAMS , ulong slots, ulong key_rot /* as in cl/cache.cl */
+#else
+#define STORE_PARAMS
 #endif
 
 #define SPLITS_MAX 64

@@ -375,15 +375,15 @@ static inline void wide_split(const wide_args *a, uint split, uint h, uint query
 
 #if !CHAIN
 #if STORE
-#define STORE_PARAMS , ulong slots, ulong key_rot, volatile __global uint *ended
+#define ENDED_PARAM , volatile __global uint *ended
 #else
-#define STORE_PARAMS
+#define ENDED_PARAM
 #endif
 /* Item (split, KV head, query). */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
 attention_wide(KV_PARAMS, const __global uint *table, const __global uint *data, ulong views, ulong query_rot,
-               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial,
-               __global float *out STORE_PARAMS)
+               const __global float *qkv, ulong qkv_row, uint layer, uint first, __global float *partial STORE_PARAMS,
+               __global float *out ENDED_PARAM)
 {
     KV_TABLE(kv);
     const wide_args args = {

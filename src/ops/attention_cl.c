@@ -66,20 +66,24 @@ static dcm_status attention_some(backend *b, const attention_args *a, attention_
     const kv_pool *pool = a->pool;
     dcm_status status;
     clop_arg args[POOL_ARGS + 13] = {[POOL_ARGS] = CLOP_MEM(pool->table),
-                                    CLOP_MEM(a->step->data),
-                                    CLOP_VAR(l->views),
-                                    CLOP_VAR(l->query_rot),
-                                    CLOP_MEM(a->qkv),
-                                    CLOP_VAR(l->qkv_row),
-                                    CLOP_VAR(l->layer),
-                                    CLOP_VAR(l->first),
-                                    CLOP_MEM(partial),
-                                    CLOP_MEM(a->out), /* from here on of the wide shape */
-                                    CLOP_VAR(l->slots),
-                                    CLOP_VAR(l->key_rot),
-                                    CLOP_MEM(l->ended)};
+                                     CLOP_MEM(a->step->data),
+                                     CLOP_VAR(l->views),
+                                     CLOP_VAR(l->query_rot),
+                                     CLOP_MEM(a->qkv),
+                                     CLOP_VAR(l->qkv_row),
+                                     CLOP_VAR(l->layer),
+                                     CLOP_VAR(l->first),
+                                     CLOP_MEM(partial)};
     clop_arg *const from = pool_args_of(pool, l->blocks, &l->sizes, args);
-    const size_t arg_count = l->blocks + 10 + (!l->wide ? 0 : a->store ? 4 : 1);
+    size_t arg_count = l->blocks + 10;
+    if (a->store) {
+        from[arg_count++] = (clop_arg)CLOP_VAR(l->slots);
+        from[arg_count++] = (clop_arg)CLOP_VAR(l->key_rot);
+    }
+    if (l->wide)
+        from[arg_count++] = (clop_arg)CLOP_MEM(a->out);
+    if (l->wide && a->store)
+        from[arg_count++] = (clop_arg)CLOP_MEM(l->ended);
     const size_t items = l->wide ? 1 : GROUP_ITEMS;
     const size_t local[3] = {items, 1, 1}, global[3] = {l->splits * items, pool->kv_heads, count};
     DCM_TRY(status, fail, clop_launch(b, l->attention, from, arg_count, 3, global, local));
@@ -104,7 +108,9 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     dcm_status status;
     const bool many = a->many && cl_attention_many_fits(b);
     attention_args stored;
-    if (a->store && (many || !clop_wide(b) || !clop_device(b)->limits.ordered)) {
+    /* In attention's launch a work-group stores what it alone reads; but the wide shape combines the splits there, too.
+     */
+    if (a->store && (many || (clop_wide(b) && !clop_device(b)->limits.ordered))) {
         const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};
         DCM_TRY(status, fail, cl_kv_store(b, &store));
         stored = *a;
