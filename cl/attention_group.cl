@@ -292,14 +292,16 @@ attention_group(KV_PARAMS, const __global uint *table, const __global uint *data
     tile_find(&tiles[0], view, table, bias, begin, end);
     barrier(CLK_LOCAL_MEM_FENCE);
 
+    kv8 key[STEPS], value[STEPS];
+    tile_load(kv, &tiles[0], plane_k, min((uint)TILE, end - begin), key);
     for (uint tile = begin, now = 0; tile < end; tile += TILE, now ^= 1) {
-        const uint count = min((uint)TILE, end - tile);
-        kv8 key[STEPS], value[STEPS];
-        tile_load(kv, &tiles[now], plane_k, count, key);
+        const uint count = min((uint)TILE, end - tile), next = tile + TILE;
         tile_dots(&st, &tiles[now], query, rot, count, key, SHUFFLED ? score : part);
         tile_load(kv, &tiles[now], plane_v, count, value);
-        tile_find(&tiles[now ^ 1], view, table, bias, tile + TILE, end);
+        tile_find(&tiles[now ^ 1], view, table, bias, next, end);
         barrier(CLK_LOCAL_MEM_FENCE);
+        if (next < end) /* on their way while this tile's values are added */
+            tile_load(kv, &tiles[now ^ 1], plane_k, min((uint)TILE, end - next), key);
         if (!SHUFFLED) {
             tile_scores(part, &tiles[now], count, score);
             barrier(CLK_LOCAL_MEM_FENCE);
