@@ -219,7 +219,7 @@ typedef struct kv_table {
 #define KV_COMMA() ,
 #define KV_SEMICOLON() ;
 #define KV_PARAM(n) __global kv_t *kv_##n
-#define KV_SET(n) kv_table_.base[0##n] = kv_##n
+#define KV_SET(n) kv_table_.base[0##n] = kv_##n, kv_table_.units[0##n] = kv_sizes_.units[0##n]
 #define KV_PARAMS KV_EACH(KV_PARAM, KV_COMMA), const kv_sizes kv_sizes_
 
 #define KV_TABLE(NAME)                                                                                   \
@@ -228,8 +228,6 @@ typedef struct kv_table {
     if (get_local_id(0) == 0) {                                                                          \
         KV_EACH(KV_SET, KV_SEMICOLON);                                                                   \
     }                                                                                                    \
-    for (uint kv_i_ = get_local_id(0); kv_i_ < KV_ARGS; kv_i_ += get_local_size(0))                    \
-        kv_table_.units[kv_i_] = kv_sizes_.units[kv_i_];                                                 \
     barrier(CLK_LOCAL_MEM_FENCE)
 
 /* Channel 0 of a slot's unit in plane (layer * 2 + w) * kv_heads + h. */

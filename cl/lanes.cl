@@ -51,8 +51,8 @@ static inline float lane_sums(float *v, uint n, uint first, uint end)
         n /= 2;
         UNROLL_GROUP
         for (uint i = 0; i < n; i++) {
-            const float kept = second ? v[n + i] : v[i], given = second ? v[i] : v[n + i];
-            v[i] = kept + lane_xor(given, mask);
+            const float x = v[i], y = v[n + i]; /* chosen as values: an array that is pointed into is in memory */
+            v[i] = (second ? y : x) + lane_xor(second ? x : y, mask);
         }
     }
     return v[0];

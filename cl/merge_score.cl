@@ -12,13 +12,13 @@ static inline void half_store(const float *x, __global kv_t *row)
         kv_put(row + c, x[c]);
 }
 
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-merge_score_wide(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint n_merges, uint layer,
-                 uint kv_heads, const __global float *params)
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void merge_score_wide(KV_PARAMS, const __global uint *data,
+                                                                              ulong merges, ulong merge_rot,
+                                                                              uint n_merges, uint layer, uint kv_heads,
+                                                                              const __global float *params)
 {
     KV_TABLE(kv);
-    const score_item it =
-        score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_global_id(0), params);
+    const score_item it = score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_global_id(0), params);
     const __global float *p = it.p;
     float a[16 * CHUNKS], b[16 * CHUNKS], za[16 * CHUNKS], zb[16 * CHUNKS], ha[HIDDEN], hb[HIDDEN];
     unit_load(a, za, it.a, it.rot, p);
@@ -80,6 +80,13 @@ static inline float group_sum(const __local float *parts)
     return sum;
 }
 
+/* Keys or values of one of both units: chosen as values, since an array that is pointed into is in memory. */
+static inline const __global kv_t *unit_row(const score_item *it, uint unit, bool key)
+{
+    const __global kv_t *const a = key ? it->a[0] : it->a[1], *const b = key ? it->b[0] : it->b[1];
+    return unit ? b : a;
+}
+
 /* Both units without rotation, and z of them, by pairs of channels: first those of keys. */
 static inline void group_load(const score_item *it, __local float (*x)[SCORE_X], __local float (*z)[SCORE_X])
 {
@@ -88,23 +95,22 @@ static inline void group_load(const score_item *it, __local float (*x)[SCORE_X],
         const bool key = pair < HEAD_DIM / 2;
         const uint n = key ? pair : pair - HEAD_DIM / 2;
         const uint first = key ? ROPE_FIRST(n) : 2 * n, second = key ? ROPE_SECOND(n) : 2 * n + 1;
-        const __global kv_t *row = unit ? it->b[!key] : it->a[!key];
+        const __global kv_t *row = unit_row(it, unit, key);
         float2 v = (float2)(kv_load(row + first), kv_load(row + second));
         if (key)
             v = rope_unturn(v, as_float2(vload2(n, it->rot + unit * HEAD_DIM)));
         const uint base = key ? 0 : HEAD_DIM;
-        const uint places[2] = {base + first, base + second};
-        x[unit][places[0]] = v.x;
-        x[unit][places[1]] = v.y;
-        for (uint k = 0; k < 2; k++)
-            z[unit][places[k]] =
-                (x[unit][places[k]] - it->p[SCORE_MEAN + places[k]]) * it->p[SCORE_SCALE + places[k]];
+        const __global float *mean = it->p + SCORE_MEAN + base, *scale = it->p + SCORE_SCALE + base;
+        x[unit][base + first] = v.x;
+        x[unit][base + second] = v.y;
+        z[unit][base + first] = (v.x - mean[first]) * scale[first];
+        z[unit][base + second] = (v.y - mean[second]) * scale[second];
     }
 }
 
 /* The merged unit into x[0], channel by channel. */
-static inline void group_merge(const __global float *p, uint level, float keys, float values,
-                               const __local float *both, __local float (*x)[SCORE_X])
+static inline void group_merge(const __global float *p, uint level, float keys, float values, const __local float *both,
+                               __local float (*x)[SCORE_X])
 {
     for (uint c = get_local_id(0); c < SCORE_X; c += SCORE_GROUP) {
         const float m = c < HEAD_DIM ? keys : values;
@@ -125,8 +131,9 @@ static inline void group_store(const score_item *it, const __local float *x)
         float2 v = (float2)(from[first], from[second]);
         if (key)
             v = rope_turn(v, as_float2(vload2(n, it->rot + 2 * HEAD_DIM)));
-        kv_put(it->out[!key] + first, v.x);
-        kv_put(it->out[!key] + second, v.y);
+        __global kv_t *const keys = it->out[0], *const values = it->out[1];
+        kv_put((key ? keys : values) + first, v.x);
+        kv_put((key ? keys : values) + second, v.y);
     }
 }
 
@@ -138,8 +145,7 @@ merge_score_group(KV_PARAMS, const __global uint *data, ulong merges, ulong merg
     __local float parts[2][HIDDEN][SHARE], norms[2][SHARE];
     __local float both[HIDDEN], gaps[HIDDEN];
     KV_TABLE(kv);
-    const score_item it =
-        score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_group_id(0), params);
+    const score_item it = score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_group_id(0), params);
     const __global float *p = it.p;
     group_load(&it, x, z);
     barrier(CLK_LOCAL_MEM_FENCE);
