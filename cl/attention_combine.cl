@@ -18,9 +18,11 @@ attention_combine(const __global float *partial, uint splits, const __global uin
 #if WIDE
     wide_combine(from, used, to);
 #else
-    __local float top[SPLITS_MAX], weight[SPLITS_MAX];
-    for (uint s = item; s < used; s += COMBINE_ITEMS)
+    __local float top[SPLITS_MAX], sums[SPLITS_MAX], weight[SPLITS_MAX];
+    for (uint s = item; s < used; s += COMBINE_ITEMS) {
         top[s] = from[s * PARTIAL + PARTIAL_MAX];
+        sums[s] = from[s * PARTIAL + PARTIAL_SUM];
+    }
     barrier(CLK_LOCAL_MEM_FENCE);
     float m = -INFINITY;
     for (uint s = 0; s < used; s++)
@@ -30,7 +32,7 @@ attention_combine(const __global float *partial, uint splits, const __global uin
     barrier(CLK_LOCAL_MEM_FENCE);
     float total = 0.0f;
     for (uint s = 0; s < used; s++)
-        total = fma(weight[s], from[s * PARTIAL + PARTIAL_SUM], total);
+        total = fma(weight[s], sums[s], total);
     for (uint c = item; c < HEAD_DIM; c += COMBINE_ITEMS) {
         float sum = 0.0f;
 #if !CPU
