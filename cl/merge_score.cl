@@ -12,13 +12,13 @@ static inline void half_store(const float *x, __global kv_t *row)
         kv_put(row + c, x[c]);
 }
 
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void merge_score_wide(KV_PARAMS, const __global uint *data,
-                                                                              ulong merges, ulong merge_rot,
-                                                                              uint n_merges, uint layer, uint kv_heads,
-                                                                              const __global float *params)
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+merge_score_wide(KV_PARAMS, const __global uint *data, ulong merges, ulong merge_rot, uint n_merges, uint layer,
+                 uint kv_heads, const __global float *params)
 {
     KV_TABLE(kv);
-    const score_item it = score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_global_id(0), params);
+    const score_item it =
+        score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_global_id(0), params);
     const __global float *p = it.p;
     float a[16 * CHUNKS], b[16 * CHUNKS], za[16 * CHUNKS], zb[16 * CHUNKS], ha[HIDDEN], hb[HIDDEN];
     unit_load(a, za, it.a, it.rot, p);
@@ -109,8 +109,8 @@ static inline void group_load(const score_item *it, __local float (*x)[SCORE_X],
 }
 
 /* The merged unit into x[0], channel by channel. */
-static inline void group_merge(const __global float *p, uint level, float keys, float values, const __local float *both,
-                               __local float (*x)[SCORE_X])
+static inline void group_merge(const __global float *p, uint level, float keys, float values,
+                               const __local float *both, __local float (*x)[SCORE_X])
 {
     for (uint c = get_local_id(0); c < SCORE_X; c += SCORE_GROUP) {
         const float m = c < HEAD_DIM ? keys : values;
@@ -145,7 +145,8 @@ merge_score_group(KV_PARAMS, const __global uint *data, ulong merges, ulong merg
     __local float parts[2][HIDDEN][SHARE], norms[2][SHARE];
     __local float both[HIDDEN], gaps[HIDDEN];
     KV_TABLE(kv);
-    const score_item it = score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_group_id(0), params);
+    const score_item it =
+        score_find(kv, data, merges, merge_rot, n_merges, layer, kv_heads, get_group_id(0), params);
     const __global float *p = it.p;
     group_load(&it, x, z);
     barrier(CLK_LOCAL_MEM_FENCE);

@@ -108,8 +108,7 @@ dcm_status cl_attention(backend *b, const attention_args *a)
     dcm_status status;
     const bool many = a->many && cl_attention_many_fits(b);
     attention_args stored;
-    /* In attention's launch a work-group stores what it alone reads; but the wide shape combines the splits there, too.
-     */
+    /* In attention's launch a group stores what it alone reads; but the wide shape combines the splits there, too. */
     if (a->store && (many || (clop_wide(b) && !clop_device(b)->limits.ordered))) {
         const kv_store_args store = {a->pool, a->step, a->layer, a->rope, a->qkv, a->heads};
         DCM_TRY(status, fail, cl_kv_store(b, &store));
