@@ -3,7 +3,14 @@
 
 #include <stdio.h>
 
-enum { GROUP = 64 /* work-items of a group, where the shape is not wide */ };
+enum { SCORE_GROUP = 128 }; /* work-items of a group: SCORE_GROUP in cl/score_group.cl */
+
+/* The program: of the device's shape. */
+static const char *family_of(const backend *b)
+{
+    return clop_wide(b) ? "score+merge_score_back+merge_score_back_wide"
+                        : "score+score_group+merge_score_back+merge_score_back_group";
+}
 
 /* Vectors of 16 of a unit's channels. */
 static size_t chunks_of(score_shape s) { return (2 * (size_t)s.head_dim + 15) / 16; }
@@ -17,11 +24,10 @@ static dcm_status back_units(backend *b, const merge_score_back_args *a, const c
     const kv_pool *pool = a->pool;
     const step *step = a->step;
     const cl_ulong merges = step->merges, merge_rot = step->merge_rot;
-    const size_t items = (size_t)step->n_merges * pool->kv_heads, local = clop_wide(b) ? 1 : GROUP;
-    const size_t global = (items + local - 1) / local * local;
+    const size_t local = clop_wide(b) ? 1 : SCORE_GROUP, global = (size_t)step->n_merges * pool->kv_heads * local;
     pool_sizes sizes;
     cl_kernel kernel;
-    const dcm_status status = clop_kernel(b, "score+merge_score_back", options, "merge_score_back_units", &kernel);
+    const dcm_status status = clop_kernel(b, family_of(b), options, "merge_score_back_units", &kernel);
     if (status != DCM_OK)
         return status;
     clop_arg args[POOL_ARGS + 12] = {
@@ -51,7 +57,7 @@ static dcm_status back_params(backend *b, const merge_score_back_args *a, const 
     const size_t hidden = a->shape.hidden / 16, chunks = chunks_of(a->shape), local[2] = {1, 1};
     const size_t global[2] = {chunks * hidden + chunks + hidden + 1, a->pool->kv_heads};
     cl_kernel kernel;
-    const dcm_status status = clop_kernel(b, "score+merge_score_back", options, "merge_score_back_params", &kernel);
+    const dcm_status status = clop_kernel(b, family_of(b), options, "merge_score_back_params", &kernel);
     if (status != DCM_OK)
         return status;
     const clop_arg args[] = {

@@ -18,8 +18,8 @@ dcm_status cl_merge_score(backend *b, const merge_score_args *a)
         return DCM_OK;
     snprintf(options, sizeof options, "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DKV_ARGS=%u -DHIDDEN=%u -DLEVELS=%u",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, blocks, a->shape.hidden, a->shape.levels);
-    const dcm_status status =
-        clop_kernel(b, "score+merge_score", options, wide ? "merge_score_wide" : "merge_score_group", &kernel);
+    const char *const name = wide ? "merge_score_wide" : "merge_score_group";
+    const dcm_status status = clop_kernel(b, "score+score_group+merge_score", options, name, &kernel);
     if (status != DCM_OK)
         return status;
     const cl_ulong merges = step->merges, merge_rot = step->merge_rot;

@@ -9,7 +9,7 @@ const ck_family ck_families[] = {
     {"merge", check_merge, CK_STRICT},
     {"merge_back", check_merge_back, CK_ONE},
     {"merge_score", check_merge_score, CK_SHAPES | CK_STRICT},
-    {"merge_score_back", check_merge_score_back, CK_ONE},
+    {"merge_score_back", check_merge_score_back, CK_SHAPES},
     {"dense", check_dense, CK_SHAPES | CK_CLBLAST | CK_STRICT},
     {"dense_back", check_dense_back, CK_SHAPES | CK_CLBLAST},
     {"grad_rows", check_grad_rows, CK_SHAPES},
