@@ -23,3 +23,25 @@ static inline float boundary_slope(float step, float boundary)
 {
     return fabs(step) > RATIO_MOST ? 0.0f : sign(step) * boundary * exp(step);
 }
+
+/* A view, its rotations, and the pool's planes it is read from. */
+typedef struct seen {
+    const __local kv_table *kv;
+    const __global uint *table, *view, *rot;
+    const __global float *bias; /* of the layer and KV head, from the first word of the step's data on */
+    uint plane_k, plane_v;
+} seen;
+
+/* What query `token` sees, with KV head h of a layer. */
+static inline seen seen_find(const __local kv_table *kv, const __global uint *table, const __global uint *data,
+                             ulong views, ulong query_rot, size_t token, uint layer, uint kv_heads, uint h)
+{
+    const seen s = {kv,
+                    table,
+                    data + views + token * VIEW_WORDS,
+                    data + query_rot + token * VIEW_RANGES * HEAD_DIM,
+                    (const __global float *)data + layer * kv_heads + h,
+                    (layer * 2 + 0) * kv_heads + h,
+                    (layer * 2 + 1) * kv_heads + h};
+    return s;
+}

@@ -45,14 +45,6 @@ static inline float group_fold(__local float *shared, float x, bool largest)
 
 /* ---- The queries' gradients ---- */
 
-/* A view, its rotations, and the pool's planes it is read from. */
-typedef struct seen {
-    const __local kv_table *kv;
-    const __global uint *table, *view, *rot;
-    const __global float *bias; /* of the layer and KV head, from the first word of the step's data on */
-    uint plane_k, plane_v;
-} seen;
-
 static inline uint seen_slot(const seen *s, uint range, uint j)
 {
     return range_slot(s->view, s->table, range, range_word(s->view, range, RANGE_PLACE) + j);
@@ -174,13 +166,7 @@ query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulo
     const size_t token = get_group_id(0);
     const uint head = get_group_id(1), heads = get_num_groups(1), h = head / GROUP, kv_heads = heads / GROUP;
     const size_t row = (token * heads + head) * HEAD_DIM, at = token * qkv_row + head * HEAD_DIM;
-    const seen s = {kv,
-                    table,
-                    data + views + token * VIEW_WORDS,
-                    data + query_rot + token * VIEW_RANGES * HEAD_DIM,
-                    (const __global float *)data + layer * kv_heads + h,
-                    (layer * 2 + 0) * kv_heads + h,
-                    (layer * 2 + 1) * kv_heads + h};
+    const seen s = seen_find(kv, table, data, views, query_rot, token, layer, kv_heads, h);
     float part = 0.0f;
     for (uint c = item; c < HEAD_DIM; c += ITEMS) {
         slopes[c] = dout[row + c];

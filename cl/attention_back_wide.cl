@@ -90,14 +90,6 @@ typedef struct query_state {
     float ds[GROUP][TILE], top[GROUP], total[GROUP], delta[GROUP];
 } query_state;
 
-/* A view, its rotations, and the pool's planes it is read from. */
-typedef struct seen {
-    const __local kv_table *kv;
-    const __global uint *table, *view, *rot;
-    const __global float *bias; /* of the layer and KV head, from the first word of the step's data on */
-    uint plane_k, plane_v;
-} seen;
-
 static inline void tile_find(const seen *s, uint range, uint first, uint count, tile_rows *rows)
 {
     const uint place = range_word(s->view, range, RANGE_PLACE) + first;
@@ -279,13 +271,7 @@ query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulo
     const size_t token = get_global_id(0);
     const uint h = get_global_id(1), kv_heads = get_global_size(1);
     const size_t head = (token * kv_heads + h) * GROUP, at = token * qkv_row + h * GROUP * HEAD_DIM;
-    const seen s = {kv,
-                    table,
-                    data + views + token * VIEW_WORDS,
-                    data + query_rot + token * VIEW_RANGES * HEAD_DIM,
-                    (const __global float *)data + layer * kv_heads + h,
-                    (layer * 2 + 0) * kv_heads + h,
-                    (layer * 2 + 1) * kv_heads + h};
+    const seen s = seen_find(kv, table, data, views, query_rot, token, layer, kv_heads, h);
     query_state st;
     for (uint g = 0; g < GROUP; g++) {
         float delta = 0.0f;
