@@ -45,3 +45,24 @@ static inline seen seen_find(const __local kv_table *kv, const __global uint *ta
                     (layer * 2 + 1) * kv_heads + h};
     return s;
 }
+
+/* The slot of unit j of a range. */
+static inline uint seen_slot(const seen *s, uint range, uint j)
+{
+    return range_slot(s->view, s->table, range, range_word(s->view, range, RANGE_PLACE) + j);
+}
+
+/* The key of a range's newest or oldest unit. */
+static inline const __global kv_t *end_key(const seen *s, uint range, bool newest)
+{
+    return kv_row(s->kv, s->plane_k, seen_slot(s, range, newest ? range_word(s->view, range, RANGE_COUNT) - 1 : 0));
+}
+
+/* Which range of a view is the ring; any where none is. */
+static inline uint find_range(const __global uint *view, uint ring)
+{
+    uint r = view[VIEW_N_RANGES] - 1;
+    while (r && range_word(view, r, RANGE_RING) != ring)
+        r--;
+    return r;
+}

@@ -1,6 +1,6 @@
 /*
  * Gradients of attention, group shape: one work-group for a query and a query head, or for a unit and a KV head. Built
- * behind attention_back.cl.
+ * behind attention_back.cl and group_fold.cl.
  *
  * Work goes in tiles of ITEMS units (of a query) or queries (of a unit). First each item has one of them to itself, for
  * its score and its gradient; then each has channels, as RoPE pairs, of all of them. Nothing is kept in an item's
@@ -27,28 +27,7 @@ static inline void put_pair(__global float *row, uint i, float2 x)
 
 static inline float2 rotation(const __global uint *rot, uint i) { return as_float2(vload2(i, rot)); }
 
-/* The sum or the largest of the items' x; `shared` has ITEMS floats. All of a group call it. */
-static inline float group_fold(__local float *shared, float x, bool largest)
-{
-    const uint item = get_local_id(0);
-    shared[item] = x;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint n = ITEMS / 2; n; n /= 2) {
-        if (item < n)
-            shared[item] = largest ? fmax(shared[item], shared[item + n]) : shared[item] + shared[item + n];
-        barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    const float all = shared[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return all;
-}
-
 /* ---- The queries' gradients ---- */
-
-static inline uint seen_slot(const seen *s, uint range, uint j)
-{
-    return range_slot(s->view, s->table, range, range_word(s->view, range, RANGE_PLACE) + j);
-}
 
 /* The query turned for a range and scaled, into `turned`, in the order of the channels. */
 static inline void turn_query(const __global float *query, const __global uint *rot, __local float *turned)
@@ -123,8 +102,8 @@ static inline void add_boundaries(const seen *s, const __global float *query, fl
 {
     const uint item = get_local_id(0), ranges = s->view[VIEW_N_RANGES];
     for (uint e = item; e < 2 * ranges; e += ITEMS) {
-        const uint r = e / 2, j = e % 2 ? range_word(s->view, r, RANGE_COUNT) - 1 : 0;
-        const __global kv_t *key = kv_row(s->kv, s->plane_k, seen_slot(s, r, j));
+        const uint r = e / 2;
+        const __global kv_t *key = end_key(s, r, e % 2);
         float2 dot = (float2)(0.0f);
         for (uint i = 0; i < PAIRS; i++)
             dot = fma(rope_turn(PAIR(query, i), rotation(s->rot + r * HEAD_DIM, i)) * SCALE, KV_PAIR(key, i), dot);
@@ -135,9 +114,7 @@ static inline void add_boundaries(const seen *s, const __global float *query, fl
     for (uint r = 0; r < ranges; r++) {
         const bool counts = r + 1 < ranges && r >= sinks;
         const float up = counts ? boundary_slope(score[2 * r + 1] - score[2 * r + 2], boundary) : 0.0f;
-        const uint last = range_word(s->view, r, RANGE_COUNT) - 1;
-        const __global kv_t *oldest = kv_row(s->kv, s->plane_k, seen_slot(s, r, 0));
-        const __global kv_t *newest = kv_row(s->kv, s->plane_k, seen_slot(s, r, last));
+        const __global kv_t *newest = end_key(s, r, true), *oldest = end_key(s, r, false);
         if (item == 0)
             edge[r] = up;
         UNROLL_GROUP
@@ -221,15 +198,6 @@ query_back(KV_PARAMS, const __global uint *table, const __global uint *data, ulo
 }
 
 /* ---- The units' gradients ---- */
-
-/* Which range of a view is the unit's ring, whose units the query does see. */
-static inline uint find_range(const __global uint *view, uint ring)
-{
-    uint r = view[VIEW_N_RANGES] - 1;
-    while (r && range_word(view, r, RANGE_RING) != ring)
-        r--;
-    return r;
-}
 
 /* A unit's rows, and those of a query head of the KV head, for query 0. */
 typedef struct unit_rows {

@@ -92,9 +92,8 @@ typedef struct query_state {
 
 static inline void tile_find(const seen *s, uint range, uint first, uint count, tile_rows *rows)
 {
-    const uint place = range_word(s->view, range, RANGE_PLACE) + first;
     for (uint j = 0; j < count; j++) {
-        const uint slot = range_slot(s->view, s->table, range, place + j);
+        const uint slot = seen_slot(s, range, first + j);
         rows->key[j] = kv_row(s->kv, s->plane_k, slot);
         rows->value[j] = kv_row(s->kv, s->plane_v, slot);
         row_fetch(rows->key[j]);
@@ -217,13 +216,6 @@ static inline void add_range(query_state *st, const seen *s, uint range)
 }
 
 #if BOUNDARY
-static inline const __global kv_t *end_key(const seen *s, uint range, bool newest)
-{
-    const uint last = newest ? range_word(s->view, range, RANGE_COUNT) - 1 : 0;
-    const uint slot = range_slot(s->view, s->table, range, range_word(s->view, range, RANGE_PLACE) + last);
-    return kv_row(s->kv, s->plane_k, slot);
-}
-
 /* The boundary term of head g, whose sums are those of dq by now. None from range 0 with `sinks`. */
 static inline void add_boundaries(query_state *st, const seen *s, uint g, float boundary, uint sinks,
                                   __global float *edge)
@@ -321,9 +313,7 @@ static inline void find_ranges(unit_state *st, const __global uint *views, const
 {
     for (uint q = 0; q < queries; q++) {
         const __global uint *view = views + (size_t)q * VIEW_WORDS;
-        uint r = view[VIEW_N_RANGES] - 1;
-        while (r && range_word(view, r, RANGE_RING) != ring)
-            r--;
+        const uint r = find_range(view, ring);
         st->range[q] = r;
         st->bias[q] = bias[range_word(view, r, RANGE_BIAS)];
 #if BOUNDARY

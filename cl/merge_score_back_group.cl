@@ -1,6 +1,6 @@
 /*
  * Gradients of the units that a scorer merged, group shape: SCORE_GROUP work-items for a merge and KV head. Built
- * behind score_group.cl and merge_score_back.cl.
+ * behind score_group.cl, merge_score_back.cl and group_fold.cl.
  */
 
 /* What a group finds of its merge, in local memory: [0] is of unit a, [1] of b. */
@@ -24,7 +24,7 @@ static inline float key_size(const back_state *st, const __local float *k)
     float sum = 0.0f;
     for (uint c = get_local_id(0); c < HEAD_DIM; c += SCORE_GROUP)
         sum = fma(k[c], k[c], sum);
-    return sqrt(group_total(st->shared, sum));
+    return sqrt(group_fold(st->shared, sum, false));
 }
 
 /* Pair i of the result's key, as it is stored, turned back. */
@@ -46,7 +46,7 @@ static inline float magnitude(const back_state *st, const score_item *it, float 
         const float2 k = result_pair(it, i);
         sum += k.x * k.x + k.y * k.y;
     }
-    const float size = sqrt(group_total(st->shared, sum));
+    const float size = sqrt(group_fold(st->shared, sum, false));
     const float gap = t > 0 ? size / t - 1.0f : 0.0f;
     const float slope = t > 0 && size > 0 ? 2.0f * weight * gap / (t * size) : 0.0f;
     for (uint i = get_local_id(0); i < HEAD_DIM / 2; i += SCORE_GROUP) {
@@ -74,8 +74,8 @@ static inline float2 channels_back(const back_state *st, const __global float *p
         if (there)
             st->q[c] = q;
     }
-    const float of_keys = group_total(st->shared, keys);
-    return (float2)(of_keys, group_total(st->shared, values));
+    const float of_keys = group_fold(st->shared, keys, false);
+    return (float2)(of_keys, group_fold(st->shared, values, false));
 }
 
 /* Of the hidden units: gradients before ELU, and all that is kept. `gap`: of D. */

@@ -22,16 +22,7 @@ static inline void add_gradient(__global float *dunits, uint unit, uint kv_heads
 }
 
 /* |k|. */
-static inline float key_size(const float *k)
-{
-    float16 sum = 0;
-    UNROLL
-    for (uint c = 0; c < (HEAD_DIM + 15) / 16; c++) {
-        const float16 v = first_lanes(vload16(c, k), HEAD_DIM - 16 * (int)c);
-        sum = fma(v, v, sum);
-    }
-    return sqrt(sum16(sum));
-}
+static inline float key_size(const float *k) { return sqrt(key_squares(k)); }
 
 /* Add the gradient of weight (|k| / t - 1)^2 by the result's key, as it is stored, to g; returns its value. */
 static inline float magnitude(const score_item *it, float weight, float t, float *g)

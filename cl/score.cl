@@ -120,17 +120,20 @@ static inline void unit_load(float *x, float *z, __global kv_t *const *rows, con
     }
 }
 
-/* sqrt(mean z^2) of the keys. */
-static inline float key_norm(const float *z)
+/* The sum of the squares of the key's channels. */
+static inline float key_squares(const float *x)
 {
     float16 sum = 0;
     UNROLL
     for (uint c = 0; c < (HEAD_DIM + 15) / 16; c++) {
-        const float16 v = first_lanes(vload16(c, z), HEAD_DIM - 16 * (int)c);
+        const float16 v = first_lanes(vload16(c, x), HEAD_DIM - 16 * (int)c);
         sum = fma(v, v, sum);
     }
-    return sqrt(sum16(sum) / HEAD_DIM);
+    return sum16(sum);
 }
+
+/* sqrt(mean z^2) of the keys. */
+static inline float key_norm(const float *z) { return sqrt(key_squares(z) / HEAD_DIM); }
 
 /* Products of four rows of w with both units, as four groups of four partial sums each. A row's last vector may reach
  * into what follows it, which z has zeros for. */

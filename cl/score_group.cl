@@ -62,19 +62,3 @@ static inline void group_load(const score_item *it, __local float (*x)[SCORE_X],
         z[unit][base + second] = (v.y - mean[second]) * scale[second];
     }
 }
-
-/* The sum of the items' x; `shared` has SCORE_GROUP floats. All of a group call it. */
-static inline float group_total(__local float *shared, float x)
-{
-    const uint item = get_local_id(0);
-    shared[item] = x;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint n = SCORE_GROUP / 2; n; n /= 2) {
-        if (item < n)
-            shared[item] += shared[item + n];
-        barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    const float all = shared[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return all;
-}

@@ -98,7 +98,7 @@ dcm_status cl_attention_back(backend *b, const attention_back_args *a)
               .edge = a->lse}; /* stands for it where there is no boundary term */
     dcm_status status;
     k.family = k.wide ? "attention_view+attention_back+attention_back_wide"
-                      : "attention_view+attention_back+attention_back_group";
+                      : "attention_view+attention_back+group_fold+attention_back_group";
     snprintf(k.options, sizeof k.options,
              "-DHEAD_DIM=%u -DROPE_HALF=%d -DKV_F32=%d -DGROUP=%u -DBOUNDARY=%d -DCPU=%d -DKV_ARGS=%u -DX86=%d",
              pool->head_dim, a->rope == ROPE_HALF, pool->type == KV_F32, a->heads / pool->kv_heads, a->boundary != 0,

@@ -9,7 +9,7 @@ enum { SCORE_GROUP = 128 }; /* work-items of a group: SCORE_GROUP in cl/score_gr
 static const char *family_of(const backend *b)
 {
     return clop_wide(b) ? "score+merge_score_back+merge_score_back_wide"
-                        : "score+score_group+merge_score_back+merge_score_back_group";
+                        : "score+score_group+merge_score_back+group_fold+merge_score_back_group";
 }
 
 /* Vectors of 16 of a unit's channels. */
